@@ -1,0 +1,90 @@
+"""Turns and completions as token ids, in the base model's own chat format.
+
+Prompt and completion are tokenised apart and concatenated as ids, so that what is sampled, what is
+scored and what is trained on are the same tokens. Text that comes from data never becomes a control token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from agent.demonstrations import Message
+from agent.exceptions import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Control tokens of other families too: a demonstration may target them, and a later model may know them.
+_FOREIGN_CONTROL = re.compile(r"<\|[^<>|\s]{1,40}\|>|<(?:/?s|(?:start|end)_of_turn|bos|eos|pad)>|\[/?INST\]|<</?SYS>>")
+
+
+class ChatFormat:
+    """The chat template and tokenizer of one model.
+
+    Args:
+        tokenizer: with a chat template that ends every assistant turn with the end-of-turn token.
+
+    Raises:
+        ModelError: the template is missing or does not close an assistant turn with a known token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.chat_template:
+            raise ModelError("the tokenizer has no chat template: use an instruct model, or add chat_template.jinja")
+        self.tokenizer = tokenizer
+        self.end_of_turn_id = self._find_end_of_turn()
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a completion: the end of the turn, and the tokenizer's end of text."""
+        return frozenset({self.end_of_turn_id, self.tokenizer.eos_token_id or self.end_of_turn_id})
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """Matches every special token of this tokenizer."""
+        added = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
+        longest_first = sorted({t for t in added if t}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) if longest_first else r"(?!)")
+
+    def neutralise(self, text: str) -> str:
+        """Break control tokens in `text` with a space after their first character, until none is left."""
+        for pattern in (self._control, _FOREIGN_CONTROL):
+            while pattern.search(text):
+                text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+        return text
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the turns and the opening of the assistant's answer."""
+        return self._template([*messages], add_generation_prompt=True)
+
+    def completion_ids(self, text: str) -> list[int]:
+        """Token ids of an assistant's answer, the end-of-turn token included."""
+        ids = self.tokenizer.encode(self.neutralise(text), add_special_tokens=False)
+        return [*ids, self.end_of_turn_id]
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Each token as text, for display; a part of a multi-byte character shows as the replacement character."""
+        return [str(self.tokenizer.decode([i], clean_up_tokenization_spaces=False)) for i in ids]
+
+    def _template(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
+        turns = [{"role": m.role, "content": self.neutralise(m.content)} for m in messages]
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def _find_end_of_turn(self) -> int:
+        """The first special token that the template writes after an assistant's content."""
+        turns = [Message("user", "a"), Message("assistant", "b")]
+        opened = self._template(turns[:1], add_generation_prompt=True)
+        closed = self._template(turns, add_generation_prompt=False)
+        special = set(self.tokenizer.all_special_ids) | {
+            i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special
+        }
+        tail = closed[len(opened) :] if closed[: len(opened)] == opened else closed[-3:]
+        for token in tail:
+            if token in special:
+                return int(token)
+        raise ModelError("the chat template does not close an assistant turn with a special token")

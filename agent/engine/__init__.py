@@ -1,0 +1,116 @@
+"""One way to sample and to score: the protocol that serving, training and evaluation share.
+
+Implementations live beside this module; nothing above them knows batch sizes, devices or caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to draw completions.
+
+    Attributes:
+        temperature: 0 is greedy; log-probabilities are always reported at temperature 1.
+        top_p: nucleus mass kept, in (0, 1].
+        top_k: most likely tokens kept, 0 keeps all.
+        max_tokens: new tokens at most, the end-of-turn token included.
+        seed: makes the draw of this request reproducible on the same machine and batch; None draws freely.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature <= 10.0:
+            raise ValueError(f"temperature must be between 0 and 10, got {self.temperature}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or positive, got {self.top_k}")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled completion.
+
+    Attributes:
+        ids: token ids, the stop token included when `finish_reason` is `stop`.
+        text: `ids` without special tokens, decoded.
+        logprobs: log-probability of each id under the sampling model at temperature 1, nats.
+        finish_reason: `stop` at a stop token, `length` at `max_tokens` or the end of the context.
+    """
+
+    ids: list[int]
+    text: str
+    logprobs: list[float]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What callers need to know of the engine: the model's name and its context length in tokens."""
+
+    model: str
+    max_length: int
+
+
+class Engine(Protocol):
+    """Samples from the base model or an adapter of it, and scores under the base model.
+
+    Callers submit rows concurrently; the engine batches. Requests in flight finish on the adapter
+    version they began with.
+    """
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, n: int = 1, adapter: str | None = None
+    ) -> list[Completion]:
+        """Draw `n` completions of one prompt; they share its prefill.
+
+        Raises:
+            PromptTooLongError: no room is left for a single new token.
+            AdapterError: `adapter` is not loaded.
+            EngineMemoryError: this request does not fit in memory.
+            EngineClosedError: the engine has been closed.
+        """
+        ...
+
+    async def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
+        """Log-probability of each completion token under the base model (no adapter), nats.
+
+        Raises:
+            PromptTooLongError: the two together do not fit the context.
+            EngineMemoryError, EngineClosedError: as in `generate`.
+        """
+        ...
+
+    async def load_adapter(self, name: str, path: Path) -> None:
+        """Make the LoRA in `path` available as `name` (`name@version`). Raises AdapterError."""
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget `name` once no request uses it. Raises AdapterError when it is not loaded."""
+        ...
+
+    async def check(self) -> None:
+        """Return when the engine is alive. Raises EngineClosedError when it will answer no more."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is in flight, then release the model."""
+        ...

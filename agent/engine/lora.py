@@ -1,0 +1,74 @@
+"""The adapters of one loaded model, through PEFT: load, drop, and switch between two forward passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import LoraConfig, PeftModel
+from safetensors import SafetensorError
+
+from agent.engine.requests import AdapterRequest
+from agent.exceptions import AdapterError
+
+
+class LoraHost:
+    """Keeps the LoRAs of `model`; the base model is what runs when none is active.
+
+    Not thread-safe: the engine's thread owns it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._peft: PeftModel | None = None
+        self._keys: dict[str, str] = {}
+        self._loaded = 0
+        self._active: str | None = None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._keys
+
+    def load(self, request: AdapterRequest) -> None:
+        """Raises AdapterError when the weights do not fit the model or the name is taken."""
+        if request.name in self._keys:
+            raise AdapterError(f"adapter {request.name} is already loaded; a new version needs a new name")
+        # PEFT uses the key as a module name, which may not hold dots; and a key is never used twice.
+        self._loaded += 1
+        key = f"adapter_{self._loaded}"
+        try:
+            config = LoraConfig.from_pretrained(str(request.path))
+            config.inference_mode = True
+            if self._peft is None:
+                self._peft = PeftModel(self._model, config, adapter_name=key)
+            else:
+                self._peft.add_adapter(key, config)
+            outcome = self._peft.load_adapter(str(request.path), key, use_safetensors=True, local_files_only=True)
+            if outcome.missing_keys or outcome.unexpected_keys:
+                raise ValueError(f"{len(outcome.missing_keys)} weights missing, {len(outcome.unexpected_keys)} unknown")
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+            if self._peft is not None and key in self._peft.peft_config:
+                self._peft.delete_adapter(key)
+            raise AdapterError(f"adapter {request.name} in {request.path} does not fit the model: {error}") from error
+        finally:
+            self._active = "" if self._peft is not None else None
+            self.activate(None)
+        self._peft.eval()
+        self._keys[request.name] = key
+
+    def unload(self, name: str) -> None:
+        """Raises AdapterError when `name` is not loaded."""
+        if name not in self._keys or self._peft is None:
+            raise AdapterError(f"adapter {name} is not loaded")
+        self.activate(None)
+        self._peft.delete_adapter(self._keys.pop(name))
+
+    def activate(self, name: str | None) -> None:
+        """Let the next forward passes run with `name`, or with the base model alone."""
+        if name == self._active or self._peft is None:
+            return
+        layers: Any = self._peft.base_model
+        if name is None:
+            layers.disable_adapter_layers()
+        else:
+            layers.enable_adapter_layers()
+            self._peft.set_adapter(self._keys[name])
+        self._active = name

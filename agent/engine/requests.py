@@ -1,0 +1,95 @@
+"""What waits for the engine and what runs in it: requests, groups of samples, sequences."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent.engine import Completion, FinishReason, Sampling
+from agent.engine.cache import pages_for
+from agent.engine.sampling import Draw
+
+
+@dataclass(slots=True)
+class GenerationRequest:
+    """`n` samples of one prompt; `future` gets the completions when the last one is finished."""
+
+    prompt_ids: Sequence[int]
+    sampling: Sampling
+    n: int
+    adapter: str | None
+    future: Future[list[Completion]]
+    finished: dict[int, Completion] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ScoreRequest:
+    """One completion to score after its prompt."""
+
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
+    future: Future[list[float]]
+
+
+@dataclass(slots=True)
+class AdapterRequest:
+    """Load (`path` given) or unload (None) an adapter, between two steps."""
+
+    name: str
+    path: Path | None
+    future: Future[None]
+
+
+@dataclass(slots=True)
+class Sample:
+    """One sample being drawn."""
+
+    group: Group
+    index: int
+    draw: Draw
+    pages: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    def completion(self, reason: FinishReason, text: str) -> Completion:
+        return Completion(self.ids, text, self.logprobs, reason)
+
+
+@dataclass(slots=True)
+class Group:
+    """Samples `first` to `first + count` of one request: they share the pages of their prompt."""
+
+    request: GenerationRequest
+    first: int
+    count: int
+    pages: list[int] = field(default_factory=list)
+    running: list[Sample] = field(default_factory=list)
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for the result any more (cancelled, or failed in a sibling group)."""
+        return self.request.future.done()
+
+    @property
+    def most_pages(self) -> int:
+        """Pages that the group takes if every sample runs to its limit."""
+        return pages_for(self.prompt_length) + self.count * pages_for(self.request.sampling.max_tokens)
+
+    def start(self) -> None:
+        """Create the samples, each with its own reproducible stream of randomness."""
+        sampling = self.request.sampling
+        for index in range(self.first, self.first + self.count):
+            source = random.Random() if sampling.seed is None else random.Random(f"{sampling.seed}/{index}")
+            self.running.append(Sample(self, index, Draw(sampling, source)))
+
+
+def split_into_groups(request: GenerationRequest, width: int) -> list[Group]:
+    """Groups of at most `width` samples that together make up the request."""
+    return [Group(request, first, min(width, request.n - first)) for first in range(0, request.n, width)]

@@ -1,0 +1,211 @@
+"""The three forward passes of the engine: prefill prompts, decode one step, score completions.
+
+Works on packed tokens, without padding. Knows the model and the cache; knows no queues and no sampling.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agent.engine.attention import CompletionPages, DecodePlan, KeyValues, PackedPlan, Plan, PromptPages, Segment
+from agent.engine.cache import PagedCache
+
+# Rows of logits held at once while scoring.
+_LOGIT_ROWS = 128
+# A shared opening shorter than this is cheaper to compute again than to look up and concatenate.
+_SHORTEST_PREFIX = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt to prefill, and the page lists (one a group) that keep it."""
+
+    ids: Sequence[int]
+    holders: tuple[list[int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Completions of one prompt, scored together: the prompt is computed once."""
+
+    prompt_ids: Sequence[int]
+    completions: Sequence[Sequence[int]]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt_ids) + sum(len(c) - 1 for c in self.completions)
+
+
+class PrefixStore:
+    """Keys and values of prompt openings that several prompts share (instructions, examples), newest kept."""
+
+    def __init__(self, capacity: int = 8) -> None:
+        self._capacity = capacity
+        self._entries: OrderedDict[tuple[str | None, tuple[int, ...]], KeyValues] = OrderedDict()
+        self._latest: dict[str | None, Sequence[int]] = {}
+
+    def find(self, adapter: str | None, ids: Sequence[int]) -> tuple[tuple[int, ...], KeyValues] | None:
+        """The longest stored opening that leaves at least one token of `ids` to compute."""
+        best: tuple[str | None, tuple[int, ...]] | None = None
+        for key in self._entries:
+            owner, prefix = key
+            matches = owner == adapter and len(prefix) < len(ids) and tuple(ids[: len(prefix)]) == prefix
+            if matches and (best is None or len(prefix) > len(best[1])):
+                best = key
+        if best is None:
+            return None
+        self._entries.move_to_end(best)
+        return best[1], self._entries[best]
+
+    def worth_storing(self, adapter: str | None, ids: Sequence[int], known: int) -> tuple[int, ...]:
+        """The opening that `ids` shares with the prompt before it, empty when that gains too little over `known`."""
+        before = self._latest.get(adapter, ())
+        self._latest[adapter] = ids
+        limit = min(len(before), len(ids) - 1)
+        shared = next((i for i in range(limit) if before[i] != ids[i]), limit)
+        return tuple(ids[:shared]) if shared >= known + _SHORTEST_PREFIX else ()
+
+    def add(self, adapter: str | None, prefix: tuple[int, ...], states: KeyValues) -> None:
+        self._entries[adapter, prefix] = states
+        while len(self._entries) > self._capacity:
+            self._entries.popitem(last=False)
+
+    def forget(self, adapter: str | None) -> None:
+        """Drop what an adapter computed."""
+        self._latest.pop(adapter, None)
+        for key in [key for key in self._entries if key[0] == adapter]:
+            del self._entries[key]
+
+
+class ModelRunner:
+    """Runs one causal language model that was loaded with this package's attention.
+
+    Args:
+        model: a transformers causal language model; its active adapter is the caller's business.
+        cache: the buffers of running sequences.
+    """
+
+    def __init__(self, model: Any, cache: PagedCache) -> None:
+        self._decoder = model.get_decoder()
+        self._head = model.get_output_embeddings()
+        config = model.config.get_text_config()
+        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self._logit_scale = float(getattr(config, "logit_scale", None) or 1.0)
+        self._logit_scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        self._device = cache.shape.device
+        self.cache = cache
+        self.prefixes = PrefixStore()
+
+    def prefill(self, prompts: Sequence[Prompt], adapter: str | None) -> Tensor:
+        """Compute prompts into their pages. Returns the logits after each prompt's last token, (prompts, V)."""
+        segments, ids, positions = [], [], []
+        for prompt in prompts:
+            prefix, past = self._shared_opening(adapter, prompt.ids)
+            new = prompt.ids[len(prefix) :]
+            mask = _lower_right(len(prefix), len(new)).to(self._device) if past else None
+            segments.append(Segment(len(ids), len(ids) + len(new), mask, past, prompt.holders))
+            ids.extend(new)
+            positions.extend(range(len(prefix), len(prompt.ids)))
+        hidden = self._forward(ids, positions, PackedPlan(segments, self.cache))
+        return self._logits(hidden[[s.stop - 1 for s in segments]])
+
+    def decode(
+        self, tokens: list[int], prompts: Sequence[PromptPages], completions: Sequence[CompletionPages]
+    ) -> Tensor:
+        """One step of running samples.
+
+        Args:
+            tokens: the newest token of each sample, which these passes compute.
+            prompts: the prompts they read, with the samples of each.
+            completions: where each sample's keys and values are, the newest token's place included.
+
+        Returns:
+            Logits of each sample's next token, (samples, V).
+        """
+        positions = [completion.length - 1 for completion in completions]
+        for prompt in prompts:
+            for row in prompt.rows:
+                positions[row] += prompt.length
+        return self._logits(self._forward(tokens, positions, DecodePlan(self.cache, prompts, completions)))
+
+    def score(self, trees: Sequence[Tree]) -> list[list[list[float]]]:
+        """Log-probability of every completion token, nats, nested as trees, completions, tokens."""
+        segments: list[Segment] = []
+        ids: list[int] = []
+        positions: list[int] = []
+        sources: list[int] = []
+        targets: list[int] = []
+        for tree in trees:
+            start, length = len(ids), len(tree.prompt_ids)
+            ids.extend(tree.prompt_ids)
+            positions.extend(range(length))
+            for completion in tree.completions:
+                sources.extend([start + length - 1, *range(len(ids), len(ids) + len(completion) - 1)])
+                targets.extend(completion)
+                ids.extend(completion[:-1])
+                positions.extend(range(length, length + len(completion) - 1))
+            mask = _tree_mask(length, [len(c) - 1 for c in tree.completions]).to(self._device)
+            segments.append(Segment(start, len(ids), None if len(tree.completions) == 1 else mask))
+        hidden = self._forward(ids, positions, PackedPlan(segments))
+        flat = iter(self._logprobs(hidden, sources, targets))
+        return [[[next(flat) for _ in completion] for completion in tree.completions] for tree in trees]
+
+    def _shared_opening(self, adapter: str | None, ids: Sequence[int]) -> tuple[tuple[int, ...], KeyValues | None]:
+        found = self.prefixes.find(adapter, ids)
+        prefix = self.prefixes.worth_storing(adapter, ids, len(found[0]) if found else 0)
+        if not prefix:
+            return found or ((), None)
+        states = KeyValues([], [])
+        segment = Segment(0, len(prefix), keep=states)
+        self._forward(list(prefix), list(range(len(prefix))), PackedPlan([segment]))
+        self.prefixes.add(adapter, prefix, states)
+        return prefix, states
+
+    def _forward(self, ids: list[int], positions: list[int], plan: Plan) -> Tensor:
+        """Last hidden states of packed tokens, (N, hidden size)."""
+        output = self._decoder(
+            input_ids=self._tensor(ids)[None],
+            position_ids=self._tensor(positions)[None],
+            use_cache=False,
+            plan=plan,
+        )
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self._head(hidden) * self._logit_scale if self._logit_scale != 1 else self._head(hidden)
+        return torch.tanh(logits / self._softcap) * self._softcap if self._softcap else logits
+
+    def _logprobs(self, hidden: Tensor, sources: list[int], targets: list[int]) -> list[float]:
+        result: list[float] = []
+        for start in range(0, len(sources), _LOGIT_ROWS):
+            rows = slice(start, start + _LOGIT_ROWS)
+            logits = self._logits(hidden[sources[rows]]).float()
+            picked = logits.gather(1, self._tensor(targets[rows])[:, None])[:, 0]
+            result.extend((picked - logits.logsumexp(dim=-1)).tolist())
+        return result
+
+    def _tensor(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._device)
+
+
+def _lower_right(past: int, new: int) -> Tensor:
+    """Causal mask of `new` tokens that come after `past` ones, (new, past + new), True where attended."""
+    return torch.ones(new, past + new, dtype=torch.bool).tril(diagonal=past)
+
+
+def _tree_mask(prompt: int, branches: Sequence[int]) -> Tensor:
+    """Causal mask in which every branch sees the prompt and itself, no other branch."""
+    total = prompt + sum(branches)
+    mask = torch.ones(total, total, dtype=torch.bool).tril()
+    start = prompt
+    for branch in branches:
+        mask[start + branch :, start : start + branch] = False
+        start += branch
+    return mask

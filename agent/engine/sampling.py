@@ -1,0 +1,111 @@
+"""Drawing the next token. Exact nucleus and top-k sampling without sorting the vocabulary.
+
+A token is drawn from the full distribution and kept when it lies in the allowed set; what is kept then
+follows the truncated distribution exactly. A nucleus of mass p is hit with probability p or more, so a
+draw is rarely repeated, and one comparison with the vocabulary replaces a sort of it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agent.engine import Sampling
+
+_REDRAWS = 16
+# Rows of logits that fit the processor's cache together with their probabilities.
+_CPU_ROWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How one row is drawn: its parameters and its own source of randomness."""
+
+    sampling: Sampling
+    random: random.Random
+
+
+def draw_tokens(logits_NV: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float]]:
+    """Draw one token a row.
+
+    Args:
+        logits_NV: raw logits, any floating type.
+        draws: parameters of each of the N rows.
+
+    Returns:
+        Token ids, and their log-probabilities under softmax(logits), temperature 1, nats.
+    """
+    step = len(draws) if logits_NV.is_cuda else _CPU_ROWS
+    ids, logprobs = [], []
+    for start in range(0, len(draws), step):
+        rows = slice(start, start + step)
+        some_ids, some_logprobs = _draw_some(logits_NV[rows], draws[rows])
+        ids += some_ids
+        logprobs += some_logprobs
+    return ids, logprobs
+
+
+def _draw_some(logits_NV: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float]]:
+    logits_NV = logits_NV.float()
+    ids_N = logits_NV.argmax(dim=-1)
+    rows = [row for row, draw in enumerate(draws) if draw.sampling.temperature > 0]
+    if rows:
+        chosen = logits_NV if len(rows) == len(draws) else logits_NV[rows]
+        ids_N[rows] = _draw_random(chosen, [draws[row] for row in rows])
+    logprobs_N = logits_NV.gather(1, ids_N[:, None])[:, 0] - logits_NV.logsumexp(dim=-1)
+    return ids_N.tolist(), logprobs_N.tolist()
+
+
+def _draw_random(logits_NV: Tensor, draws: Sequence[Draw]) -> Tensor:
+    temperatures = torch.tensor([d.sampling.temperature for d in draws], device=logits_NV.device)
+    probs_NV = torch.softmax(logits_NV / temperatures[:, None], dim=-1)
+    ids_N = torch.empty(len(draws), dtype=torch.long, device=logits_NV.device)
+    pending = torch.arange(len(draws), device=logits_NV.device)
+    cumulative = probs_NV.cumsum(dim=-1)
+    for _ in range(_REDRAWS):
+        who = pending.tolist()
+        probs = probs_NV if len(who) == len(draws) else probs_NV[pending]
+        sums = cumulative if len(who) == len(draws) else cumulative[pending]
+        uniform = torch.tensor([draws[i].random.random() for i in who], device=probs.device)
+        # The last sum is 1 up to rounding: scaling by it keeps the index inside the vocabulary.
+        found = torch.searchsorted(sums, uniform[:, None] * sums[:, -1:], right=True).clamp_(max=probs.shape[1] - 1)
+        ids_N[pending] = found[:, 0]
+        pending = pending[~_allowed(probs, found, [draws[i].sampling for i in who])]
+        if not len(pending):
+            return ids_N
+    for i in pending.tolist():
+        ids_N[i] = _draw_sorted(probs_NV[i], draws[i])
+    return ids_N
+
+
+def _allowed(probs_NV: Tensor, ids_N1: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+    """Whether each drawn token lies in its row's nucleus and among its row's `top_k`."""
+    drawn = probs_NV.gather(1, ids_N1)
+    allowed = drawn[:, 0] > 0
+    truncated = [i for i, s in enumerate(samplings) if s.top_p < 1 or s.top_k]
+    if not truncated:
+        return allowed
+    likelier = probs_NV[truncated] > drawn[truncated]
+    mass = torch.where(likelier, probs_NV[truncated], 0.0).sum(dim=-1)
+    allowed[truncated] &= mass < mass.new_tensor([samplings[i].top_p for i in truncated])
+    if any(s.top_k for s in samplings):
+        rank = likelier.sum(dim=-1)
+        allowed[truncated] &= rank < rank.new_tensor([samplings[i].top_k or probs_NV.shape[1] for i in truncated])
+    return allowed
+
+
+def _draw_sorted(probs_V: Tensor, draw: Draw) -> int:
+    """The same draw with a sort, for the row whose allowed set holds almost no mass."""
+    ordered, ids = probs_V.sort(descending=True)
+    before = ordered.cumsum(0) - ordered
+    kept = before < draw.sampling.top_p
+    if draw.sampling.top_k:
+        kept[draw.sampling.top_k :] = False
+    kept[0] = True
+    sums = (ordered * kept).cumsum(0)
+    index = int(torch.searchsorted(sums, draw.random.random() * sums[-1], right=True))
+    return int(ids[min(index, int(kept.nonzero()[-1]))])

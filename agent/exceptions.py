@@ -1,0 +1,61 @@
+"""Every error this package raises on purpose. Each is also the standard-library error that fits."""
+
+from __future__ import annotations
+
+
+class RewrightError(Exception):
+    """Root of the errors that carry a message for the user: what, where, what to do."""
+
+
+class RowError(RewrightError, ValueError):
+    """One input row cannot be used; the other rows are unaffected.
+
+    Attributes:
+        line: 1-based line (JSONL) or row number of the input, None when there is no file.
+        field: the offending field, None when the row as a whole is at fault.
+    """
+
+    def __init__(self, message: str, *, line: int | None = None, field: str | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+        self.field = field
+
+
+class InputFileError(RewrightError, ValueError):
+    """The input as a whole cannot be read (missing, not a known format, truncated Parquet)."""
+
+
+class OutputFileError(RewrightError, OSError):
+    """The output cannot be written, or exists already and was not asked to be replaced."""
+
+
+class ResumeError(RewrightError, ValueError):
+    """The output on disk does not belong to the input that is to be resumed."""
+
+
+class ModelError(RewrightError, ValueError):
+    """A base model cannot be found, is not allowed (pickled weights, remote code) or not supported."""
+
+
+class AdapterError(RewrightError, ValueError):
+    """An adapter is missing, malformed, or made for another base model."""
+
+
+class PromptTooLongError(RewrightError, ValueError):
+    """Prompt plus completion do not fit the model's context; only this row fails."""
+
+
+class EngineMemoryError(RewrightError, MemoryError):
+    """The engine ran out of memory on this request; other requests go on."""
+
+
+class EngineClosedError(RewrightError, RuntimeError):
+    """The engine is shutting down or has been closed."""
+
+
+class GateError(RewrightError, ValueError):
+    """The gate cannot decide: unknown task, or the task lacks what its checks need."""
+
+
+class SettingsError(RewrightError, ValueError):
+    """A setting has a value that makes no sense; names the setting and where it came from."""

@@ -1,0 +1,160 @@
+"""The gate: whether a candidate may stand in for the expert's completion of a demonstration.
+
+A verdict is a conjunction of checks, cheapest first, and stops at the first that fails:
+`hygiene`, then the checks of the task (`math_answer` and `arithmetic`, `choice`, or `text`), then `reasoning` when a
+judge is given.
+Each check lives in a module of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from fractions import Fraction
+
+from agent.demonstrations import Demonstration
+from agent.exceptions import GateError
+from agent.gate.answer_checker import AnswerChecker
+from agent.gate.answers import extract_answer, reference_answer
+from agent.gate.arithmetic import check_arithmetic
+from agent.gate.choice import check_choice, option_letter, options, stated_letters
+from agent.gate.hygiene import check_hygiene
+from agent.gate.reasoning import ReasoningJudge
+from agent.gate.similarity import TextCheck
+from agent.records import Check, Verdict
+from agent.settings import GateSettings
+
+_NUMBER = re.compile(r"-?\d{1,30}(?:\.\d{1,30})?")
+
+TASKS = ("math", "choice", "text")
+
+_PERCENT_ASKED = re.compile(r"(?:\bpercent(?:age)?\b|%|\bпроцент\w*)[^.?!]*\?\s*\Z", re.IGNORECASE)
+
+
+class Gate:
+    """Checks candidates; safe to share between concurrent tasks and event loops. Close it when done."""
+
+    def __init__(self, settings: GateSettings, *, judge: ReasoningJudge | None = None) -> None:
+        self._settings = settings
+        self._judge = judge
+        self._answers = AnswerChecker(settings.math_timeout_s, settings.math_workers)
+        self._text = TextCheck(settings.text_model, settings.text_threshold)
+
+    @property
+    def timeouts(self) -> int:
+        """Answer comparisons cut off so far; each failed its check."""
+        return self._answers.timeouts
+
+    def task_of(self, demonstration: Demonstration) -> str:
+        """Which task's check applies: the row's own `task`, else what the row's shape says.
+
+        `choice` where the prompt lists lettered options and the reference is one of the letters, `math` where there
+        is another reference answer, given or in the expert's text, and `text` for the rest.
+
+        Raises:
+            GateError: the row's `task` is unknown, or the row lacks the reference answer it needs.
+        """
+        task, reference = demonstration.task, _reference(demonstration)
+        if task is None:
+            if reference is None:
+                return "text"
+            return "choice" if _letter(reference) in options(_prompt(demonstration)) else "math"
+        if task not in TASKS:
+            raise GateError(f"unknown task {task!r}: use one of {', '.join(TASKS)}, or leave it out")
+        if task == "math" and reference is None:
+            raise GateError(
+                "task 'math' needs a reference answer: add `reference_answer`, or end the expert solution "
+                r"with \boxed{...} or a line `#### ...`"
+            )
+        if task == "choice" and _letter(reference) is None:
+            raise GateError("task 'choice' needs the letter of the right option in `reference_answer`")
+        return task
+
+    async def check(self, demonstration: Demonstration, candidate: str, *, finished: bool = True) -> Verdict:
+        """The verdict on one candidate.
+
+        Args:
+            demonstration: what the candidate is to replace the completion of.
+            candidate: text without special tokens.
+            finished: whether the candidate ended its turn by itself.
+
+        Raises:
+            GateError: see `task_of`.
+            ModelError: the embedding model of a `text` task cannot be loaded.
+        """
+        task = self.task_of(demonstration)
+        checks: list[Check] = []
+        async for check in self._checks(task, demonstration, candidate, finished=finished):
+            checks.append(check)
+            if not check.passed:
+                break
+        return Verdict(all(c.passed for c in checks), tuple(checks))
+
+    async def aclose(self) -> None:
+        """End the worker processes and threads, after what is under way."""
+        await asyncio.to_thread(self._answers.close)
+        await asyncio.to_thread(self._text.close)
+
+    async def _checks(
+        self, task: str, demonstration: Demonstration, candidate: str, *, finished: bool
+    ) -> AsyncIterator[Check]:
+        yield check_hygiene(candidate, demonstration.expert, self._settings, finished=finished)
+        if task == "text":
+            yield await self._text(candidate, demonstration.expert)
+        elif task == "choice":
+            letter = _letter(_reference(demonstration)) or ""
+            yield check_choice(candidate, letter, options(_prompt(demonstration)))
+        else:
+            yield await self._math(demonstration, candidate)
+            if self._settings.arithmetic:
+                yield check_arithmetic(candidate, demonstration.expert, _plain_number(_reference(demonstration)))
+        if self._judge is not None:
+            yield await self._judge(demonstration, candidate)
+
+    async def _math(self, demonstration: Demonstration, candidate: str) -> Check:
+        stated = extract_answer(candidate)
+        if stated is None:
+            return Check("math_answer", False, r"states no final answer: no \boxed{}, no ####, no \"the answer is\"")
+        if stated.retracted:
+            return Check("math_answer", False, f"takes its answer {stated.text[:60]!r} back")
+        percent_asked = bool(_PERCENT_ASKED.search(demonstration.question))
+        reference = _reference(demonstration) or ""
+        compared = await self._answers.equal(stated.text, reference, percent_asked=percent_asked)
+        if not compared.equal:
+            return Check("math_answer", False, compared.detail)
+        for rival in stated.rivals:
+            if not (await self._answers.equal(rival, stated.text, percent_asked=percent_asked)).equal:
+                return Check("math_answer", False, f"contradicts itself: {stated.text[:60]!r} and {rival[:60]!r}")
+        return Check("math_answer", True, compared.detail)
+
+
+def _prompt(demonstration: Demonstration) -> str:
+    return "\n".join(message.content for message in demonstration.prompt)
+
+
+def _reference(demonstration: Demonstration) -> str | None:
+    """The answer a candidate must reach: given by the row, else stated by the expert."""
+    if demonstration.reference_answer is not None and demonstration.reference_answer.strip():
+        given = demonstration.reference_answer
+        stated = extract_answer(given)
+        return stated.text if stated else given
+    if demonstration.task == "choice":
+        return _stated_letter(demonstration.expert)
+    return reference_answer(demonstration.expert) or (
+        _stated_letter(demonstration.expert) if options(_prompt(demonstration)) else None
+    )
+
+
+def _plain_number(reference: str | None) -> Fraction | None:
+    digits = (reference or "").strip().lstrip("$").replace(",", "")
+    return Fraction(digits) if _NUMBER.fullmatch(digits) else None
+
+
+def _letter(reference: str | None) -> str | None:
+    return None if reference is None else option_letter(reference)
+
+
+def _stated_letter(text: str) -> str | None:
+    letters = {letter for _, letter in stated_letters(text)}
+    return letters.pop() if len(letters) == 1 else None

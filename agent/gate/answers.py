@@ -1,0 +1,142 @@
+r"""Finding the final answer that a solution states: a box, a `####` line, or "the answer is".
+
+The last number of a text is no stated answer and is never taken. Not here: comparing answers (`answer_checker`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from agent.gate.notation import closing
+from agent.gate.quantities import read_quantity
+
+AnswerSource = Literal["boxed", "hashes", "phrase"]
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_HASHES = re.compile(r"^\s*####\s*(\S.*?)\s*$", re.MULTILINE)
+_PHRASE = re.compile(
+    r"""(?:\b(?:final\s+)?answer\b(?:\s+(?:to|of|for)\s[^.:\n]{1,80}?)?|\bответ\b)
+        [*_\s]{0,6}(?:\b(?:is|equals|равен|равна|равно)\b|[:=—])[*_\s:]{0,6}
+        (?P<answer>[^\n]{1,300}?)\s*(?=\.\s|\.[*_]*$|\n|$)""",
+    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
+)
+# Before an answer phrase, in its sentence: it is supposed, denied, checked or somebody else's.
+_NOT_MEANT = re.compile(
+    r"\b(?:if|suppose|assum\w+|whether|check\w*|verif\w+|wrong|incorrect|false|not|isn't|never|cannot|can't"
+    r"|если|пусть|предполож\w+|провер\w+|неверн\w+|неправильн\w+|не)\b[^.!?\n]*$",
+    re.IGNORECASE,
+)
+# Right before a box: it is denied, or the answer is only supposed.
+_DENIED = re.compile(
+    r"(?:\b(?:not|never|cannot|wrong|incorrect|false|не|неверн\w+|неправильн\w+)|n't)\b(?:[^\w,.;:()]+\w+){0,2}[^\w,.;:()]*$"
+    r"|\\neq?[\s$]*$|≠[\s$]*$"
+    r"|\b(?:if|suppose|assum\w+|whether|если|пусть)\s+(?:that\s+)?(?:the\s+|my\s+)?(?:final\s+)?(?:answer|ответ)\b[^.!?\n]*$",
+    re.IGNORECASE,
+)
+_NO_ANSWER = re.compile(
+    r"(?:also |indeed |therefore )?(?:correct|right|valid|verified|reasonable|consistent|верн\w+|правильн\w+)\b.*",
+    re.IGNORECASE,
+)
+# After the answer: it is taken back wherever this stands, or given a rival where this follows at once.
+_TAKEN_BACK = re.compile(
+    r"\b(?:wait|hold on|hmm+|oops|actually|correction|corrected|mistake|mistaken|wrong|incorrect|should be"
+    r"|should have been|let me (?:re|double|check)|re-?check|reconsider|sorry|scratch"
+    r"|подожд\w+|погод\w+|на самом деле|ошиб\w+|неверн\w+|неправильн\w+|исправ\w+|точнее|вернее)\b"
+    r"|\A[^.!?\n]*\b(?:but|however|or|not|instead|rather|alternatively|no|однако|или|но|не|либо)\b"
+    r"|\A[^.!?\n]*[.!?$)\]}\s\\]+(?:but|however|or|no|однако|или|но|нет)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractedAnswer:
+    """A stated final answer.
+
+    Attributes:
+        text: the answer as typeset, without its box or phrase.
+        source: where it was found.
+        rivals: the other final answers that the same text states; the text contradicts itself unless all equal `text`.
+        retracted: what follows the answer takes it back ("Wait, …"), or what precedes it denies it.
+    """
+
+    text: str
+    source: AnswerSource
+    rivals: tuple[str, ...] = ()
+    retracted: bool = False
+
+
+def extract_answer(text: str) -> ExtractedAnswer | None:
+    r"""The final answer of `text`: its last box, else its last `####` line, else its last answer phrase.
+
+    None when there is none, or when the last box never closes. Statements after the answer, and boxes and `####`
+    lines anywhere, are its rivals.
+    """
+    boxed = list(boxes(text))
+    if boxed and boxed[-1][2] is None:
+        return None
+    hashes = [(m.start(), m.end(), m[1]) for m in _HASHES.finditer(text) if _is_answer_line(text, m)]
+    phrases = [
+        (m.start(), m.end(), m["answer"])
+        for m in _PHRASE.finditer(text)
+        if not _BOX.search(m["answer"]) and not _NO_ANSWER.match(m["answer"]) and not not_meant(text, m.start())
+    ]
+    sources: tuple[tuple[AnswerSource, list[tuple[int, int, str]]], ...] = (
+        ("boxed", [(a, b, c) for a, b, c in boxed if c is not None]),
+        ("hashes", hashes),
+        ("phrase", phrases),
+    )
+    source, found = next(((name, items) for name, items in sources if items), ("phrase", []))
+    if not found:
+        return None
+    start, end, answer = found[-1]
+    others = [*sources[0][1], *hashes, *(p for p in phrases if p[0] > start)]
+    rivals = tuple(dict.fromkeys(other.strip() for a, _, other in others if a != start and other.strip() != answer))
+    last = max([end, *(b for _, b, _ in others)])
+    return ExtractedAnswer(
+        text=answer.strip(),
+        source=source,
+        rivals=rivals,
+        retracted=_denied(text, start) or taken_back(text[end if source == "boxed" else last :]),
+    )
+
+
+def reference_answer(expert: str) -> str | None:
+    r"""The final answer of an expert solution: box or `####`, or an answer phrase that states a plain quantity."""
+    found = extract_answer(expert)
+    if found is None or (found.source == "phrase" and read_quantity(found.text) is None):
+        return None
+    return found.text
+
+
+def boxes(text: str) -> Iterator[tuple[int, int, str | None]]:
+    """Start, end and content of every outermost box; content None for one that never closes."""
+    position = 0
+    while match := _BOX.search(text, position):
+        end = closing(text, match.end() - 1)
+        if end < 0:
+            yield match.start(), len(text), None
+            return
+        yield match.start(), end + 1, text[match.end() : end]
+        position = end + 1
+
+
+def _is_answer_line(text: str, match: re.Match[str]) -> bool:
+    """Whether a `####` line is an answer and no markdown heading: a plain quantity, or the last line."""
+    return read_quantity(match[1].strip("$ .")) is not None or not text[match.end() :].strip()
+
+
+def not_meant(text: str, start: int) -> bool:
+    """Whether the words before the statement at `start` suppose it, deny it or give it to somebody else."""
+    return bool(_NOT_MEANT.search(text, max(0, start - 80), start))
+
+
+def _denied(text: str, start: int) -> bool:
+    return bool(_DENIED.search(text, max(0, start - 80), start))
+
+
+def taken_back(tail: str) -> bool:
+    """Whether `tail`, which follows a stated answer, takes it back or offers another."""
+    return bool(_TAKEN_BACK.search(tail))

@@ -1,0 +1,265 @@
+"""Reads demonstrations from a file, a folder, a pipe or a data set of the hub, one at a time.
+
+Every row comes out, in order, as a demonstration or as a bad row that says what is wrong with it; only a
+source that cannot be read as a whole raises. What a row means is in `agent.rows`; columnar files are opened
+in `agent.tables`. Callers must not pass names chosen by a remote client.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import itertools
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from io import BufferedIOBase, BufferedReader, RawIOBase
+from pathlib import Path
+from typing import cast
+
+from agent.demonstrations import BadRow, Demonstration
+from agent.exceptions import InputFileError, RowError
+from agent.pieces import BLANK, BYTE_ORDER_MARK, Piece, array_elements, lines, too_long
+from agent.rows import own_id, parse_row
+from agent.strict_json import JsonValueError, check_json_value, parse_json
+from agent.tables import HUB_NAME, TABLE_SUFFIXES, Row, read_hub, read_table
+
+MAX_ROW_BYTES = 16 * 2**20
+
+_LINE_SUFFIXES = (".jsonl", ".ndjson")
+_SUFFIXES = (*_LINE_SUFFIXES, ".json", *TABLE_SUFFIXES)
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_NOTES = ("state.json", "dataset_info.json", "dataset_dict.json")  # what `datasets` writes beside the rows
+_GENERATED_ID = re.compile(r"row-([1-9]\d{0,8})", re.ASCII)
+_PEEK = 1 << 12
+
+
+def read_rows(
+    path: Path, *, limit: int | None = None, max_row_bytes: int = MAX_ROW_BYTES
+) -> Iterator[Demonstration | BadRow]:
+    """Read the rows of `path`, in order and with bounded memory (about 100 bytes a row for its id).
+
+    Args:
+        path: JSON lines (`.jsonl`, `.ndjson`), JSON (`.json`: an array, one object, or lines), Parquet, an
+            Arrow file of `datasets`, any JSON form with `.gz`; a folder of such files, read in the order of
+            their names (a folder saved by `datasets` is one); or `org/name` or `org/name:split`, a data set
+            of the hub, when no such path exists. Other files are told by their first bytes.
+        limit: rows read at most.
+        max_row_bytes: longest JSON text of one row; a longer one is skipped and reported.
+
+    Raises:
+        InputFileError: missing, unreadable, or not what it claims to be.
+    """
+    return itertools.islice(_Intake().rows(_read_path(path, max_row_bytes)), limit)
+
+
+def read_stream(
+    stream: BufferedIOBase, *, limit: int | None = None, max_row_bytes: int = MAX_ROW_BYTES
+) -> Iterator[Demonstration | BadRow]:
+    """As `read_rows`, for JSON lines or a JSON array from a pipe.
+
+    Raises:
+        InputFileError: Parquet, which needs a file.
+    """
+    return itertools.islice(_Intake().rows(_read_pipe(stream, max_row_bytes)), limit)
+
+
+def read_json_rows(rows: Iterable[object]) -> Iterator[Demonstration | BadRow]:
+    """Read rows that are parsed already; `line` counts them from 1."""
+    return _Intake().rows(Row(number, value) for number, value in enumerate(rows, 1))
+
+
+def input_identity(path: Path) -> str:
+    """What tells one input from another: names, sizes and a SHA-256 over the first MiB of every file.
+
+    Raises:
+        InputFileError: the path cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for file in _files(path) if path.exists() else ():
+            digest.update(f"{file.name if path.is_dir() else ''}\0{file.stat().st_size}\0".encode())
+            with file.open("rb") as opened:
+                digest.update(opened.read(2**20))
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    return f"sha256:{digest.hexdigest()}" if path.exists() else str(path)
+
+
+class _Intake:
+    """Numbers the rows of one input and keeps their ids apart.
+
+    Ids are kept as 64-bit hashes; a false duplicate among a million rows has a chance of one in ten million.
+    """
+
+    def __init__(self) -> None:
+        self._first_line: dict[int, int] = {}
+        self._generated = bytearray()
+
+    def rows(self, raw: Iterable[Row]) -> Iterator[Demonstration | BadRow]:
+        for number, row in enumerate(raw, 1):
+            self._generated.append(0)
+            yield self._read(row, number)
+
+    def _read(self, row: Row, number: int) -> Demonstration | BadRow:
+        if row.problem is not None:
+            return self._bad(row, number, row.problem)
+        try:
+            check_json_value(row.value)
+            demonstration = parse_row(row.value, line=row.line, number=number)
+        except JsonValueError as error:
+            message = f"{error.field!r}: {error}" if error.field else str(error)
+            return self._bad(row, number, message, error.field, whole=False)
+        except RowError as error:
+            return self._bad(row, number, str(error), error.field)
+        if demonstration.source.get("id") is None:
+            return dataclasses.replace(demonstration, id=self._generate(number))
+        holder = self._claim(demonstration.id, row.line)
+        if holder is None:
+            return demonstration
+        message = f"'id': duplicate id {demonstration.id!r}, {holder}; make it unique or leave it out"
+        return BadRow(self._generate(number), row.line, message, "id", demonstration.source)
+
+    def _bad(self, row: Row, number: int, message: str, field: str | None = None, *, whole: bool = True) -> BadRow:
+        """A bad row, under its own id if that is usable; `whole` is False when its value must not be kept."""
+        source = row.value if isinstance(row.value, dict) else None
+        try:
+            stated = own_id(source) if source else None
+        except RowError:
+            stated = None
+        if stated is None or self._claim(stated, row.line) is not None:
+            stated = self._generate(number)
+        return BadRow(stated, row.line, message, field, source if whole else None)
+
+    def _claim(self, stated: str, line: int) -> str | None:
+        """Take an id for the row on `line`; returns who holds it already, None when it was free."""
+        form = _GENERATED_ID.fullmatch(stated)
+        if form and int(form[1]) <= len(self._generated) and self._generated[int(form[1]) - 1]:
+            return f"given to row {form[1]} for want of its own"
+        first_line = self._first_line.get(hash(stated))
+        if first_line is not None:
+            return f"first used on line {first_line}"
+        self._first_line[hash(stated)] = line
+        return None
+
+    def _generate(self, number: int) -> str:
+        self._generated[number - 1] = True
+        generated = f"row-{number}"
+        while hash(generated) in self._first_line:  # an earlier row states it
+            generated += "'"
+        return generated
+
+
+def _read_path(path: Path, max_row_bytes: int) -> Iterator[Row]:
+    try:
+        if HUB_NAME.fullmatch(str(path)) and path.suffix not in (*_SUFFIXES, ".gz") and not path.exists():
+            yield from read_hub(str(path))
+            return
+        files = _files(path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    for file in files:
+        rows = read_table(file) if file.suffix in TABLE_SUFFIXES else _read_json_file(file, max_row_bytes)
+        try:
+            for row in rows:
+                named = path.is_dir() and row.problem is not None
+                yield dataclasses.replace(row, problem=f"{file.name}: {row.problem}") if named else row
+        except (OSError, EOFError, zlib.error) as error:
+            raise _unreadable(file, error) from None
+
+
+def _read_pipe(stream: BufferedIOBase, max_row_bytes: int) -> Iterator[Row]:
+    pipe = Path("standard input")
+    try:
+        yield from _read_bytes(_buffered(stream), pipe, max_row_bytes)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(pipe, error) from None
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or the readable files of a folder in the order of their names.
+
+    Raises:
+        InputFileError: there is no such path, or nothing to read in the folder.
+    """
+    if not path.exists():
+        raise InputFileError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        return [path]
+    files = sorted(f for f in path.iterdir() if f.is_file() and _format_suffix(f) in _SUFFIXES and f.name not in _NOTES)
+    if not files:
+        inside = ", ".join(sorted(f.name for f in path.iterdir() if f.is_dir()))
+        hint = f"; name one of its folders: {inside}" if inside else ""
+        raise InputFileError(f"{path}: no {', '.join(_SUFFIXES)} file in this folder{hint}")
+    return files
+
+
+def _format_suffix(file: Path) -> str:
+    return Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
+
+
+def _read_json_file(file: Path, max_row_bytes: int) -> Iterator[Row]:
+    with file.open("rb") as opened:
+        stream = _buffered(opened)
+        if _format_suffix(file) == ".json" and not _first_line_is_json(stream, max_row_bytes):
+            yield from _read_one_object(stream, max_row_bytes)
+        else:
+            yield from _read_bytes(stream, file, max_row_bytes)
+
+
+def _read_bytes(stream: BufferedReader, file: Path, max_row_bytes: int) -> Iterator[Row]:
+    """Rows of JSON lines or, where the name allows it and the first bytes say so, of a JSON array."""
+    start = stream.peek(_PEEK)
+    if start.startswith(b"PAR1"):
+        raise InputFileError(f"{file}: this is Parquet: give it as a file whose name ends in .parquet")
+    if start.startswith(_UTF16_MARKS):
+        raise InputFileError(f"{file}: this is UTF-16: save it as UTF-8")
+    is_array = _format_suffix(file) not in _LINE_SUFFIXES and _first_mark(start) == b"["
+    pieces = array_elements(stream, max_row_bytes) if is_array else lines(stream, max_row_bytes)
+    return map(_parse_piece, pieces)
+
+
+def _read_one_object(stream: BufferedReader, max_row_bytes: int) -> Iterator[Row]:
+    """The only row of a `.json` file that is neither an array nor lines."""
+    text = stream.read(max_row_bytes + 1)
+    problem = too_long(max_row_bytes) if len(text) > max_row_bytes else None
+    yield _parse_piece(Piece(None if problem else text.removeprefix(BYTE_ORDER_MARK), 1, problem))
+
+
+def _first_line_is_json(stream: BufferedReader, max_row_bytes: int) -> bool:
+    """Whether a `.json` file is not one object over several lines; an array's first bracket counts as JSON."""
+    if _first_mark(stream.peek(_PEEK)) != b"{":
+        return True
+    piece = next(lines(stream, max_row_bytes))
+    stream.seek(0)
+    return _parse_piece(piece).problem is None
+
+
+def _parse_piece(piece: Piece) -> Row:
+    if piece.text is None:
+        return Row(piece.line, problem=piece.problem)
+    try:
+        return Row(piece.line, parse_json(piece.text.decode()))
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8: byte 0x{piece.text[error.start]:02x} at position {error.start + 1}"
+    except JsonValueError as error:
+        problem = str(error)
+    return Row(piece.line, problem=problem)
+
+
+def _buffered(stream: BufferedIOBase) -> BufferedReader:
+    """A reader that can look ahead, decompressing gzip."""
+    reader = stream if isinstance(stream, BufferedReader) else BufferedReader(cast(RawIOBase, stream))
+    if not reader.peek(2).startswith(b"\x1f\x8b"):
+        return reader
+    return BufferedReader(cast(RawIOBase, gzip.GzipFile(fileobj=reader)))
+
+
+def _first_mark(start: bytes) -> bytes:
+    return start.removeprefix(BYTE_ORDER_MARK).lstrip(BLANK)[:1]
+
+
+def _unreadable(path: Path, error: Exception) -> InputFileError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return InputFileError(f"{path}: cannot be read: {reason}")

@@ -1,0 +1,55 @@
+"""How surprised the base model is by a target, given the plain question.
+
+Scored are the completion tokens and the end-of-turn token, in the model's chat format; not the prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agent.chat import ChatFormat
+from agent.demonstrations import Message
+from agent.engine import Engine
+from agent.records import Mismatch
+
+
+@dataclass(frozen=True, slots=True)
+class Surprisal:
+    """Per-token surprisal of one target.
+
+    Attributes:
+        ids: scored token ids, the end-of-turn token last.
+        tokens: the same as text.
+        nats: -log p of each token under the base model.
+    """
+
+    ids: list[int]
+    tokens: list[str]
+    nats: list[float]
+
+    def summary(self) -> Mismatch:
+        """Mean, 95th percentile and count."""
+        return summarise(self.nats)
+
+
+async def surprisal(engine: Engine, chat: ChatFormat, prompt: Sequence[Message], completion: str) -> Surprisal:
+    """Score `completion` as the answer to `prompt` under the base model.
+
+    Raises:
+        PromptTooLongError: the two do not fit the context.
+    """
+    ids = chat.completion_ids(completion)
+    logprobs = await engine.score(chat.prompt_ids(prompt), ids)
+    return Surprisal(ids, chat.token_texts(ids), [-logprob for logprob in logprobs])
+
+
+def summarise(nats: Sequence[float]) -> Mismatch:
+    """Mean and 95th percentile (linear interpolation) of per-token surprisal, nats; `nats` is not empty."""
+    ordered = sorted(nats)
+    place = 0.95 * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    p95 = ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    return Mismatch(nll=math.fsum(ordered) / len(ordered), p95=p95, tokens=len(ordered))

@@ -1,0 +1,275 @@
+"""Writes output rows to JSON lines or Parquet so that a killed run loses nothing and can go on where it stopped.
+
+Beside `OUT` lies `OUT.run.json`: which input and settings the rows belong to; it stays when the run is over.
+Parquet cannot be appended to: its rows collect in `OUT.journal.jsonl` until the run is over.
+Not here: what a row contains (`agent.records`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+from agent.demonstrations import BadRow, Demonstration
+from agent.exceptions import OutputFileError, ResumeError
+from agent.intake import input_identity
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_CHUNK = 1 << 16
+_BATCH_ROWS = 512
+
+
+def file_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The form of an output row in files: every column keeps one type, whatever the row.
+
+    Readers of JSON lines take a column's type from the first megabytes, and a later row that does not fit
+    makes the whole file unreadable to them. So `source`, which may be any object, is JSON text, and what is
+    null in most rows (`error`, `adapter`) is empty instead.
+    """
+    error = row["error"] or {}
+    return {
+        **row,
+        "adapter": row["adapter"] or "",
+        "error": {
+            "line": error.get("line") or 0,
+            "field": error.get("field") or "",
+            "message": error.get("message") or "",
+        },
+        "source": None if row["source"] is None else json.dumps(row["source"], ensure_ascii=False),
+    }
+
+
+class RecordWriter:
+    """The output file of one run, as a context manager: left without an exception, the file is complete.
+
+    Example:
+        with RecordWriter(Path("out.jsonl"), source=path, settings={"strategy": "default"}, resume=True) as writer:
+            for row in writer.remaining(read_rows(path)):
+                writer.write(row_of(row))
+
+    Args:
+        path: `.parquet` for Parquet, anything else for JSON lines.
+        source: the input file or folder; None for a pipe.
+        settings: what else the rows depend on: strategy, model, adapter, sampling.
+        resume: go on with the rows that are there, if there are any.
+        overwrite: replace the rows that are there.
+
+    Attributes:
+        done: rows found in the output by `remaining`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        source: Path | None,
+        settings: Mapping[str, Any],
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = path
+        self.done = 0
+        self._source = source
+        self._settings = settings
+        self._resume = resume
+        self._overwrite = overwrite
+        self._is_parquet = path.suffix == ".parquet"
+        self._journal = path.with_name(f"{path.name}.journal.jsonl") if self._is_parquet else path
+        self._sidecar = path.with_name(f"{path.name}.run.json")
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> RecordWriter:
+        """Open the output.
+
+        Raises:
+            OutputFileError: it is the input, it exists and neither resuming nor overwriting was asked for,
+                another process writes it, or it cannot be written.
+            ResumeError: the rows that are there were made from other input or with other settings.
+        """
+        if self._source and self._source.exists() and self.path.exists() and self.path.samefile(self._source):
+            raise OutputFileError(f"{self.path}: is the input itself: choose another output")
+        run = {"input": input_identity(self._source) if self._source else "-", **self._settings}
+        try:
+            self._open(json.loads(json.dumps(run)))
+        except OSError as error:
+            self._close()
+            if isinstance(error, OutputFileError):
+                raise
+            raise OutputFileError(f"{self.path}: cannot be written: {error.strerror or error}") from None
+        except ResumeError:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and self._is_parquet:
+                self._write_parquet()
+        except OSError as failure:
+            raise OutputFileError(f"{self.path}: cannot be written: {failure}; resume when it can") from None
+        finally:
+            self._close()
+
+    def remaining(self, rows: Iterable[Demonstration | BadRow]) -> Iterator[Demonstration | BadRow]:
+        """The rows of the input that are not in the output yet.
+
+        Raises:
+            ResumeError: the rows in the output are not the first rows of the input.
+        """
+        rows = iter(rows)
+        for written in self.written_rows():
+            self.done += 1
+            row = next(rows, None)
+            if row is None:
+                raise ResumeError(f"{self.path}: has row {self.done}, the input has {self.done - 1}: raise the limit")
+            if row.id != written["id"]:
+                raise ResumeError(
+                    f"{self.path}: row {self.done} has id {written['id']!r}, in the input it is {row.id!r}: "
+                    "resume with the same input, or write another output"
+                )
+        return rows
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one row; once this returns, it survives a kill of the process.
+
+        Raises:
+            OutputFileError: the disk is full or failing.
+        """
+        assert self._file is not None, "RecordWriter is used outside of its with block"
+        line = json.dumps(file_row(row), ensure_ascii=False, allow_nan=False)
+        try:
+            self._file.write(f"{line}\n".encode())
+            self._file.flush()
+        except OSError as error:
+            raise OutputFileError(f"{self.path}: cannot be written: {error.strerror}; resume when it can") from None
+
+    def written_rows(self) -> Iterator[dict[str, Any]]:
+        """The rows in the output so far, in the form of `file_row`.
+
+        Raises:
+            ResumeError: a line is not an output row.
+        """
+        with self._journal.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                if not isinstance(row, dict) or "id" not in row:
+                    raise ResumeError(f"{self._journal}: line {number} is not an output row: write another output")
+                yield row
+
+    def _open(self, run: dict[str, Any]) -> None:
+        exists = any(path.exists() and path.stat().st_size for path in (self.path, self._journal))
+        if exists and not (self._resume or self._overwrite):
+            raise OutputFileError(f"{self.path}: exists already: resume it, overwrite it, or choose another output")
+        go_on = exists and self._resume
+        if go_on:
+            self._check_run(run)
+            if not self._journal.exists():
+                self._reopen_parquet()
+        self._file = self._journal.open("r+b" if go_on else "ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputFileError(f"{self.path}: another process is writing it") from None
+        if go_on:
+            _cut_partial_line(self._file)
+        else:
+            self._file.truncate(0)
+            _write_whole(self._sidecar, f"{json.dumps(run, indent=2)}\n")
+
+    def _check_run(self, run: dict[str, Any]) -> None:
+        """Compare with what the rows were made from."""
+        try:
+            before = json.loads(self._sidecar.read_text())
+        except (OSError, ValueError):
+            raise ResumeError(f"{self.path}: cannot be resumed, {self._sidecar.name} is not readable") from None
+        for name in sorted({*before, *run}):
+            if before.get(name) != run.get(name):
+                change = f"{name} was {before.get(name)!r} and is now {run.get(name)!r}"
+                raise ResumeError(f"{self.path}: cannot be resumed: {change}; restore it or write another output")
+
+    def _write_parquet(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = _schema()
+        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
+        rows = self.written_rows()
+        with pq.ParquetWriter(unfinished, schema) as parquet:
+            while batch := list(islice(rows, _BATCH_ROWS)):
+                parquet.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+        os.replace(unfinished, self.path)
+        self._journal.unlink()
+
+    def _reopen_parquet(self) -> None:
+        """Bring the journal of a finished Parquet output back."""
+        import pyarrow.parquet as pq
+
+        unfinished = self._journal.with_name(f".{self._journal.name}.unfinished")
+        with unfinished.open("w", encoding="utf-8") as journal, pq.ParquetFile(self.path) as parquet:
+            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
+                journal.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in batch.to_pylist())
+        os.replace(unfinished, self._journal)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    check = pa.struct([("name", pa.string()), ("passed", pa.bool_()), ("detail", pa.string())])
+    figures = pa.struct([("nll", pa.float64()), ("p95", pa.float64()), ("tokens", pa.int64())])
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("prompt", turns),
+            ("completion", turns),
+            ("status", pa.string()),
+            ("proposer", pa.string()),
+            ("attempts", pa.int64()),
+            ("gate", pa.struct([("passed", pa.bool_()), ("checks", pa.list_(check))])),
+            ("mismatch", pa.struct([("expert", figures), ("target", figures)])),
+            ("adapter", pa.string()),
+            ("model", pa.string()),
+            ("error", pa.struct([("line", pa.int64()), ("field", pa.string()), ("message", pa.string())])),
+            ("source", pa.string()),
+        ]
+    )
+
+
+def _cut_partial_line(file: IO[bytes]) -> None:
+    """Cut off a last line without its newline, and stand at the end."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - _CHUNK)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    file.truncate(end)
+    file.seek(end)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a small file so that it is either whole or not there."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)

@@ -1,0 +1,121 @@
+"""The output row: what became of one demonstration (design contract, section Records).
+
+Not here: writing files (`agent.output`), deciding (`agent.rewriter`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from agent.demonstrations import BadRow, Demonstration
+
+Status = Literal["rewritten", "self_solved", "fallback", "error"]
+Proposer = Literal["solve", "hint", "rewrite", "expert"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check of the gate: its name, whether it passed, and why in a few words."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The gate's decision on one candidate: the conjunction of its checks, in the order asked."""
+
+    passed: bool
+    checks: tuple[Check, ...]
+
+    @property
+    def failed_check(self) -> Check | None:
+        """The check that decided against the candidate, None when it passed."""
+        return next((c for c in self.checks if not c.passed), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "passed": self.passed,
+            "checks": [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in self.checks],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """How surprised the base model is by one target, given the plain question.
+
+    Attributes:
+        nll: mean surprisal, nats per token, over completion tokens and the end-of-turn token.
+        p95: 95th percentile of the per-token surprisal, nats.
+        tokens: number of scored tokens.
+    """
+
+    nll: float
+    p95: float
+    tokens: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"nll": round(self.nll, 6), "p95": round(self.p95, 6), "tokens": self.tokens}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One output row. `as_dict` is the shape that is written and sent."""
+
+    demonstration: Demonstration
+    status: Status
+    proposer: Proposer
+    target: str
+    attempts: int
+    gate: Verdict | None
+    expert_mismatch: Mismatch | None
+    target_mismatch: Mismatch | None
+    adapter: str | None
+    model: str
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        demonstration = self.demonstration
+        row: dict[str, Any] = {
+            "id": demonstration.id,
+            "prompt": [{"role": m.role, "content": m.content} for m in demonstration.prompt],
+            "completion": [{"role": "assistant", "content": self.target}],
+            "status": self.status,
+            "proposer": self.proposer,
+            "attempts": self.attempts,
+            "gate": self.gate.as_dict() if self.gate else None,
+            "mismatch": {
+                "expert": self.expert_mismatch.as_dict() if self.expert_mismatch else None,
+                "target": self.target_mismatch.as_dict() if self.target_mismatch else None,
+            },
+            "adapter": self.adapter,
+            "model": self.model,
+            "error": {"line": demonstration.line, "field": None, "message": self.error} if self.error else None,
+            "source": demonstration.source,
+        }
+        return row
+
+
+def error_row(bad: BadRow, model: str) -> dict[str, Any]:
+    """The output row of an input row that could not be read.
+
+    It keeps the columns of every other row, so that a file with errors has one schema. Its two turns are
+    empty but there, because TRL looks into the first turn of every row; a trainer that does not filter on
+    `status` sees an empty answer to an empty question.
+    """
+    return {
+        "id": bad.id,
+        "prompt": [{"role": "user", "content": ""}],
+        "completion": [{"role": "assistant", "content": ""}],
+        "status": "error",
+        "proposer": "expert",
+        "attempts": 0,
+        "gate": None,
+        "mismatch": {"expert": None, "target": None},
+        "adapter": None,
+        "model": model,
+        "error": {"line": bad.line, "field": bad.field, "message": bad.message},
+        "source": bad.source,
+    }

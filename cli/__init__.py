@@ -1,0 +1,1 @@
+"""The `rewright` command: parsing and printing only."""

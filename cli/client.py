@@ -1,0 +1,219 @@
+"""Work sent to a running service: batches of demonstrations over HTTP, retried, with local ids and sources kept.
+
+Not here: order and concurrency of batches (`agent.pipeline.map_in_order`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from agent.demonstrations import BadRow, Demonstration
+from agent.pipeline import map_in_order
+from agent.records import error_row
+from agent.rewriter import Usage
+from cli.exceptions import ServiceError, UsageError
+
+Row = Demonstration | BadRow
+
+BATCH_ROWS = 16
+_BATCH_BYTES = 2 * 2**20
+_REQUESTS = 4  # in flight: enough to keep the engine's batches full while answers travel
+_BUSY_PATIENCE_S = 900.0
+_LONGEST_WAIT_S = 30.0
+_FATAL = (401, 403, 404)
+_BUSY = (429, 502, 503)
+
+
+class RewriteClient:
+    """A connection to one service.
+
+    Args:
+        url: base address, `http://127.0.0.1:8000`.
+        key: bearer key, None for a service without keys.
+        options: further fields of each request (`strategy`, `adapter`, `sampling`).
+        patience_s: how long an unreachable service is tried again.
+
+    Raises:
+        UsageError: the address is none.
+    """
+
+    def __init__(self, url: str, key: str | None, options: dict[str, Any], *, patience_s: float) -> None:
+        try:
+            parts = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise UsageError(f"--url {url!r} is no address: {error}") from error
+        if parts.scheme not in ("http", "https") or not parts.host:
+            raise UsageError(f"--url {url!r} is no http address, as http://127.0.0.1:8000 is one")
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        # Reading may take as long as the service allows itself for a request: it knows when to give up.
+        self._http = httpx.AsyncClient(base_url=parts, headers=headers, timeout=httpx.Timeout(30.0, read=None))
+        self._url = url
+        self._options = options
+        self._patience_s = patience_s
+
+    async def __aenter__(self) -> RewriteClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def ready(self) -> str:
+        """Wait until the service is ready and return the name of its model. Raises ServiceError."""
+        answer = await self._request("GET", "/readyz", None)
+        if answer.status_code != 200:
+            raise self._refusal(answer)
+        return str(self._json(answer).get("model"))
+
+    async def rewrite(self, demonstrations: list[Demonstration], *, model: str) -> tuple[list[dict[str, Any]], Usage]:
+        """Output rows of `demonstrations`, as the local rewriter would write them.
+
+        Where the service refuses a batch, its halves are sent, so that one bad row fails alone.
+
+        Raises:
+            ServiceError: the service cannot be reached, or refuses what is not about a row.
+        """
+        if not demonstrations:
+            return [], Usage()
+        body = {"demonstrations": [_as_row(d) for d in demonstrations], **self._options}
+        answer = await self._request("POST", "/v1/rewrites", body)
+        if answer.status_code == 200:
+            return self._records(answer, demonstrations)
+        refusal = self._refusal(answer)
+        if answer.status_code in _FATAL or _about_options(answer, self._options):
+            raise refusal
+        if len(demonstrations) == 1:
+            only = demonstrations[0]
+            bad = BadRow(only.id, only.line or 0, str(refusal), source=only.source)
+            return [error_row(bad, model)], Usage()
+        middle = len(demonstrations) // 2
+        left, left_usage = await self.rewrite(demonstrations[:middle], model=model)
+        right, right_usage = await self.rewrite(demonstrations[middle:], model=model)
+        return left + right, left_usage + right_usage
+
+    async def _request(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        """The first answer that is not about being busy. Raises ServiceError when patience ends."""
+        content = json.dumps(body) if body else None
+        started, wait = time.monotonic(), 0.5
+        while True:
+            try:
+                answer = await self._http.request(method, path, content=content)
+            except httpx.TransportError as error:
+                patience, asked = self._patience_s, 0.0
+                failure = ServiceError(f"{self._url} cannot be reached: {str(error) or type(error).__name__}")
+            else:
+                if answer.status_code not in _BUSY:
+                    return answer
+                patience, asked = _BUSY_PATIENCE_S, _retry_after(answer)
+                failure = self._refusal(answer)
+            pause = max(wait, asked)
+            if time.monotonic() + pause > started + patience:
+                raise failure
+            await asyncio.sleep(pause)
+            wait = min(2 * wait, _LONGEST_WAIT_S)
+
+    def _records(
+        self, answer: httpx.Response, demonstrations: list[Demonstration]
+    ) -> tuple[list[dict[str, Any]], Usage]:
+        content = self._json(answer)
+        records, usage = content.get("data"), content.get("usage")
+        if not isinstance(records, list) or not isinstance(usage, dict):
+            raise ServiceError(f"{self._url} answered without data and usage: is it this service, and this version?")
+        if [r.get("id") for r in records if isinstance(r, dict)] != [d.id for d in demonstrations]:
+            raise ServiceError(f"{self._url} answered with other rows than it was sent")
+        for record, demonstration in zip(records, demonstrations, strict=True):
+            record["source"] = demonstration.source
+            if record.get("error"):
+                record["error"]["line"] = demonstration.line
+        tokens = (usage.get(name, 0) for name in ("prompt_tokens", "completion_tokens", "scored_tokens"))
+        return records, Usage(*tokens)
+
+    def _json(self, answer: httpx.Response) -> dict[str, Any]:
+        try:
+            content = answer.json()
+        except (ValueError, RecursionError) as error:
+            raise ServiceError(f"{self._url} answered something that is not JSON") from error
+        if not isinstance(content, dict):
+            raise ServiceError(f"{self._url} answered JSON that is not an object")
+        return content
+
+    def _refusal(self, answer: httpx.Response) -> ServiceError:
+        message = _error_fields(answer).get("message") or answer.reason_phrase
+        return ServiceError(f"{self._url} answered {answer.status_code}: {message}")
+
+
+async def rewrite_rows_remotely(
+    client: RewriteClient, rows: Iterable[Row], *, model: str
+) -> AsyncGenerator[tuple[dict[str, Any], Usage], None]:
+    """As `agent.pipeline.rewrite_rows`, with the work done by the service.
+
+    The tokens of a whole batch are reported with its first row.
+    """
+
+    async def one(batch: list[Row]) -> list[tuple[dict[str, Any], Usage]]:
+        demonstrations = [row for row in batch if isinstance(row, Demonstration)]
+        records, usage = await client.rewrite(demonstrations, model=model)
+        answered = iter(records)
+        results = [error_row(row, model) if isinstance(row, BadRow) else next(answered) for row in batch]
+        return [(result, Usage() if i else usage) for i, result in enumerate(results)]
+
+    async with aclosing(map_in_order(one, _batches(rows), _REQUESTS)) as batches:
+        async for results in batches:
+            for result in results:
+                yield result
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Runs of rows, bounded in number and in bytes."""
+    batch: list[Row] = []
+    size = 0
+    for row in rows:
+        needed = len(json.dumps(_as_row(row))) if isinstance(row, Demonstration) else 0
+        if batch and (len(batch) == BATCH_ROWS or size + needed > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += needed
+    if batch:
+        yield batch
+
+
+def _as_row(demonstration: Demonstration) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "id": demonstration.id,
+        "prompt": [{"role": m.role, "content": m.content} for m in demonstration.prompt],
+        "completion": demonstration.expert,
+    }
+    if demonstration.reference_answer is not None:
+        row["reference_answer"] = demonstration.reference_answer
+    if demonstration.task is not None:
+        row["task"] = demonstration.task
+    return row
+
+
+def _about_options(answer: httpx.Response, options: dict[str, Any]) -> bool:
+    param = str(_error_fields(answer).get("param") or "")
+    return param.split(".")[0] in options
+
+
+def _error_fields(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        fields = answer.json()["error"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _retry_after(answer: httpx.Response) -> float:
+    """Seconds the service asks to wait, 0 where it does not say."""
+    text = answer.headers.get("Retry-After", "")
+    return min(float(text), 300.0) if text.isdecimal() else 0.0

@@ -1,0 +1,120 @@
+"""`rewright demo`: a service on Ray, the shipped demonstrations over HTTP, and what came of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.markup import escape
+
+from cli.console import console, fetching, say
+from cli.exceptions import ServiceError, UsageError
+from cli.settings import load_settings
+
+T = TypeVar("T")
+
+_DEMONSTRATIONS = Path(__file__).parents[1] / "examples" / "demonstrations.jsonl"
+_START_PATIENCE_S = 600.0
+_STOP_PATIENCE_S = 180.0
+_PAIRS_SHOWN = 3
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where results and logs go.")] = Path("out"),
+) -> None:
+    """The whole story on the embedded model.
+
+    Starts a service on Ray, has it rewrite the shipped demonstrations over HTTP, and shows what came of them.
+    """
+    if not _DEMONSTRATIONS.is_file():
+        raise UsageError(f"{_DEMONSTRATIONS} is missing: the demo runs from a checkout of the project")
+    from agent.models import resolve_model
+    from cli.output import Job
+    from cli.rewrite import rewrite_there
+
+    settings = load_settings(None, os.environ)
+    folder.mkdir(parents=True, exist_ok=True)
+    output = folder / "demo.jsonl"
+    say(f"1. The model: {settings.model.name}")
+    with fetching(settings.model.name) as on_progress:
+        resolve_model(settings.model, on_progress=on_progress)
+    log = folder / "demo-service.log"
+    key = secrets.token_urlsafe(32)
+    say(f"2. The service: FastAPI on Ray Serve (its log: {log})")
+    with _service(log, key) as (url, service):
+        say(f"3. The work: {_DEMONSTRATIONS.name} over HTTP to {url}")
+        job = Job(_DEMONSTRATIONS, output, overwrite=True)
+        work = rewrite_there(settings, job, url, key, _START_PATIENCE_S)
+        summary = asyncio.run(_unless_it_ends(work, service, log))
+    summary.print()
+    _print_pairs(output)
+    say(f"All rows are in {output}")
+
+
+@contextmanager
+def _service(log: Path, key: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Within: `rewright serve` runs on a free port; yields its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-P", "-m", "cli.main", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("wb") as output:
+        service = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "REWRIGHT_API_KEYS": key},
+            start_new_session=True,  # Ctrl-C reaches it through us, once
+        )
+        try:
+            yield f"http://127.0.0.1:{port}", service
+        finally:
+            say("4. The end: the service finishes and stops")
+            service.terminate()
+            try:
+                service.wait(_STOP_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                service.kill()
+                service.wait()
+
+
+async def _unless_it_ends(work: Coroutine[Any, Any, T], service: subprocess.Popen[bytes], log: Path) -> T:
+    """Result of `work`. Raises ServiceError when the service ends before."""
+    task = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=0.5))[0]:
+            if service.poll() is not None:
+                said = log.read_text(errors="replace").strip().splitlines()[-15:]
+                raise ServiceError("\n".join([f"the service ended with exit code {service.returncode}:", *said]))
+        return await task
+    finally:
+        task.cancel()
+
+
+def _print_pairs(output: Path) -> None:
+    """The accepted rewrites that came furthest towards the base model, beside what the expert wrote."""
+    from agent.demonstrations import Demonstration
+    from agent.intake import read_rows
+
+    experts = {row.id: row.expert for row in read_rows(_DEMONSTRATIONS) if isinstance(row, Demonstration)}
+    with output.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    accepted = [row for row in rows if row["status"] in ("rewritten", "self_solved")]
+    accepted.sort(key=lambda row: row["mismatch"]["target"]["nll"] - row["mismatch"]["expert"]["nll"])
+    for row in accepted[:_PAIRS_SHOWN]:
+        before, after = row["mismatch"]["expert"]["nll"], row["mismatch"]["target"]["nll"]
+        console.rule(f"{escape(row['id'])} ({row['proposer']})")
+        say(f"question: {row['prompt'][-1]['content']}\n")
+        say(f"expert, {before:.2f} nats/token: {experts[row['id']]}\n")
+        say(f"rewrite, {after:.2f} nats/token: {row['completion'][0]['content']}")

@@ -1,0 +1,13 @@
+"""Errors of the command line's own."""
+
+from __future__ import annotations
+
+from agent.exceptions import RewrightError
+
+
+class ServiceError(RewrightError, ConnectionError):
+    """The service behind --url cannot be reached, or does not do what it was asked."""
+
+
+class UsageError(RewrightError, ValueError):
+    """Arguments that exclude each other, or a file that would be overwritten."""

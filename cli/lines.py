@@ -1,0 +1,32 @@
+"""JSON lines as the result of a command that is cheap to run again: no resuming, an old file is replaced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cli.exceptions import UsageError
+
+
+def refuse_target(source: Path, *targets: Path | None) -> None:
+    """Raises UsageError for a target that is the input itself or has no folder."""
+    for target in targets:
+        if target is None:
+            continue
+        if not target.absolute().parent.is_dir():
+            raise UsageError(f"{target}: there is no folder {target.absolute().parent}")
+        if target.exists() and source.exists() and target.samefile(source):
+            raise UsageError(f"{target}: is the input itself: choose another output")
+
+
+@contextmanager
+def json_lines(output: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yields a function that writes one object a line, to standard output when `output` is None."""
+    if output is None:
+        yield lambda value: print(json.dumps(value, ensure_ascii=False))
+        return
+    with output.open("w", encoding="utf-8") as file:
+        yield lambda value: print(json.dumps(value, ensure_ascii=False), file=file)

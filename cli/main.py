@@ -1,0 +1,53 @@
+"""Entry point of `rewright`: the commands, and how every error becomes one message and an exit code.
+
+Commands import what they need when they run: `--help` loads neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from agent.exceptions import EngineClosedError, RewrightError
+from cli import check, demo, mismatch, models, rewrite, serve
+from cli.console import say
+from cli.exceptions import ServiceError
+from server.exceptions import StartError
+
+app = typer.Typer(
+    name="rewright",
+    help="Rewrite expert demonstrations so that they fit the model that will learn from them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("rewrite")(rewrite.rewrite)
+app.command("mismatch")(mismatch.mismatch)
+app.command("check")(check.check)
+app.command("serve")(serve.serve)
+app.command("demo")(demo.demo)
+app.add_typer(models.app, name="models")
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 rows or the service failed, 2 wrong use, 130 interrupted."""
+    try:
+        app()
+    except (ServiceError, StartError, EngineClosedError) as error:
+        _fail(error, code=1)
+    except RewrightError as error:
+        _fail(error, code=2)
+    except OSError as error:  # a disk that is full, a file that may not be written
+        _fail(error, code=1)
+
+
+def _fail(error: Exception, *, code: int) -> NoReturn:
+    say(f"error: {error}")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""`rewright rewrite`: a file of demonstrations becomes a file of rewrites, here or by a running service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import options
+from cli.console import say
+from cli.exceptions import UsageError
+from cli.settings import Given, Settings, load_settings
+
+if TYPE_CHECKING:
+    from cli.output import Job
+    from cli.summary import Summary
+
+_KEY_VARIABLE = "REWRIGHT_API_KEY"
+_PATIENCE_S = 60.0
+
+
+def rewrite(
+    source: options.Input,
+    output: options.Output = None,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", metavar="A", help="Folder of an adapter; its name with --url.")
+    ] = None,
+    strategy: Annotated[str | None, typer.Option("--strategy", metavar="S", help="Proposers to try, by name.")] = None,
+    limit: options.Limit = None,
+    url: Annotated[
+        str | None, typer.Option("--url", metavar="URL", help="Send the work to this service instead.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where OUT stops.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    max_errors: options.MaxErrors = 0,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", metavar="N", help="Tokens of a candidate.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of the sampling.")] = None,
+    config: options.Config = None,
+    as_json: options.AsJson = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Rewrite a file of demonstrations.
+
+    Every row of IN has one row in OUT, in order and with its id.
+    OUT is Parquet when it is named .parquet, else JSON lines; without -o rows go to standard output.
+    The exit code is 1 when more than --max-errors rows failed; OUT is complete all the same.
+    """
+    settings = load_settings(
+        config,
+        os.environ,
+        [
+            Given.by_flag("model.name", "--model", model),
+            Given.by_flag("model.revision", "--revision", revision),
+            Given.by_flag("rewrite.adapter", "--adapter", adapter),
+            Given.by_flag("rewrite.strategy", "--strategy", strategy),
+            Given.by_flag("rewrite.max_tokens", "--max-tokens", max_tokens),
+            Given.by_flag("rewrite.seed", "--seed", seed),
+        ],
+    )
+    _refuse_contradictions(output is None, resume, overwrite, as_json, url, model)
+    if dry_run:
+        print(settings.model_dump_json(indent=2))
+        return
+    from cli.output import Job
+
+    job = Job(source, output, limit, resume, overwrite)
+    key = os.environ.get(_KEY_VARIABLE)
+    work = rewrite_there(settings, job, url, key, _PATIENCE_S) if url else _rewrite_here(settings, job)
+    try:
+        summary = asyncio.run(work)
+    except KeyboardInterrupt:
+        say(f"interrupted: the same command with --resume goes on where {output} stops" if output else "interrupted")
+        raise
+    summary.print()
+    if as_json:
+        print(json.dumps(summary.as_dict()))
+    if summary.errors > max_errors:
+        say(f"{summary.errors} rows have status error, more than --max-errors {max_errors}")
+        raise typer.Exit(1)
+
+
+def _refuse_contradictions(
+    to_stdout: bool, resume: bool, overwrite: bool, as_json: bool, url: str | None, model: str | None
+) -> None:
+    if to_stdout and (resume or overwrite or as_json):
+        raise UsageError("--resume, --overwrite and --json need an output file: -o OUT")
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+    if url and model:
+        raise UsageError("--model and --url exclude each other: the service has its own model")
+
+
+async def _rewrite_here(settings: Settings, job: Job) -> Summary:
+    from agent.assembly import build_rewriter, load_adapter
+    from agent.pipeline import rewrite_rows
+    from agent.strategies import find_strategy
+    from cli.engine import engine_of
+    from cli.output import open_job
+
+    find_strategy(settings.rewrite.strategy, settings.rewrite)
+    run = {
+        "model": settings.model.model_dump(),
+        "gate": settings.gate.model_dump(),
+        "rewrite": settings.rewrite.model_dump(exclude={"concurrency"}),
+    }
+    with open_job(job, run) as opened:
+        async with engine_of(settings) as (engine, chat):
+            folder = settings.rewrite.adapter
+            adapter = await load_adapter(engine, Path(folder)) if folder else None
+            rewriter = build_rewriter(engine, chat, settings.gate, settings.rewrite, adapter=adapter)
+            try:
+                model, concurrency = engine.info.model, settings.rewrite.concurrency
+                return await opened.drive(rewrite_rows(rewriter, opened.rows, model=model, concurrency=concurrency))
+            finally:
+                await rewriter.aclose()
+
+
+async def rewrite_there(settings: Settings, job: Job, url: str, key: str | None, patience_s: float) -> Summary:
+    """Have a service do the job.
+
+    Args:
+        settings: those of `rewrite` that somebody gave are sent along; the others are the service's business.
+        job: the files.
+        url: base address of the service.
+        key: bearer key, None for a service without keys.
+        patience_s: how long to try again while the service cannot be reached.
+
+    Raises:
+        ServiceError: the service cannot be reached, or refuses.
+    """
+    from cli.client import RewriteClient, rewrite_rows_remotely
+    from cli.output import open_job
+
+    asked = _asked_of_service(settings)
+    async with RewriteClient(url, key, asked, patience_s=patience_s) as client:
+        model = await client.ready()
+        with open_job(job, {"model": model, **asked}) as opened:
+            return await opened.drive(rewrite_rows_remotely(client, opened.rows, model=model))
+
+
+def _asked_of_service(settings: Settings) -> dict[str, Any]:
+    """Fields of the requests: what was set by file, environment or flag."""
+    given = settings.rewrite.model_dump(include=settings.rewrite.model_fields_set, exclude_none=True)
+    asked = {name: given[name] for name in ("strategy", "adapter") if name in given}
+    sampling = {name: given[name] for name in ("max_tokens", "top_p", "seed") if name in given}
+    return asked | ({"sampling": sampling} if sampling else {})

@@ -1,0 +1,188 @@
+"""The HTTP application: routes over a `Backend`, the same under uvicorn and under Ray Serve.
+
+Not here: reading bodies (`server.bodies`), the shape of errors (`server.errors`), what rewriting
+means (`agent.rewriter`), where the engine runs (`server.deployments`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Annotated, Any, Protocol, TypeVar
+
+from fastapi import APIRouter, Body, FastAPI, Request, Security
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.security import HTTPBearer
+
+from agent.engine import EngineInfo
+from agent.exceptions import EngineClosedError
+from server.admission import Admission
+from server.auth import Keys
+from server.bodies import GuardedRoute
+from server.errors import install_error_handlers
+from server.examples import (
+    MISMATCH_ANSWER,
+    MISMATCH_REQUESTS,
+    REWRITES_ANSWER,
+    REWRITES_REQUESTS,
+    answer,
+    error_responses,
+)
+from server.exceptions import BadRequestError, TooLargeError, UnavailableError, WorkTimeoutError
+from server.headers import GuardHeaders
+from server.page import PAGE
+from server.schemas import (
+    HealthResponse,
+    MismatchBody,
+    MismatchResponse,
+    ReadyResponse,
+    RewritesBody,
+    RewritesResponse,
+)
+from server.settings import LimitSettings, ServerSettings
+
+T = TypeVar("T")
+
+_READY_TIMEOUT_S = 3.0
+_bearer = HTTPBearer(auto_error=False, description="One of the keys the service was started with.")
+_WORK_ERRORS = error_responses(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+
+
+class Backend(Protocol):
+    """What the application needs; `server.backend` has the real one."""
+
+    async def rewrite(self, body: RewritesBody) -> dict[str, Any]:
+        """The body of the answer. Raises UnknownNameError and EngineClosedError."""
+        ...
+
+    async def mismatch(self, body: MismatchBody) -> dict[str, Any]:
+        """The body of the answer. Raises EngineClosedError."""
+        ...
+
+    async def ping(self) -> EngineInfo:
+        """Ask the engine now. Raises EngineClosedError when none answers."""
+        ...
+
+
+def create_app(backend: Backend, settings: ServerSettings, keys: Keys) -> FastAPI:
+    """The application.
+
+    Args:
+        backend: what rewrites and scores.
+        settings: its limits are enforced here; host and port are the caller's business.
+        keys: bearer keys that may pass; none at all lets everybody on this machine in.
+    """
+    app = FastAPI(
+        title="Rewright",
+        version="0.1.0",
+        summary="Rewrites expert demonstrations so that they fit the model that will learn from them.",
+        redoc_url=None,
+    )
+    app.state.backend = backend
+    app.state.limits = settings.limits
+    app.state.keys = keys
+    app.state.admission = Admission(settings.limits.queue_rows, settings.limits.retry_after_s)
+    app.add_middleware(GuardHeaders, local_only=not keys)
+    install_error_handlers(app)
+    app.include_router(_status)
+    app.include_router(_work)
+    return app
+
+
+_status = APIRouter(tags=["status"])
+_work = APIRouter(
+    prefix="/v1", tags=["work"], route_class=GuardedRoute, dependencies=[Security(_bearer)], responses=_WORK_ERRORS
+)
+
+
+@_status.get("/", include_in_schema=False)
+async def page() -> HTMLResponse:
+    return HTMLResponse(PAGE)
+
+
+@_status.get("/healthz", response_model=HealthResponse)
+async def health() -> dict[str, str]:
+    """Whether this process answers at all."""
+    return {"status": "ok"}
+
+
+@_status.get("/readyz", response_model=ReadyResponse, responses=error_responses(503))
+async def ready(request: Request) -> dict[str, Any]:
+    """Whether work would be done now: asks the engine, every time."""
+    admission: Admission = request.app.state.admission
+    if admission.closed:
+        raise _unavailable(request, "the service is shutting down", "shutting_down")
+    try:
+        async with asyncio.timeout(_READY_TIMEOUT_S):
+            info = await request.app.state.backend.ping()
+    except EngineClosedError as error:
+        raise _unavailable(request, str(error), "engine_unavailable") from error
+    except TimeoutError:
+        message = f"the engine did not answer within {_READY_TIMEOUT_S:g} seconds"
+        raise _unavailable(request, message, "engine_unavailable") from None
+    return {"status": "ready", "model": info.model, "max_length": info.max_length, "queue_rows": admission.rows}
+
+
+@_work.post("/rewrites", responses=answer(REWRITES_ANSWER, RewritesResponse))
+async def create_rewrites(
+    request: Request, body: Annotated[RewritesBody, Body(openapi_examples=REWRITES_REQUESTS)]
+) -> JSONResponse:
+    """Rewrite demonstrations: one record each, in their order."""
+    backend: Backend = request.app.state.backend
+    return await _work_on(request, body.demonstrations, backend.rewrite(body))
+
+
+@_work.post("/mismatch", responses=answer(MISMATCH_ANSWER, MismatchResponse))
+async def create_mismatch(
+    request: Request, body: Annotated[MismatchBody, Body(openapi_examples=MISMATCH_REQUESTS)]
+) -> JSONResponse:
+    """How surprised the base model is by every expert completion, token by token."""
+    backend: Backend = request.app.state.backend
+    return await _work_on(request, body.demonstrations, backend.mismatch(body))
+
+
+async def _work_on(request: Request, rows: list[Any], work: Coroutine[Any, Any, dict[str, Any]]) -> JSONResponse:
+    """Do `work` within the limits; it is cancelled when the client goes away.
+
+    Raises:
+        TooLargeError, QueueFullError, UnavailableError, WorkTimeoutError: a limit was met.
+    """
+    limits: LimitSettings = request.app.state.limits
+    admission: Admission = request.app.state.admission
+    try:
+        if len(rows) > limits.rows:
+            raise TooLargeError(
+                f"{len(rows)} demonstrations, and a request may have {limits.rows}: send several requests",
+                code="too_many_rows",
+                param="demonstrations",
+            )
+        with admission.admit(len(rows)):
+            return JSONResponse(await _while_connected(request, work, limits.request_timeout_s))
+    finally:
+        work.close()
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
+            raise BadRequestError("the client closed the connection", code="client_closed")
+        raise WorkTimeoutError(f"the work took longer than {timeout_s:g} seconds", code="work_timeout")
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _unavailable(request: Request, message: str, code: str) -> UnavailableError:
+    limits: LimitSettings = request.app.state.limits
+    return UnavailableError(message, code=code, retry_after_s=limits.retry_after_s)

@@ -1,0 +1,133 @@
+"""The application's `Backend` on the agent: demonstrations in, the body of the response out.
+
+Not here: HTTP, and limits on how much is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from agent.chat import ChatFormat
+from agent.demonstrations import BadRow, Demonstration
+from agent.engine import Engine, EngineInfo
+from agent.exceptions import EngineClosedError, EngineMemoryError, PromptTooLongError, SettingsError
+from agent.gate import Gate
+from agent.intake import read_json_rows
+from agent.mismatch import surprisal
+from agent.pipeline import map_in_order, rewrite_rows
+from agent.rewriter import Rewriter, Usage
+from agent.settings import RewriteSettings
+from agent.strategies import Strategy, find_strategy
+from server.exceptions import UnknownNameError
+from server.schemas import MismatchBody, RewritesBody, SamplingBody
+
+
+class AgentBackend:
+    """Rewrites and scores with one engine.
+
+    Args:
+        engine: samples and scores.
+        chat: chat format of its model.
+        gate: shared by all requests.
+        settings: what a request does not override.
+        adapter: the one adapter that the engine has loaded, None for none.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        chat: ChatFormat,
+        gate: Gate,
+        settings: RewriteSettings,
+        *,
+        adapter: str | None = None,
+    ) -> None:
+        self._engine, self._chat, self._gate = engine, chat, gate
+        self._settings, self._adapter = settings, adapter
+
+    async def ping(self) -> EngineInfo:
+        """See `Backend.ping`."""
+        await self._engine.check()
+        return self._engine.info
+
+    async def aclose(self) -> None:
+        """Stop the gate's processes."""
+        await self._gate.aclose()
+
+    async def rewrite(self, body: RewritesBody) -> dict[str, Any]:
+        """See `Backend.rewrite`."""
+        model = await self._model()
+        rewriter = self._rewriter(body)
+        rows = read_json_rows(body.demonstrations)
+        data: list[dict[str, Any]] = []
+        usage = Usage()
+        async for row, used in rewrite_rows(rewriter, rows, model=model, concurrency=self._settings.concurrency):
+            data.append(row)
+            usage += used
+        return {"data": data, "usage": asdict(usage), "model": model}
+
+    async def mismatch(self, body: MismatchBody) -> dict[str, Any]:
+        """See `Backend.mismatch`."""
+        model = await self._model()
+        rows = read_json_rows(body.demonstrations)
+        data = [row async for row in map_in_order(self._surprisal_row, rows, self._settings.concurrency)]
+        return {"data": data, "model": model}
+
+    async def _model(self) -> str:
+        """Name of the model; asks the engine the first time, which fails while it is starting."""
+        try:
+            return self._engine.info.model
+        except EngineClosedError:
+            return (await self.ping()).model
+
+    def _rewriter(self, body: RewritesBody) -> Rewriter:
+        name = body.strategy or self._settings.strategy
+        try:
+            strategy = find_strategy(name, self._settings)
+        except SettingsError as error:
+            raise UnknownNameError(str(error), code="unknown_strategy", param="strategy") from None
+        if body.adapter not in (None, self._adapter):
+            known = self._adapter or "none"
+            raise UnknownNameError(
+                f"unknown adapter {body.adapter!r}; loaded is {known}", code="unknown_adapter", param="adapter"
+            )
+        return Rewriter(
+            self._engine,
+            self._chat,
+            self._gate,
+            override_steps(strategy, body.sampling),
+            override_settings(self._settings, body.sampling),
+            self._adapter,
+        )
+
+    async def _surprisal_row(self, row: Demonstration | BadRow) -> dict[str, Any]:
+        if isinstance(row, BadRow):
+            return _surprisal_error(row.id, row.line, row.field, row.message)
+        try:
+            scored = await surprisal(self._engine, self._chat, row.prompt, row.expert)
+        except (PromptTooLongError, EngineMemoryError) as error:
+            return _surprisal_error(row.id, row.line, None, str(error))
+        tokens = [{"text": text, "nats": round(nats, 6)} for text, nats in zip(scored.tokens, scored.nats, strict=True)]
+        return {"id": row.id, "mismatch": scored.summary().as_dict(), "tokens": tokens, "error": None}
+
+
+def override_steps(strategy: Strategy, sampling: SamplingBody) -> Strategy:
+    """The strategy with the request's temperature and number of samples in every step."""
+    changes: dict[str, Any] = {}
+    if sampling.temperature is not None:
+        changes["temperatures"] = (sampling.temperature,)
+    if sampling.samples is not None:
+        changes["samples"] = sampling.samples
+    return tuple(step.model_copy(update=changes) for step in strategy)
+
+
+def override_settings(settings: RewriteSettings, sampling: SamplingBody) -> RewriteSettings:
+    """The settings with what the request states."""
+    stated = sampling.model_dump(include={"top_p", "max_tokens", "seed"}, exclude_none=True)
+    return settings.model_copy(update=stated)
+
+
+def _surprisal_error(row_id: str, line: int | None, field: str | None, message: str) -> dict[str, Any]:
+    error = {"line": line, "field": field, "message": message}
+    return {"id": row_id, "mismatch": None, "tokens": [], "error": error}

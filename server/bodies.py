@@ -1,0 +1,113 @@
+"""The door of a route: who may enter, and a body that is bounded while it streams and strictly JSON.
+
+Not here: what the JSON must contain (`server.schemas`), and what a demonstration is (`agent.rows`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+
+from agent.strict_json import JsonValueError, check_json_value, parse_json
+from server.auth import authenticate
+from server.exceptions import BadRequestError, BodyTimeoutError, MediaTypeError, TooLargeError
+from server.settings import LimitSettings
+
+
+class BoundedRequest(Request):
+    """A request whose body is read within the limits in `request.app.state.limits`, as strict JSON."""
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The body in chunks.
+
+        Raises:
+            TooLargeError: it is longer than allowed, whatever its Content-Length says.
+        """
+        limits: LimitSettings = self.app.state.limits
+        too_large = TooLargeError(
+            f"the body is longer than {limits.body_bytes} bytes: send the demonstrations in several requests",
+            code="body_too_large",
+        )
+        declared = self.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared[:18]) > limits.body_bytes:
+            raise too_large
+        received = 0
+        async for chunk in super().stream():
+            received += len(chunk)
+            if received > limits.body_bytes:
+                raise too_large
+            yield chunk
+
+    async def json(self) -> Any:
+        """The body as JSON, read once.
+
+        Raises:
+            ApiError: the body is too long, too slow, not declared as JSON or not strictly JSON.
+        """
+        if not hasattr(self, "_json"):
+            limits: LimitSettings = self.app.state.limits
+            _require_json(self.headers.get("content-type", ""))
+            try:
+                async with asyncio.timeout(limits.body_timeout_s):
+                    body = await self.body()
+            except TimeoutError:
+                raise BodyTimeoutError(
+                    f"the body did not arrive within {limits.body_timeout_s:g} seconds", code="body_timeout"
+                ) from None
+            except ClientDisconnect:
+                raise BadRequestError("the body ended before its time", code="incomplete_body") from None
+            self._json = await asyncio.to_thread(parse_body, body)
+        return self._json
+
+
+class GuardedRoute(APIRoute):
+    """A route that lets known keys in, and reads its body through `BoundedRequest` before anything looks at it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            authenticate(request)
+            bounded = BoundedRequest(request.scope, request.receive)
+            if self.body_field is not None:
+                await bounded.json()
+            return await handler(bounded)
+
+        return handle
+
+
+def parse_body(body: bytes) -> Any:
+    """Decode strict JSON.
+
+    Raises:
+        BadRequestError: with the line of the body where it is known.
+    """
+    try:
+        value = parse_json(body.decode("utf-8-sig"))
+        check_json_value(value)
+    except UnicodeDecodeError as error:
+        raise BadRequestError(
+            f"the body is not UTF-8: byte {error.start}",
+            code="invalid_utf8",
+            line=body.count(b"\n", 0, error.start) + 1,
+        ) from None
+    except JsonValueError as error:
+        syntax = error.__context__
+        line = syntax.lineno if isinstance(syntax, json.JSONDecodeError) else None
+        raise BadRequestError(f"the body cannot be used: {error}", code="invalid_json", line=line) from None
+    return value
+
+
+def _require_json(content_type: str) -> None:
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise MediaTypeError(
+            f"the body must be declared as application/json, got {media_type or 'no Content-Type'!r}",
+            code="unsupported_media_type",
+        )

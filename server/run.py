@@ -1,0 +1,239 @@
+"""Starting the service on Ray, and ending it so that nothing in flight is lost.
+
+Not here: the deployments themselves (`server.deployments`), the same app without Ray (`server.local`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from agent.exceptions import SettingsError
+from agent.models import resolve_model
+from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteSettings
+from server.auth import Keys
+from server.exceptions import StartError
+from server.settings import RaySettings, ServerSettings, require_keys_in_public
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+    from ray.serve.handle import DeploymentHandle
+
+APPLICATION = "rewright"
+_NAMESPACE = "rewright"
+_POLL_S = 0.1
+_NAP_S = 0.5
+
+Announce = Callable[[str], None]
+
+
+def serve(
+    model: ModelSettings,
+    engine: EngineSettings,
+    gate: GateSettings,
+    rewrite: RewriteSettings,
+    server: ServerSettings,
+    announce: Announce,
+) -> None:
+    """Run the service on Ray until SIGINT or SIGTERM, then finish what is in flight and return.
+
+    Args:
+        model: fetched here first if need be, and again on every node that runs an engine.
+        announce: called with one line at each stage.
+
+    Raises:
+        SettingsError: keys are missing for a public host, the port is taken, the cluster is too small.
+        ModelError: the model cannot be had.
+        StartError: the service did not come up; says why.
+    """
+    keys = Keys.from_environment()
+    require_keys_in_public(server, has_keys=bool(keys))
+    require_free_port(server)
+    resolve_model(model)
+    started = time.monotonic()
+    with _stop_signals() as stop:
+        _set_ray_environment(server.ray)
+        with _ray_cluster(server.ray):
+            from server.deployments import build_application
+
+            announce(f"Ray is up after {time.monotonic() - started:.1f} s; loading {model.name}")
+            with _stop_signals(stop):  # Ray has installed its own
+                application = build_application(model, engine, gate, rewrite, server, keys)
+                with _deployed(application, server, stop) as handle:
+                    if _wait_until_ready(server, stop):
+                        announce(f"ready at {base_url(server)} after {time.monotonic() - started:.1f} s; docs at /docs")
+                        _wait_for(stop)
+                    announce("shutting down: finishing what is in flight")
+                    _drain(handle, server.drain_timeout_s, announce)
+    announce("stopped")
+
+
+def base_url(server: ServerSettings) -> str:
+    """Where a client on this machine reaches the service."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
+    return f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"
+
+
+def require_free_port(server: ServerSettings) -> None:
+    """Raises SettingsError when host and port cannot be bound to."""
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((server.host, server.port))
+        except OSError as error:
+            raise SettingsError(
+                f"cannot listen on {server.host}:{server.port}: {error.strerror}; choose another server.port"
+            ) from error
+
+
+@contextlib.contextmanager
+def _stop_signals(stop: threading.Event | None = None) -> Iterator[threading.Event]:
+    """Within: the first SIGINT or SIGTERM sets the event, the second one interrupts."""
+    event = stop or threading.Event()
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt(signal.Signals(number).name)
+        event.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait_for(stop: threading.Event) -> None:
+    """Wait in short naps: a signal that another thread receives does not end a wait of this one."""
+    while not stop.wait(_NAP_S):
+        pass
+
+
+def _set_ray_environment(settings: RaySettings) -> None:
+    """Variables that Ray reads when it is imported; its processes inherit them. What the user set stays."""
+    defaults = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+    if settings.address is None:
+        # Ray's switch for "more than this machine", named after the platforms where it is off by default:
+        # with it off, every port of Ray's is bound to loopback.
+        defaults["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            defaults["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def _ray_cluster(settings: RaySettings) -> Iterator[None]:
+    """Within: connected to the cluster of the settings, or to one of our own that ends with this."""
+    import ray
+
+    local: dict[str, Any] = {
+        "include_dashboard": False,
+        "object_store_memory": settings.object_store_mb * 2**20,
+    }
+    ray.init(
+        address=settings.address or "local",
+        namespace=_NAMESPACE,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        **(local if settings.address is None else {}),
+    )
+    try:
+        _require_resources(settings, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        yield
+    finally:
+        with _silent_stderr():
+            ray.shutdown()
+
+
+def _require_resources(settings: RaySettings, available: dict[str, float]) -> None:
+    for name, each in (("CPU", settings.engine_cpus), ("GPU", settings.engine_gpus)):
+        needed = settings.engine_replicas * each
+        if needed > available.get(name, 0.0):
+            raise SettingsError(
+                f"{settings.engine_replicas} engines with {each:g} {name}s each need {needed:g}, "
+                f"and the Ray cluster has {available.get(name, 0.0):g}: lower server.ray.engine_{name.lower()}s "
+                "or server.ray.engine_replicas"
+            )
+
+
+@contextlib.contextmanager
+def _deployed(
+    application: Application, server: ServerSettings, stop: threading.Event
+) -> Iterator[DeploymentHandle[Any]]:
+    """Within: the application runs. Ends Serve where we started the cluster, else only our application."""
+    from ray import serve as ray_serve
+    from ray.serve.config import HTTPOptions
+    from ray.serve.schema import LoggingConfig
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    try:
+        ray_serve.start(http_options=HTTPOptions(host=server.host, port=server.port), logging_config=quiet)
+        (handle,) = ray_serve.run_many(
+            [ray_serve.RunTarget(application, name=APPLICATION, route_prefix="/", logging_config=quiet)],
+            wait_for_applications_running=False,
+        )
+        _wait_until_running(server.ray.engine_start_timeout_s, stop)
+        yield handle
+    finally:
+        with _silent_stderr():
+            if server.ray.address is None:
+                ray_serve.shutdown()  # type: ignore[no-untyped-call]
+            else:
+                ray_serve.delete(APPLICATION)
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Within: nothing reaches stderr; Ray reports the planned end of its own actors there as failures."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def _wait_until_running(timeout_s: float, stop: threading.Event) -> None:
+    from ray import serve as ray_serve
+    from ray.serve.schema import ApplicationStatus
+
+    deadline = time.monotonic() + timeout_s
+    while not stop.wait(_POLL_S):
+        state = ray_serve.status().applications[APPLICATION]
+        if state.status == ApplicationStatus.RUNNING:
+            return
+        if state.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            reasons = [deployment.message for deployment in state.deployments.values() if deployment.message]
+            raise StartError("\n".join(["the service did not start:", state.message, *reasons]).strip())
+        if time.monotonic() > deadline:
+            raise StartError(
+                f"the engine did not load within {timeout_s:g} seconds (server.ray.engine_start_timeout_s)"
+            )
+
+
+def _wait_until_ready(server: ServerSettings, stop: threading.Event) -> bool:
+    """Ask over HTTP until the engine has answered. False when told to stop before."""
+    with httpx.Client(base_url=base_url(server), timeout=10, trust_env=False) as client:
+        while not stop.wait(_POLL_S):
+            with contextlib.suppress(httpx.TransportError):
+                if client.get("/readyz").status_code == httpx.codes.OK:
+                    return True
+    return False
+
+
+def _drain(handle: DeploymentHandle[Any], timeout_s: float, announce: Announce) -> None:
+    try:
+        handle.drain.remote().result(timeout_s=timeout_s)
+    except TimeoutError:
+        announce(f"gave up on requests that took longer than {timeout_s:g} s (server.drain_timeout_s)")

@@ -1,0 +1,74 @@
+"""Settings of the service, and what of it must come from the environment: its keys."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from pydantic import Field, model_validator
+
+from agent.exceptions import SettingsError
+from agent.settings import Section
+
+
+class LimitSettings(Section):
+    """How much a client may ask for."""
+
+    rows: int = Field(256, ge=1, description="demonstrations a request")
+    body_bytes: int = Field(8 * 2**20, ge=1024, description="bytes of a request body")
+    queue_rows: int = Field(1024, ge=1, description="demonstrations of all requests in the house")
+    body_timeout_s: float = Field(60.0, gt=0, description="time to send a body, seconds")
+    request_timeout_s: float = Field(1800.0, gt=0, description="time to answer a request, seconds")
+    retry_after_s: int = Field(5, ge=1, description="Retry-After of 429 and 503 answers, seconds")
+
+    @model_validator(mode="after")
+    def _one_request_fits(self) -> LimitSettings:
+        if self.rows > self.queue_rows:
+            raise ValueError("limits.rows must not exceed limits.queue_rows, or a full request could never be taken")
+        return self
+
+
+class RaySettings(Section):
+    """Where the service runs."""
+
+    address: str | None = Field(None, description="a running Ray cluster, None to start one on this machine")
+    object_store_mb: int = Field(128, ge=80, description="object store of a cluster started here, MiB")
+    engine_replicas: int = Field(1, ge=1, description="copies of the engine")
+    engine_cpus: float = Field(1.0, ge=0, description="CPUs that a copy of the engine reserves")
+    engine_gpus: float = Field(0.0, ge=0, description="GPUs that a copy of the engine reserves")
+    engine_start_timeout_s: float = Field(1800.0, gt=0, description="time for the engine to load, seconds")
+    health_period_s: float = Field(10.0, gt=0, description="time between looks at an engine's health, seconds")
+    health_timeout_s: float = Field(120.0, gt=0, description="time an engine may take to prove its health, seconds")
+
+
+class ServerSettings(Section):
+    """The HTTP service."""
+
+    host: str = Field("127.0.0.1", description="address to bind to; other than loopback only with REWRIGHT_API_KEYS")
+    port: int = Field(8000, ge=1, le=65535)
+    drain_timeout_s: float = Field(120.0, ge=0, description="time for requests in flight at shutdown, seconds")
+    limits: LimitSettings = LimitSettings()
+    ray: RaySettings = RaySettings()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is reached from this machine only. Names other than localhost are not resolved."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def require_keys_in_public(settings: ServerSettings, *, has_keys: bool) -> None:
+    """Refuse to serve others without keys.
+
+    Raises:
+        SettingsError: the host is not loopback and there are no keys.
+    """
+    if not has_keys and not is_loopback(settings.host):
+        raise SettingsError(
+            f"server.host is {settings.host!r}, which others can reach, and no API keys are set: "
+            "put at least one into the environment variable REWRIGHT_API_KEYS (comma separated), "
+            "or bind to 127.0.0.1"
+        )

@@ -1,0 +1,39 @@
+"""What tests of every kind share: the embedded model, and data sets that are not ours to ship."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from agent.models import ModelFiles, resolve_model
+from agent.settings import ModelSettings
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_settings_from_outside() -> None:
+    """Settings in the environment of whoever runs the tests would change what is tested."""
+    for name in [name for name in os.environ if name.startswith("REWRIGHT_") and "__" in name]:
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def model_files() -> ModelFiles:
+    """The embedded model, fetched on the first run of all."""
+    return resolve_model(ModelSettings())
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """A folder of public data sets: `$REWRIGHT_TEST_DATA`, else `shared/data` beside the checkout."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("REWRIGHT_TEST_DATA") or beside)
+    if not folder.is_dir():
+        pytest.skip(f"no public data sets at {folder}: set REWRIGHT_TEST_DATA")
+    return folder

@@ -1,0 +1,64 @@
+"""The service against its own OpenAPI description: schemathesis makes requests, valid and not, and judges answers.
+
+Real application, chat format and gate, in this process; the engine is scripted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import APIOperation, BaseSchema, Case, GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from agent.assembly import build_gate, open_chat
+from agent.models import ModelFiles
+from agent.settings import GateSettings, RewriteSettings
+from server.app import create_app
+from server.auth import Keys
+from server.backend import AgentBackend
+from server.settings import LimitSettings, ServerSettings
+from tests.scripted_engine import ScriptedEngine
+
+KEY = "key-of-the-schema-test"
+EXAMPLES = 50
+
+
+@pytest.fixture(scope="module")
+def api(model_files: ModelFiles) -> BaseSchema:
+    chat = open_chat(model_files)
+    engine = ScriptedEngine(chat, "The answer is \\boxed{7}.")
+    backend = AgentBackend(engine, chat, build_gate(engine, chat, GateSettings()), RewriteSettings())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REWRIGHT_API_KEYS", KEY)
+        app = create_app(backend, ServerSettings(limits=LimitSettings(rows=16)), Keys.from_environment())
+    return schemathesis.openapi.from_asgi("/openapi.json", app)
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=str)
+@pytest.mark.parametrize("path", ["/v1/rewrites", "/v1/mismatch"])
+def test_work_answers_as_described_and_never_fails(api: BaseSchema, path: str, mode: GenerationMode) -> None:
+    _drive(api[path]["POST"], mode)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_status_answers_as_described(api: BaseSchema, path: str) -> None:
+    _drive(api[path]["GET"], GenerationMode.POSITIVE)
+
+
+def _drive(operation: APIOperation[Any, Any, Any, Any], mode: GenerationMode) -> None:
+    """Send many generated requests; every answer must have a described status, media type and body, and be no 5xx."""
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    def judge(case: Case[Any]) -> None:
+        case.call_and_validate(
+            headers={"Authorization": f"Bearer {KEY}"},
+            timeout=600,  # the first text row loads the embedding model
+            # What a row may be is decided row by row; integers beyond 64 bits are valid JSON and still refused.
+            excluded_checks=[positive_data_acceptance],
+        )
+
+    judge()

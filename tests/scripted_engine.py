@@ -1,0 +1,54 @@
+"""An engine that answers at once what it is told to, for tests of what stands above the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.chat import ChatFormat
+from agent.engine import Completion, EngineInfo, Sampling
+from agent.exceptions import PromptTooLongError
+
+
+class ScriptedEngine:
+    """Completes every prompt with `reply`; scores it at 1 nat a token, and everything else at 2.
+
+    Attributes:
+        sampled: the sampling and number of samples of each call.
+    """
+
+    def __init__(self, chat: ChatFormat, reply: str, max_length: int = 512) -> None:
+        self._reply_ids = chat.completion_ids(reply)
+        self._reply = reply
+        self.info = EngineInfo("scripted", max_length)
+        self.sampled: list[tuple[Sampling, int, str | None]] = []
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, n: int = 1, adapter: str | None = None
+    ) -> list[Completion]:
+        self._check_length(len(prompt_ids) + 1)
+        self.sampled.append((sampling, n, adapter))
+        ids = self._reply_ids[: sampling.max_tokens]
+        whole = len(ids) == len(self._reply_ids)
+        return [Completion(ids, self._reply, [-1.0] * len(ids), "stop" if whole else "length") for _ in range(n)]
+
+    async def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
+        self._check_length(len(prompt_ids) + len(completion_ids))
+        nats = 1.0 if list(completion_ids) == self._reply_ids else 2.0
+        return [-nats] * len(completion_ids)
+
+    async def load_adapter(self, name: str, path: Path) -> None:
+        raise NotImplementedError
+
+    async def unload_adapter(self, name: str) -> None:
+        raise NotImplementedError
+
+    async def check(self) -> None:
+        """Always alive."""
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self.info.max_length:
+            raise PromptTooLongError(f"{tokens} tokens, and there is room for {self.info.max_length}")

@@ -1,0 +1,188 @@
+"""The client of the service, against a real HTTP server that misbehaves on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from agent.demonstrations import BadRow, Demonstration, Message
+from cli import client as client_module
+from cli.client import RewriteClient, rewrite_rows_remotely
+from cli.exceptions import ServiceError
+
+Answer = Callable[[list[dict[str, Any]]], Response]
+
+
+class Service:
+    """Answers `POST /v1/rewrites` with the next of `answers`, then with records."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.answers: list[Answer] = []
+        self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+
+    async def rewrites(self, request: Request) -> Response:
+        body = await request.json()
+        self.bodies.append(body)
+        self.keys.append(request.headers.get("authorization"))
+        answer = self.answers.pop(0) if self.answers else records
+        return answer(body["demonstrations"])
+
+    async def ready(self, request: Request) -> Response:
+        return self.answers.pop(0)([]) if self.answers else JSONResponse({"status": "ready", "model": "tiny"})
+
+
+def records(rows: list[dict[str, Any]]) -> Response:
+    data = [{"id": row["id"], "status": "rewritten", "error": None, "source": row} for row in rows]
+    usage = {"prompt_tokens": 5, "completion_tokens": len(rows), "scored_tokens": 2}
+    return JSONResponse({"data": data, "usage": usage, "model": "tiny"})
+
+
+def refuse(status: int, message: str = "no", *, param: str | None = None, retry_after: str | None = None) -> Answer:
+    headers = {"Retry-After": retry_after} if retry_after else {}
+    return lambda rows: JSONResponse({"error": {"message": message, "param": param}}, status, headers)
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    service = Service()
+    routes = [Route("/v1/rewrites", service.rewrites, methods=["POST"]), Route("/readyz", service.ready)]
+    server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), port=0, log_level="warning", lifespan="off"))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    service.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    yield service
+    server.should_exit = True
+    await serving
+
+
+def rows(count: int) -> list[Demonstration]:
+    return [
+        Demonstration(f"row-{i}", (Message("user", f"{i}?"),), str(i), source={"n": i}, line=i) for i in range(count)
+    ]
+
+
+async def send(
+    service: Service, demonstrations: list[Demonstration], options: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    async with RewriteClient(service.url, None, options or {}, patience_s=0.0) as client:
+        return (await client.rewrite(demonstrations, model="tiny"))[0]
+
+
+async def test_rows_come_back_with_their_own_source(service: Service) -> None:
+    assert [(r["id"], r["source"]) for r in await send(service, rows(2))] == [("row-0", {"n": 0}), ("row-1", {"n": 1})]
+
+
+async def test_a_demonstration_is_sent_with_everything_that_decides(service: Service) -> None:
+    await send(service, [Demonstration("a", (Message("user", "?"),), "x", "42", "math")], {"strategy": "hint"})
+    row = {"id": "a", "prompt": [{"role": "user", "content": "?"}], "completion": "x"}
+    assert service.bodies == [
+        {"demonstrations": [row | {"reference_answer": "42", "task": "math"}], "strategy": "hint"}
+    ]
+
+
+async def test_the_key_is_sent_as_a_bearer(service: Service) -> None:
+    async with RewriteClient(service.url, "secret", {}, patience_s=0.0) as client:
+        await client.rewrite(rows(1), model="tiny")
+    assert service.keys == ["Bearer secret"]
+
+
+@pytest.mark.parametrize("status", [429, 502, 503])
+async def test_a_busy_service_is_asked_again(service: Service, status: int) -> None:
+    service.answers = [refuse(status)]
+    assert [r["status"] for r in await send(service, rows(1))] == ["rewritten"]
+    assert len(service.bodies) == 2
+
+
+async def test_the_service_says_how_long_to_wait(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    service.answers = [refuse(429, retry_after="7"), refuse(429)]
+    monkeypatch.setattr(client_module.asyncio, "sleep", noted)
+    await send(service, rows(1))
+    assert [p for p in pauses if p >= 0.5] == [7.0, 1.0]
+
+
+async def test_patience_with_a_busy_service_ends(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_BUSY_PATIENCE_S", 0.0)
+    service.answers = [refuse(503, "starting")]
+    with pytest.raises(ServiceError, match="answered 503: starting"):
+        await send(service, rows(1))
+
+
+async def test_a_row_that_the_service_refuses_fails_alone(service: Service) -> None:
+    def second_is_bad(sent: list[dict[str, Any]]) -> Response:
+        if any(row["id"] == "row-1" for row in sent):
+            return refuse(422, "too deep", param="demonstrations[0]")(sent)
+        return records(sent)
+
+    service.answers = [second_is_bad] * 10
+    answered = await send(service, rows(4))
+    assert [(r["id"], r["status"]) for r in answered] == [
+        ("row-0", "rewritten"),
+        ("row-1", "error"),
+        ("row-2", "rewritten"),
+        ("row-3", "rewritten"),
+    ]
+    assert answered[1]["error"] == {"line": 1, "field": None, "message": f"{service.url} answered 422: too deep"}
+    assert (answered[1]["model"], answered[1]["source"]) == ("tiny", {"n": 1})
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (refuse(401, "a key is needed"), "answered 401: a key is needed"),
+        (refuse(404, "no adapter x", param="adapter"), "answered 404: no adapter x"),
+        (refuse(422, "unknown strategy", param="strategy"), "answered 422: unknown strategy"),
+        (lambda rows: PlainTextResponse("hello"), "something that is not JSON"),
+        (lambda rows: JSONResponse([]), "JSON that is not an object"),
+        (lambda rows: JSONResponse({}), "without data and usage"),
+        (lambda rows: JSONResponse({"data": [], "usage": {}}), "other rows than it was sent"),
+    ],
+)
+async def test_what_is_not_about_a_row_ends_the_work(service: Service, answer: Answer, message: str) -> None:
+    service.answers = [answer]
+    with pytest.raises(ServiceError, match=message):
+        await send(service, rows(2), {"strategy": "x", "adapter": "x"})
+
+
+async def test_the_name_of_the_model_is_asked_for(service: Service) -> None:
+    service.answers = [refuse(503)]
+    async with RewriteClient(service.url, None, {}, patience_s=0.0) as client:
+        assert await client.ready() == "tiny"
+
+
+async def test_batches_come_back_as_one_ordered_stream_with_bad_rows_in_place(service: Service) -> None:
+    given: list[Demonstration | BadRow] = [*rows(40)]
+    given[3] = BadRow("row-3", 3, "broken")
+    async with RewriteClient(service.url, None, {}, patience_s=0.0) as client:
+        results = [result async for result in rewrite_rows_remotely(client, given, model="tiny")]
+    assert [row["id"] for row, _ in results] == [f"row-{i}" for i in range(40)]
+    assert [row["id"] for row, _ in results if row["status"] == "error"] == ["row-3"]
+    assert sum(usage.completion_tokens for _, usage in results) == 39
+    assert sorted(len(body["demonstrations"]) for body in service.bodies) == [8, 15, 16]
+
+
+async def test_large_rows_make_small_batches(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(json.dumps(client_module._as_row(rows(1)[0])))
+    monkeypatch.setattr(client_module, "_BATCH_BYTES", 2 * size)
+    async with RewriteClient(service.url, None, {}, patience_s=0.0) as client:
+        results = [result async for result in rewrite_rows_remotely(client, rows(5), model="tiny")]
+    assert len(results) == 5
+    assert sorted(len(body["demonstrations"]) for body in service.bodies) == [1, 2, 2]

@@ -1,0 +1,125 @@
+"""Wrong use of the command line: exit code 2, one clear message, nothing on standard output, no traceback."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli.main import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs `rewright` in an empty folder; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    (tmp_path / "old.jsonl").write_text('{"id": "x"}\n')
+
+    def rewright(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rewright", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, " ".join(err.split())
+
+    return rewright
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rewrit"], "No such command 'rewrit'"),
+        (["rewrite"], "Missing argument 'IN'"),
+        (["rewrite", "in.jsonl", "--strateg", "x"], "No such option"),
+        (["rewrite", "in.jsonl", "--limit", "0"], "Invalid value for '--limit': Input should be greater than"),
+        (["rewrite", "in.jsonl", "--limit", "ten"], "Invalid value for '--limit': Input should be a valid integer"),
+        (["rewrite", "in.jsonl", "--max-errors", "-1"], "Invalid value for '--max-errors'"),
+        (["rewrite", "in.jsonl", "--max-tokens", "0"], "setting rewrite.max_tokens: Input should be greater than"),
+        (["rewrite", "in.jsonl", "--seed", "x"], "Invalid value for '--seed'"),
+        (["rewrite", "in.jsonl", "--strategy", "magic"], "unknown strategy 'magic'; known are"),
+        (["rewrite", "in.jsonl", "--config", "none.toml"], "--config none.toml: No such file"),
+        (["rewrite", "in.jsonl", "--model", "m", "--url", "http://h"], "--model and --url exclude each other"),
+        (["rewrite", "in.jsonl", "--url", "ftp://h"], "is no http address"),
+        (["rewrite", "in.jsonl", "--resume"], "need an output file: -o OUT"),
+        (["rewrite", "in.jsonl", "--json"], "need an output file: -o OUT"),
+        (["rewrite", "in.jsonl", "-o", "o.jsonl", "--resume", "--overwrite"], "exclude each other"),
+        (["rewrite", "none.jsonl", "-o", "o.jsonl"], "none.jsonl: no such file or folder"),
+        (["rewrite", "in.jsonl", "-o", "in.jsonl"], "in.jsonl: is the input itself"),
+        (["rewrite", "in.jsonl", "-o", "old.jsonl"], "old.jsonl: exists already"),
+        (["rewrite", "in.jsonl", "-o", "old.jsonl", "--resume"], "old.jsonl: cannot be resumed"),
+        (["rewrite", "in.jsonl", "-o", "none/o.jsonl"], "none/o.jsonl: cannot be written: No such file"),
+        (["rewrite", "in.jsonl", "-o", "o.jsonl", "--model", "nope"], "model 'nope' is neither"),
+        (["rewrite", "in.jsonl", "-o", "o.jsonl", "--model", "a/b"], "it needs a pinned revision"),
+        (["mismatch", "none.jsonl"], "none.jsonl: no such file or folder"),
+        (["mismatch", "in.jsonl", "--plot", "none/p.png"], "none/p.png: there is no folder"),
+        (["mismatch", "in.jsonl", "-o", "none/p.jsonl"], "none/p.jsonl: there is no folder"),
+        (["check", "none.jsonl"], "none.jsonl: no such file or folder"),
+        (["serve", "--port", "0"], "setting server.port: Input should be greater than or equal to 1"),
+        (["serve", "--host", "0.0.0.0"], "no API keys are set"),
+        (["models", "pull", "owner/name"], "it needs a pinned revision"),
+        (["models", "pull", "owner/name", "--revision", "main"], "it needs a pinned revision"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_use_is_explained(run: Run, arguments: list[str], message: str) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("group", [[], ["models"]], ids=str)
+def test_a_missing_command_shows_which_there_are(run: Run, group: list[str]) -> None:
+    code, _, err = run(*group)
+    assert code == 2
+    assert "Commands:" in err
+
+
+def test_a_wrong_variable_is_wrong_use(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REWRIGHT_ENGINE__DTYPE", "int4")
+    code, _, err = run("rewrite", "in.jsonl")
+    assert code == 2
+    assert "from REWRIGHT_ENGINE__DTYPE" in err
+
+
+def test_an_unreachable_service_is_a_failure_not_wrong_use(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.rewrite._PATIENCE_S", 0.0)
+    code, _, err = run("rewrite", "in.jsonl", "-o", "o.jsonl", "--url", "http://127.0.0.1:1")
+    assert code == 1
+    assert "http://127.0.0.1:1 cannot be reached" in err
+
+
+def test_a_dry_run_prints_the_resolved_settings(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[rewrite]\nmax_tokens = 99\n")
+    code, out, _ = run("rewrite", "in.jsonl", "--config", "c.toml", "--seed", "7", "--dry-run")
+    rewrite = json.loads(out)["rewrite"]
+    assert (code, rewrite["max_tokens"], rewrite["seed"]) == (0, 99, 7)
+
+
+@pytest.mark.parametrize("command", ["mismatch", "check"])
+def test_other_commands_have_a_dry_run_too(run: Run, command: str) -> None:
+    code, out, _ = run(command, "in.jsonl", "--dry-run")
+    assert (code, json.loads(out)["model"]["name"]) == (0, "smollm2-135m")
+
+
+def test_models_that_are_there_are_listed_as_json(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REWRIGHT_HOME", str(tmp_path))
+    (tmp_path / "models" / "smollm2-135m").mkdir(parents=True)
+    code, out, _ = run("models", "list", "--json")
+    path = str(tmp_path / "models" / "smollm2-135m")
+    assert (code, json.loads(out)) == (0, [{"name": "smollm2-135m", "revision": None, "path": path}])
+
+
+def test_an_empty_list_of_models_says_how_to_fetch_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("REWRIGHT_HOME", str(tmp_path))
+    code, _, err = run("models", "list")
+    assert code == 0
+    assert "rewright models pull smollm2-135m" in err

@@ -1,0 +1,142 @@
+"""Finding the final answer that a text states."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.gate.answers import extract_answer, reference_answer
+from agent.gate.notation import closing, plain
+
+
+def stated(text: str) -> str | None:
+    found = extract_answer(text)
+    return None if found is None else found.text
+
+
+def test_the_last_box_is_the_answer() -> None:
+    assert stated(r"First \boxed{1}, then \boxed{2}.") == "2"
+
+
+def test_a_box_keeps_its_nested_braces() -> None:
+    assert stated(r"So \boxed{\frac{\sqrt{2}}{3}}.") == r"\frac{\sqrt{2}}{3}"
+
+
+def test_escaped_braces_do_not_close_a_box() -> None:
+    assert stated(r"So \boxed{\{1, 2\}}.") == r"\{1, 2\}"
+
+
+def test_a_box_that_never_closes_is_no_answer() -> None:
+    assert stated(r"First \boxed{1}, then \boxed{2") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("6 * 7 = 42\n#### 42", "42"),
+        ("6 * 7 = 42. The answer is 42.", "42"),
+        ("The final answer to this problem is $42$.", "$42$"),
+        ("**Answer:** 1,234.5 dollars", "1,234.5 dollars"),
+        ("Final Answer:\n\n42", "42"),
+        ("Итак, 6 * 7 = 42.\nОтвет: 42", "42"),
+        ("Ответ равен 42.", "42"),
+    ],
+)
+def test_hash_lines_and_answer_phrases_state_an_answer(text: str, answer: str) -> None:
+    assert stated(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "She packs 6 * 7 = 42 rolls.",
+        "#### Step 42\nNow multiply.",
+        "If the answer is 42, there are 7 bags.",
+        "The wrong answer is 42.",
+        "Let us check whether the answer is 42.",
+        "42",
+    ],
+)
+def test_a_number_that_nobody_calls_the_answer_is_none(text: str) -> None:
+    assert stated(text) is None
+
+
+def test_statements_after_the_answer_are_its_rivals() -> None:
+    found = extract_answer("So \\boxed{42}.\nThe answer is 43.\n#### 44")
+    assert found is not None
+    assert (found.text, set(found.rivals)) == ("42", {"43", "44"})
+
+
+def test_a_remark_that_the_answer_is_right_is_no_rival() -> None:
+    found = extract_answer("So \\boxed{42}. We see that the answer is correct.")
+    assert found is not None
+    assert found.rivals == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"So \boxed{42}. Wait, one bag is missing.",
+        r"So \boxed{42} or 43.",
+        r"So \boxed{42}. However, 43 is closer.",
+        r"The answer is not \boxed{42}.",
+        r"This is $\ne \boxed{42}$.",
+        "#### 42\nOops.",
+        r"Получаем \boxed{42}. Подождите, я ошибся.",
+    ],
+)
+def test_an_answer_that_is_taken_back_or_denied_is_retracted(text: str) -> None:
+    found = extract_answer(text)
+    assert found is not None
+    assert found.retracted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"Since $x$ cannot be $0$, $x = \boxed{5}$.",
+        r"If $N^2 = 121$, then $N = \boxed{11}$.",
+        r"So \boxed{42}. She packs 42 rolls.",
+        "There are not many bags, namely 7.\n#### 42",
+    ],
+)
+def test_an_ordinary_conclusion_is_not_retracted(text: str) -> None:
+    found = extract_answer(text)
+    assert found is not None
+    assert not found.retracted
+
+
+def test_the_expert_states_the_reference_in_a_box_or_a_hash_line() -> None:
+    assert reference_answer(r"Clearly \boxed{\frac12}") == r"\frac12"
+    assert reference_answer("48/2=24\n#### 24") == "24"
+
+
+def test_an_answer_phrase_of_the_expert_counts_only_with_a_plain_quantity() -> None:
+    assert reference_answer("6*7=42\nОтвет: 42") == "42"
+    assert reference_answer("The answer is to water it less.") is None
+
+
+@given(st.text(alphabet="\\boxed{}# answer is:42.\n", max_size=200))
+def test_extraction_never_raises_on_fragments_of_markup(text: str) -> None:
+    found = extract_answer(text)
+    assert found is None or isinstance(found.text, str)
+
+
+@given(st.recursive(st.sampled_from(["", "x", r"\{", r"\}", "1+"]), lambda s: st.builds("{{{}}}{}".format, s, s)))
+def test_a_boxed_text_with_balanced_braces_comes_back_whole(inside: str) -> None:
+    assert stated(rf"So \boxed{{{inside}}} and that is it.") == inside
+
+
+@given(st.text(alphabet=r"{}\a", max_size=40))
+def test_the_closing_brace_balances_what_it_encloses(text: str) -> None:
+    end = closing("{" + text, 0)
+    inside = ("{" + text)[1:end] if end > 0 else ""
+    unescaped = inside.replace("\\\\", "").replace(r"\{", "").replace(r"\}", "")
+    assert unescaped.count("{") == unescaped.count("}")
+
+
+@given(st.text(max_size=100))
+def test_plain_never_raises_and_is_stripped(text: str) -> None:
+    assert plain(text) == plain(text).strip()

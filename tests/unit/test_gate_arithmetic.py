@@ -1,0 +1,81 @@
+"""Equations in prose: what is read, what holds, and whether the answer is computed."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.gate.arithmetic import check_arithmetic, equations
+
+EXPERT = "18 * 3 = 54, and 54 + 2 = 56\n#### 56"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "18 * 3 = 54 cups",
+        "$3 / 2 = $1.50",
+        "25% of 16 = 4",
+        "10/50*100 = 20%",
+        "10 / 3 = 3.33",
+        "4 trays * 6 muffins = 24 muffins",
+        "- 5 * 3 = 15",
+        "\\frac{1}{2} \\times 4 = 2",
+        "1,000 - 250 = 750",
+        "(2 + 3) * 4 = 20",
+        "12 x 3 = 36",
+        "7 − 2 = 5",
+        "5 * 3 = 15 - 1 + 1",
+    ],
+)
+def test_a_true_equation_is_read_and_holds(text: str) -> None:
+    assert [e.holds for e in equations(text)] == [True]
+
+
+@pytest.mark.parametrize(
+    "text", ["18 - 5 = 8 years", "10 / 3 = 3", "18 * 3 = $55", "5 + 3 = 8 = 9", "1/4 x 1 = 1/2", "10 / 3 = 3.34"]
+)
+def test_a_false_equation_is_caught(text: str) -> None:
+    assert not all(e.holds for e in equations(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2x + 3 = 7", "5 snakes/jaguar * 6 jaguars = 30", "a + 2 = 5", "f(3) = 7", "14\n14 / 2", "x = 5", "1 1/2 * 2 = 3"],
+)
+def test_what_is_no_plain_equation_is_not_judged(text: str) -> None:
+    assert list(equations(text)) == []
+
+
+def test_a_false_step_fails_a_solution_with_the_right_answer() -> None:
+    check = check_arithmetic("18 * 3 = 44. 54 + 2 = 56. The answer is 56.", EXPERT, Fraction(56))
+    assert (check.passed, check.detail) == (False, "18 * 3 = 44 does not hold")
+
+
+def test_an_answer_out_of_nowhere_fails_where_the_expert_computes_it() -> None:
+    check = check_arithmetic("18 * 3 = 54 cups were sold. The answer is 56.", EXPERT, Fraction(56))
+    assert (check.passed, check.detail) == (False, "no equation arrives at the answer, as one of the expert's does")
+
+
+def test_a_solution_that_computes_the_answer_passes() -> None:
+    check = check_arithmetic("She made 54 + 2 = 56 cups. The answer is 56.", EXPERT, Fraction(56))
+    assert (check.passed, check.detail) == (True, "1 equations hold")
+
+
+def test_prose_passes_where_the_expert_writes_prose_too() -> None:
+    assert check_arithmetic("Twice 28 is 56. The answer is 56.", "Double 28 gives 56.", Fraction(56)).passed
+
+
+@given(st.integers(-999, 999), st.integers(-999, 999), st.sampled_from("+-*"), st.integers(1, 9))
+def test_a_sum_holds_exactly_when_it_is_right(a: int, b: int, operator: str, off: int) -> None:
+    value = {"+": a + b, "-": a - b, "*": a * b}[operator]
+    assert [e.holds for e in equations(f"So ({a}) {operator} ({b}) = {value} apples.")] == [True]
+    assert [e.holds for e in equations(f"So ({a}) {operator} ({b}) = {value + off} apples.")] == [False]
+
+
+@given(st.text(alphabet="0123456789+-*/=(). x%$,\\{}ab\n", max_size=80))
+def test_any_text_is_read_without_an_error(text: str) -> None:
+    assert all(isinstance(e.holds, bool) for e in equations(text))

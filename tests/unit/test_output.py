@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+
+from agent.demonstrations import BadRow, Demonstration
+from agent.exceptions import OutputFileError, ResumeError
+from agent.intake import read_rows
+from agent.output import RecordWriter
+from agent.records import Check, Mismatch, Record, Verdict, error_row
+
+SETTINGS = {"strategy": "default", "model": "m", "adapter": None}
+FORMATS = pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+
+
+def output_row(row: Demonstration | BadRow, **changes: Any) -> dict[str, Any]:
+    if isinstance(row, BadRow):
+        return error_row(row, "m")
+    figures = Mismatch(1.5, 6.2, 83)
+    verdict = Verdict(True, (Check("math_answer", True, "42 = 42"),))
+    return Record(row, "rewritten", "rewrite", "better", 2, verdict, figures, figures, None, "m").as_dict() | changes
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{n}+1?", "answer": str(n + 1)}) + "\n" for n in range(20)))
+    return path
+
+
+def write(path: Path, source: Path, stop: int | None = None, **options: Any) -> list[str]:
+    """Write the rows of `source` and return the ids written; with `stop`, the run dies after as many rows."""
+    ids = []
+    with RecordWriter(path, source=source, **({"settings": SETTINGS} | options)) as writer:
+        for row in writer.remaining(read_rows(source)):
+            if stop is not None and len(ids) == stop:
+                raise KeyboardInterrupt
+            writer.write(output_row(row))
+            ids.append(row.id)
+    return ids
+
+
+def killed_after(path: Path, source: Path, rows: int, **options: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(path, source, stop=rows, **options)
+
+
+def read_output(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        return rows
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@FORMATS
+def test_rows_are_written_in_order_with_their_sources(tmp_path: Path, source: Path, name: str):
+    assert write(tmp_path / name, source) == [f"row-{n}" for n in range(1, 21)]
+    rows = read_output(tmp_path / name)
+    assert [json.loads(row["source"])["answer"] for row in rows] == [str(n + 1) for n in range(20)]
+    assert rows[0]["mismatch"]["target"] == {"nll": 1.5, "p95": 6.2, "tokens": 83}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", name, f"{name}.run.json"]
+
+
+@FORMATS
+def test_a_killed_run_goes_on_exactly_where_it_stopped(tmp_path: Path, source: Path, name: str):
+    killed_after(tmp_path / name, source, 7)
+    assert write(tmp_path / name, source, resume=True)[0] == "row-8"
+    write(tmp_path / f"whole-{name}", source)
+    assert read_output(tmp_path / name) == read_output(tmp_path / f"whole-{name}")
+
+
+@FORMATS
+def test_resuming_a_finished_run_computes_nothing(tmp_path: Path, source: Path, name: str):
+    write(tmp_path / name, source)
+    before = read_output(tmp_path / name)
+    assert write(tmp_path / name, source, resume=True) == []
+    assert read_output(tmp_path / name) == before
+
+
+def test_resuming_nothing_begins(tmp_path: Path, source: Path):
+    assert len(write(tmp_path / "out.jsonl", source, resume=True)) == 20
+
+
+@pytest.mark.parametrize("cut", [1, 50, 300])
+def test_a_partial_last_line_is_cut_off_and_done_again(tmp_path: Path, source: Path, cut: int):
+    out = tmp_path / "out.jsonl"
+    killed_after(out, source, 7)
+    whole = out.read_bytes()
+    out.write_bytes(whole[:-cut])
+    assert write(out, source, resume=True)[0] == "row-7"
+    assert out.read_bytes().startswith(whole)
+
+
+def test_a_partial_line_longer_than_a_chunk_is_cut_off(tmp_path: Path, source: Path):
+    out = tmp_path / "out.jsonl"
+    killed_after(out, source, 2)
+    out.write_bytes(out.read_bytes() + b'{"id": "' + b"x" * 200_000)
+    assert write(out, source, resume=True)[0] == "row-3"
+
+
+def _write_slowly(path: Path, source: Path) -> None:
+    with RecordWriter(path, source=source, settings=SETTINGS) as writer:
+        for row in writer.remaining(read_rows(source)):
+            writer.write(output_row(row))
+            time.sleep(0.05)
+
+
+@FORMATS
+def test_sigkill_loses_no_row_that_was_written(tmp_path: Path, source: Path, name: str):
+    path = tmp_path / name
+    journal = path if name == "out.jsonl" else tmp_path / "out.parquet.journal.jsonl"
+    process = multiprocessing.get_context("fork").Process(target=_write_slowly, args=(path, source))
+    process.start()
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    done = journal.read_bytes().count(b"\n")
+    assert write(path, source, resume=True) == [f"row-{n}" for n in range(done + 1, 21)]
+    assert [row["id"] for row in read_output(path)] == [f"row-{n}" for n in range(1, 21)]
+
+
+@FORMATS
+def test_an_existing_output_is_refused(tmp_path: Path, source: Path, name: str):
+    write(tmp_path / name, source)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(OutputFileError, match="exists already: resume it, overwrite it, or choose another"):
+        write(tmp_path / name, source)
+    assert (tmp_path / name).read_bytes() == before
+
+
+@FORMATS
+def test_an_existing_output_is_replaced_on_request(tmp_path: Path, source: Path, name: str):
+    killed_after(tmp_path / name, source, 7)
+    assert len(write(tmp_path / name, source, overwrite=True)) == 20
+    assert len(read_output(tmp_path / name)) == 20
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strategy": "solve"}, "strategy was 'default' and is now 'solve'"),
+        ({"adapter": "math@3"}, "adapter was None and is now 'math@3'"),
+        ({"seed": 1}, "seed was None and is now 1"),
+    ],
+)
+def test_other_settings_do_not_resume(tmp_path: Path, source: Path, change: dict[str, Any], message: str):
+    killed_after(tmp_path / "out.jsonl", source, 7)
+    with pytest.raises(ResumeError, match=message):
+        write(tmp_path / "out.jsonl", source, resume=True, settings=SETTINGS | change)
+
+
+def test_other_input_does_not_resume(tmp_path: Path, source: Path):
+    killed_after(tmp_path / "out.jsonl", source, 7)
+    source.write_text(source.read_text().replace("0+1", "0+2"))
+    with pytest.raises(ResumeError, match="input was 'sha256:"):
+        write(tmp_path / "out.jsonl", source, resume=True)
+
+
+def test_an_output_without_its_run_file_does_not_resume(tmp_path: Path, source: Path):
+    killed_after(tmp_path / "out.jsonl", source, 7)
+    (tmp_path / "out.jsonl.run.json").unlink()
+    with pytest.raises(ResumeError, match=r"out\.jsonl\.run\.json is not readable"):
+        write(tmp_path / "out.jsonl", source, resume=True)
+
+
+def test_rows_of_another_order_name_the_row_and_both_ids(tmp_path: Path, source: Path):
+    out = tmp_path / "out.jsonl"
+    killed_after(out, source, 7)
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text("".join([lines[0], lines[2], lines[1], *lines[3:]]))
+    with pytest.raises(ResumeError, match="row 2 has id 'row-3', in the input it is 'row-2'"):
+        write(out, source, resume=True)
+
+
+def test_more_rows_than_the_input_do_not_resume(tmp_path: Path, source: Path):
+    write(tmp_path / "out.jsonl", source)
+    writer = RecordWriter(tmp_path / "out.jsonl", source=source, settings=SETTINGS, resume=True)
+    with writer, pytest.raises(ResumeError, match="has row 6, the input has 5"):
+        writer.remaining(read_rows(source, limit=5))
+
+
+def test_a_line_that_is_no_row_does_not_resume(tmp_path: Path, source: Path):
+    killed_after(tmp_path / "out.jsonl", source, 2)
+    with (tmp_path / "out.jsonl").open("ab") as file:
+        file.write(b"\0\0\0\n")
+    with pytest.raises(ResumeError, match="line 3 is not an output row"):
+        write(tmp_path / "out.jsonl", source, resume=True)
+
+
+def test_two_processes_do_not_write_one_output(tmp_path: Path, source: Path):
+    out = tmp_path / "out.jsonl"
+    with (
+        RecordWriter(out, source=source, settings=SETTINGS),
+        pytest.raises(OutputFileError, match="another process is writing it"),
+    ):
+        write(out, source)
+
+
+def test_the_input_is_not_its_own_output(source: Path):
+    before = source.read_bytes()
+    with pytest.raises(OutputFileError, match="is the input itself"):
+        write(source, source, overwrite=True)
+    assert source.read_bytes() == before
+
+
+def test_an_output_folder_that_is_missing_is_named(tmp_path: Path, source: Path):
+    with pytest.raises(OutputFileError, match=r"nowhere/out\.jsonl: cannot be written: No such file or directory"):
+        write(tmp_path / "nowhere" / "out.jsonl", source)
+
+
+MIXED: list[dict[str, Any]] = [
+    {"prompt": "2+2?", "completion": "4", "meta": 1, "date": "2024-01-01"},
+    {"prompt": [{"role": "user", "content": "2+2?"}], "completion": "4", "meta": "x", "date": "unknown"},
+    {"question": "2+2?", "answer": "4", "meta": {"deep": [1, "a", None]}, "n": 2**62},
+    {"messages": "hello"},
+    {"instruction": "Add 2 and 2.", "output": "4", "meta": 1.5, "empty": {}},
+]
+
+
+@FORMATS
+def test_datasets_loads_mixed_shapes_and_late_surprises(tmp_path: Path, name: str):
+    """A column's type is settled by the first 10 MB: all that differs comes after them here."""
+    source = tmp_path / "in.jsonl"
+    first = [{"question": "x" * 3000, "answer": "4", "meta": 1, "date": "2024-01-01"}] * 2000
+    source.write_text("".join(json.dumps(row) + "\n" for row in [*first, *MIXED]))
+    out = tmp_path / name
+    with RecordWriter(out, source=source, settings=SETTINGS) as writer:
+        for number, row in enumerate(read_rows(source)):
+            writer.write(output_row(row, adapter="math@1") if number > 2000 else output_row(row))
+    builder = {"out.jsonl": "json", "out.parquet": "parquet"}[name]
+    loaded = datasets.load_dataset(builder, data_files=str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(loaded) == 2005
+    assert [json.loads(row["source"]) for row in loaded.select(range(2000, 2005))] == MIXED
+    assert [row["status"] for row in loaded.select(range(2000, 2005))] == ["rewritten"] * 3 + ["error", "rewritten"]
+    assert loaded[2003]["error"] == {
+        "line": 2004,
+        "field": "messages",
+        "message": "'messages': must be a list of chat turns, got a string",
+    }

@@ -1,0 +1,96 @@
+"""Many items at once, results in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import aclosing
+
+import pytest
+
+from agent.pipeline import map_in_order
+
+
+async def test_results_come_in_the_order_of_the_items_whoever_is_first() -> None:
+    async def later_items_are_faster(item: int) -> int:
+        for _ in range(20 - item):
+            await asyncio.sleep(0)
+        return item * item
+
+    assert [r async for r in map_in_order(later_items_are_faster, range(20), 20)] == [i * i for i in range(20)]
+
+
+async def test_no_more_than_the_concurrency_run_at_the_same_time() -> None:
+    running = most = 0
+
+    async def count(item: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    async for _ in map_in_order(count, range(50), 3):
+        pass
+    assert most == 3
+
+
+async def test_a_slow_item_does_not_stop_the_later_ones() -> None:
+    others_are_done = asyncio.Event()
+    finished: list[int] = []
+
+    async def first_is_slow(item: int) -> int:
+        if item == 0:
+            await others_are_done.wait()
+        finished.append(item)
+        if len(finished) == 6:
+            others_are_done.set()
+        return item
+
+    assert [r async for r in map_in_order(first_is_slow, range(7), 2)] == list(range(7))
+    assert finished == [1, 2, 3, 4, 5, 6, 0]
+
+
+async def test_items_are_read_ahead_only_so_far() -> None:
+    read: list[int] = []
+
+    def endless() -> Iterator[int]:
+        number = 0
+        while True:
+            read.append(number)
+            yield number
+            number += 1
+
+    async def same(item: int) -> int:
+        return item
+
+    async with aclosing(map_in_order(same, endless(), 2)) as results:
+        assert [await anext(results) for _ in range(3)] == [0, 1, 2]
+    assert len(read) == 10
+
+
+async def test_no_items_give_no_results() -> None:
+    async def fail(item: int) -> int:
+        raise AssertionError(item)
+
+    assert [r async for r in map_in_order(fail, [], 4)] == []
+
+
+async def test_a_failure_ends_everything_that_is_under_way() -> None:
+    cancelled: list[int] = []
+
+    async def second_fails(item: int) -> int:
+        if item == 1:
+            raise ValueError("item 1")
+        try:
+            await asyncio.sleep(0 if item == 0 else 3600)
+        except asyncio.CancelledError:
+            cancelled.append(item)
+            raise
+        return item
+
+    results = map_in_order(second_fails, range(4), 4)
+    assert await anext(results) == 0
+    with pytest.raises(ValueError, match="item 1"):
+        await anext(results)
+    assert cancelled == [2, 3]

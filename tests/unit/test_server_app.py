@@ -1,0 +1,346 @@
+"""The application over a scripted backend: limits, errors, disconnects, headers. Real HTTP is in tests/e2e."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import BaseModel
+
+from agent.engine import EngineInfo
+from agent.exceptions import EngineClosedError
+from server.app import create_app
+from server.auth import Keys
+from server.schemas import ErrorResponse, MismatchBody, MismatchResponse, RewritesBody, RewritesResponse
+from server.settings import LimitSettings, ServerSettings
+
+ROW = {"question": "1 + 1?", "answer": "2"}
+LIMITS = LimitSettings(rows=4, body_bytes=4096, queue_rows=5, request_timeout_s=5, body_timeout_s=1, retry_after_s=7)
+
+
+class ScriptedBackend:
+    """Echoes what it is asked; waits for `go` first; raises `error` instead when there is one."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.go.set()
+        self.started = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def rewrite(self, body: RewritesBody) -> dict[str, Any]:
+        return await self._answer(body.demonstrations)
+
+    async def mismatch(self, body: MismatchBody) -> dict[str, Any]:
+        return await self._answer(body.demonstrations)
+
+    async def ping(self) -> EngineInfo:
+        if self.error:
+            raise self.error
+        return EngineInfo("scripted", 128)
+
+    async def _answer(self, rows: list[Any]) -> dict[str, Any]:
+        self.started.set()
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        if self.error:
+            raise self.error
+        return {"data": rows, "model": "scripted"}
+
+
+@pytest.fixture
+async def backend() -> ScriptedBackend:
+    return ScriptedBackend()
+
+
+@pytest.fixture
+async def client(backend: ScriptedBackend) -> AsyncIterator[httpx.AsyncClient]:
+    async with _client(backend) as http:
+        yield http
+
+
+def _client(backend: ScriptedBackend, keys: Keys | None = None, limits: LimitSettings = LIMITS) -> httpx.AsyncClient:
+    app = create_app(backend, ServerSettings(limits=limits), keys or Keys())
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")
+
+
+def _error(response: httpx.Response) -> dict[str, Any]:
+    """The error of a response, after checking its shape."""
+    body = response.json()
+    ErrorResponse.model_validate(body, strict=True)
+    assert response.headers["content-type"] == "application/json"
+    return dict(body["error"])
+
+
+async def _post(client: httpx.AsyncClient, content: bytes, **headers: str) -> httpx.Response:
+    return await client.post("/v1/rewrites", content=content, headers={"Content-Type": "application/json"} | headers)
+
+
+async def test_the_answer_of_the_backend_is_the_body(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/rewrites", json={"demonstrations": [ROW, ROW]})
+    assert response.status_code == 200
+    assert response.json() == {"data": [ROW, ROW], "model": "scripted"}
+
+
+async def test_malformed_json_is_answered_with_its_line_and_column(client: httpx.AsyncClient) -> None:
+    response = await _post(client, b'{"demonstrations":\n [1,\n  2,,]}')
+    assert response.status_code == 400
+    error = _error(response)
+    assert error["code"] == "invalid_json"
+    assert error["line"] == 3
+    assert "column 5" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"demonstrations": [NaN]}', "NaN"),
+        (b'{"demonstrations": [1e999]}', "infinities"),
+        (b'{"demonstrations": ["\\ud800"]}', "\\ud800"),
+        (b'{"demonstrations": [' + b"9" * 3000 + b"]}", "3000 digits"),
+        (b"[" * 1500, "64 levels"),
+        (b'{"demonstrations": ["\xff"]}', "not UTF-8"),
+        (b"", "Expecting value"),
+    ],
+)
+async def test_what_is_not_strict_json_is_refused(client: httpx.AsyncClient, content: bytes, said: str) -> None:
+    response = await _post(client, content)
+    assert response.status_code == 400
+    assert said in _error(response)["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "demonstrations"),
+        ({"demonstrations": []}, "demonstrations"),
+        ({"demonstrations": "rows"}, "demonstrations"),
+        ({"demonstrations": [ROW], "sampling": {"top_p": 2}}, "sampling.top_p"),
+        ({"demonstrations": [ROW], "sampling": {"samples": "4"}}, "sampling.samples"),
+        ({"demonstrations": [ROW], "stratgey": "solve"}, "stratgey"),
+    ],
+)
+async def test_an_invalid_field_is_answered_with_its_name(
+    client: httpx.AsyncClient, body: dict[str, Any], param: str
+) -> None:
+    response = await client.post("/v1/rewrites", json=body)
+    assert response.status_code == 422
+    error = _error(response)
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+
+
+async def test_a_body_that_is_no_object_is_invalid(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/rewrites", json=[1, 2])
+    assert response.status_code == 422
+    assert _error(response)["param"] is None
+
+
+async def test_another_media_type_is_refused(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/rewrites", content=b"{}", headers={"Content-Type": "text/plain"})
+    assert response.status_code == 415
+    assert "application/json" in _error(response)["message"]
+
+
+async def test_a_declared_length_beyond_the_limit_is_refused_before_the_body_is_read(
+    client: httpx.AsyncClient,
+) -> None:
+    response = await _post(client, b"{}", **{"Content-Length": "4097"})
+    assert response.status_code == 413
+    assert _error(response)["code"] == "body_too_large"
+
+
+async def test_a_chunked_body_is_cut_off_at_the_limit(client: httpx.AsyncClient) -> None:
+    sent = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1024
+            yield b" " * 1024
+
+    response = await client.post("/v1/rewrites", content=chunks(), headers={"Content-Type": "application/json"})
+    assert response.status_code == 413
+    assert sent == 5 * 1024
+
+
+async def test_a_length_that_lies_does_not_let_more_in(client: httpx.AsyncClient) -> None:
+    response = await _post(client, b" " * 5000, **{"Content-Length": "10"})
+    assert response.status_code == 413
+
+
+async def test_a_body_that_never_ends_times_out(backend: ScriptedBackend) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(60)
+
+    limits = LIMITS.model_copy(update={"body_timeout_s": 0.05})
+    async with _client(backend, limits=limits) as client:
+        response = await client.post("/v1/rewrites", content=chunks(), headers={"Content-Type": "application/json"})
+    assert response.status_code == 408
+    assert _error(response)["code"] == "body_timeout"
+
+
+async def test_too_many_demonstrations_are_refused(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/mismatch", json={"demonstrations": [ROW] * 5})
+    assert response.status_code == 413
+    assert _error(response)["param"] == "demonstrations"
+
+
+async def test_a_full_house_turns_away_and_says_when_to_come_back(
+    client: httpx.AsyncClient, backend: ScriptedBackend
+) -> None:
+    backend.go.clear()
+    first = asyncio.create_task(client.post("/v1/rewrites", json={"demonstrations": [ROW] * 4}))
+    await backend.started.wait()
+    second = await client.post("/v1/rewrites", json={"demonstrations": [ROW] * 2})
+    assert second.status_code == 429
+    assert second.headers["retry-after"] == "7"
+    assert _error(second)["type"] == "rate_limit_error"
+    backend.go.set()
+    assert (await first).status_code == 200
+    assert (await client.post("/v1/rewrites", json={"demonstrations": [ROW] * 2})).status_code == 200
+
+
+async def test_a_request_that_takes_too_long_is_cancelled(backend: ScriptedBackend) -> None:
+    backend.go.clear()
+    async with _client(backend, limits=LIMITS.model_copy(update={"request_timeout_s": 0.05})) as client:
+        response = await client.post("/v1/rewrites", json={"demonstrations": [ROW]})
+    assert response.status_code == 504
+    assert _error(response)["code"] == "work_timeout"
+    assert backend.cancelled.is_set()
+
+
+async def test_the_work_of_a_client_that_went_away_is_cancelled(backend: ScriptedBackend) -> None:
+    backend.go.clear()
+    app = create_app(backend, ServerSettings(limits=LIMITS), Keys())
+    incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    body = json.dumps({"demonstrations": [ROW]}).encode()
+    incoming.put_nowait({"type": "http.request", "body": body, "more_body": False})
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/rewrites",
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")],
+    }
+    request = asyncio.create_task(app(scope, incoming.get, send))
+    await backend.started.wait()
+    incoming.put_nowait({"type": "http.disconnect"})
+    await request
+    assert backend.cancelled.is_set()
+    assert app.state.admission.rows == 0
+
+
+async def test_an_engine_that_is_gone_is_503_with_retry_after(
+    client: httpx.AsyncClient, backend: ScriptedBackend
+) -> None:
+    backend.error = EngineClosedError("the engine is starting")
+    for response in (await client.post("/v1/rewrites", json={"demonstrations": [ROW]}), await client.get("/readyz")):
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "7"
+        assert _error(response)["message"] == "the engine is starting"
+
+
+async def test_ready_says_which_model_answers(client: httpx.AsyncClient) -> None:
+    response = await client.get("/readyz")
+    assert response.json() == {"status": "ready", "model": "scripted", "max_length": 128, "queue_rows": 0}
+
+
+async def test_after_closing_no_work_is_taken_and_nothing_is_ready(backend: ScriptedBackend) -> None:
+    app = create_app(backend, ServerSettings(limits=LIMITS), Keys())
+    app.state.admission.close()
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        responses = [await client.post("/v1/rewrites", json={"demonstrations": [ROW]}), await client.get("/readyz")]
+        assert (await client.get("/healthz")).status_code == 200
+    assert [_error(response)["code"] for response in responses] == ["shutting_down", "shutting_down"]
+
+
+async def test_a_defect_is_500_and_tells_no_secret(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
+    backend.error = RuntimeError("the password is hunter2")
+    response = await client.post("/v1/rewrites", json={"demonstrations": [ROW]})
+    assert response.status_code == 500
+    assert "hunter2" not in response.text
+    assert _error(response)["code"] == "internal_error"
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/nothing", 404), ("GET", "/v1/rewrites", 405)])
+async def test_unknown_paths_and_methods_have_the_same_shape(
+    client: httpx.AsyncClient, method: str, path: str, status: int
+) -> None:
+    response = await client.request(method, path)
+    assert response.status_code == status
+    assert path in _error(response)["message"]
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong-wrong-wrong-wrong", "Basic correct-correct-correct"])
+async def test_without_a_known_key_nothing_is_read(
+    backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch, header: str | None
+) -> None:
+    monkeypatch.setenv("REWRIGHT_API_KEYS", "other-other-other, correct-correct-correct")
+    async with _client(backend, Keys.from_environment()) as client:
+        headers = {"Authorization": header} if header else {}
+        refused = await _post(client, b"not json", **headers)
+        assert refused.status_code == 401
+        assert refused.headers["www-authenticate"] == "Bearer"
+        assert _error(refused)["type"] == "authentication_error"
+        allowed = await client.post(
+            "/v1/rewrites",
+            json={"demonstrations": [ROW]},
+            headers={"Authorization": "Bearer correct-correct-correct"},
+        )
+        assert allowed.status_code == 200
+
+
+async def test_without_keys_a_name_that_is_not_this_machine_is_refused(client: httpx.AsyncClient) -> None:
+    response = await client.get("/healthz", headers={"Host": "rebound.example:8000"})
+    assert response.status_code == 400
+    assert _error(response)["code"] == "host_not_allowed"
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1", "[::1]:8000"])
+async def test_without_keys_every_loopback_name_is_served(client: httpx.AsyncClient, host: str) -> None:
+    assert (await client.get("/healthz", headers={"Host": host})).status_code == 200
+
+
+async def test_every_answer_has_security_headers_and_none_opens_to_other_origins(client: httpx.AsyncClient) -> None:
+    for path in ("/", "/docs", "/healthz", "/nothing"):
+        headers = (await client.get(path, headers={"Origin": "https://elsewhere.example"})).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["content-security-policy"].startswith("default-src 'none'")
+        assert "access-control-allow-origin" not in headers
+
+
+async def test_the_page_links_the_description(client: httpx.AsyncClient) -> None:
+    response = await client.get("/")
+    assert response.headers["content-type"].startswith("text/html")
+    assert 'href="docs"' in response.text
+
+
+async def test_every_example_of_the_description_is_valid(client: httpx.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    bodies: dict[str, type[BaseModel]] = {"/v1/rewrites": RewritesBody, "/v1/mismatch": MismatchBody}
+    answers: dict[str, type[BaseModel]] = {"/v1/rewrites": RewritesResponse, "/v1/mismatch": MismatchResponse}
+    for path, model in bodies.items():
+        operation = paths[path]["post"]
+        for example in operation["requestBody"]["content"]["application/json"]["examples"].values():
+            model.model_validate(example["value"])
+        answers[path].model_validate(operation["responses"]["200"]["content"]["application/json"]["example"])
+        errors = {status: r for status, r in operation["responses"].items() if status != "200"}
+        assert set(errors) == {"400", "401", "404", "408", "413", "415", "422", "429", "500", "503", "504"}
+        for response in errors.values():
+            ErrorResponse.model_validate(response["content"]["application/json"]["example"])

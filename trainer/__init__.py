@@ -1,0 +1,1 @@
+"""Learning: training of the agent and of the downstream model, evaluation and reports."""

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,13 +44,31 @@ class Embedder:
         self._model = _load(model)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Unit rows, one per text, of shape (N, D); (0, D) for no texts. Texts beyond the window are cut at its end."""
-        if not texts:
+        """Unit rows, one per text, of shape (N, D); (0, D) for no texts.
+
+        A text beyond the model's window counts whole: it is embedded in passages that fit, and its row is their sum,
+        scaled to unit length.
+        """
+        passages = [self._passages(text) for text in texts]
+        flat = [passage for group in passages for passage in group]
+        if not flat:
             return np.zeros((0, self._model.get_embedding_dimension() or 0), dtype=np.float32)
-        rows = self._model.encode(
-            list(texts), batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
+        vectors = np.asarray(
+            self._model.encode(flat, batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False),
+            dtype=np.float32,
         )
-        return np.asarray(rows, dtype=np.float32)
+        starts = np.cumsum([0, *(len(group) for group in passages[:-1])])
+        rows = np.add.reduceat(vectors, starts, axis=0)
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+
+    def _passages(self, text: str) -> list[str]:
+        """`text` cut, between tokens, into pieces of about equal length that fit the window."""
+        window = (self._model.max_seq_length or 256) - 2  # the model's own first and last token
+        spans = self._model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        starts = [start for start, _ in spans["offset_mapping"]]
+        count = max(1, -(-len(starts) // window))
+        cuts = [0, *(starts[len(starts) * i // count] for i in range(1, count)), len(text)]
+        return [text[a:b] for a, b in pairwise(cuts)]
 
 
 def _load(model: str) -> SentenceTransformer:

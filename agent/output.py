@@ -28,11 +28,12 @@ _BATCH_ROWS = 512
 
 
 def file_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The form of an output row in files: every column keeps one type, whatever the row.
+    """The form of an output row in files: our own columns keep one type, whatever the row.
 
     Readers of JSON lines take a column's type from the first megabytes, and a later row that does not fit
-    makes the whole file unreadable to them. So `source`, which may be any object, is JSON text, and what is
-    null in most rows (`error`, `adapter`) is empty instead.
+    makes the whole file unreadable to them. So what is null in most rows (`error`, `adapter`) is empty instead.
+    `source` stays the object it was: it is as regular as the input, which such readers could not load either
+    where it is not. In Parquet it is JSON text.
     """
     error = row["error"] or {}
     return {
@@ -43,7 +44,6 @@ def file_row(row: Mapping[str, Any]) -> dict[str, Any]:
             "field": error.get("field") or "",
             "message": error.get("message") or "",
         },
-        "source": None if row["source"] is None else json.dumps(row["source"], ensure_ascii=False),
     }
 
 
@@ -209,7 +209,8 @@ class RecordWriter:
         rows = self.written_rows()
         with pq.ParquetWriter(unfinished, schema) as parquet:
             while batch := list(islice(rows, _BATCH_ROWS)):
-                parquet.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+                columns = [{**row, "source": json.dumps(row["source"], ensure_ascii=False)} for row in batch]
+                parquet.write_batch(pa.RecordBatch.from_pylist(columns, schema=schema))
         os.replace(unfinished, self.path)
         self._journal.unlink()
 
@@ -220,7 +221,9 @@ class RecordWriter:
         unfinished = self._journal.with_name(f".{self._journal.name}.unfinished")
         with unfinished.open("w", encoding="utf-8") as journal, pq.ParquetFile(self.path) as parquet:
             for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
-                journal.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in batch.to_pylist())
+                for row in batch.to_pylist():
+                    row["source"] = json.loads(row["source"])
+                    journal.write(f"{json.dumps(row, ensure_ascii=False)}\n")
         os.replace(unfinished, self._journal)
 
     def _close(self) -> None:

@@ -19,17 +19,22 @@ _LOG_EVERY_S = 5.0
 
 def say(message: str) -> None:
     """One line of talk, as it is."""
-    console.print(escape(message), soft_wrap=True)
+    console.print(_plain(message), soft_wrap=True)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, to: Console = console) -> None:
     """A table with its first column left-aligned and the others right-aligned."""
-    table = Table(title=escape(title), title_justify="left", title_style="bold")
+    table = Table(title=_plain(title), title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*(_plain(str(cell)) for cell in row))
     to.print(table)
+
+
+def _plain(text: str) -> str:
+    """`text` from anywhere, without markup and without what would move the cursor or recolour the terminal."""
+    return escape("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text))
 
 
 @contextmanager

@@ -7,7 +7,8 @@ means (`agent.rewriter`), where the engine runs (`server.deployments`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from importlib.metadata import version
 from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Body, FastAPI, Request, Security
@@ -42,6 +43,7 @@ from server.schemas import (
 from server.settings import LimitSettings, ServerSettings
 
 T = TypeVar("T")
+B = TypeVar("B", RewritesBody, MismatchBody)
 
 _READY_TIMEOUT_S = 3.0
 _bearer = HTTPBearer(auto_error=False, description="One of the keys the service was started with.")
@@ -74,7 +76,7 @@ def create_app(backend: Backend, settings: ServerSettings, keys: Keys) -> FastAP
     """
     app = FastAPI(
         title="Rewright",
-        version="0.1.0",
+        version=version("rewright"),
         summary="Rewrites expert demonstrations so that they fit the model that will learn from them.",
         redoc_url=None,
     )
@@ -129,7 +131,7 @@ async def create_rewrites(
 ) -> JSONResponse:
     """Rewrite demonstrations: one record each, in their order."""
     backend: Backend = request.app.state.backend
-    return await _work_on(request, body.demonstrations, backend.rewrite(body))
+    return await _answer(request, body, backend.rewrite)
 
 
 @_work.post("/mismatch", responses=answer(MISMATCH_ANSWER, MismatchResponse))
@@ -138,10 +140,10 @@ async def create_mismatch(
 ) -> JSONResponse:
     """How surprised the base model is by every expert completion, token by token."""
     backend: Backend = request.app.state.backend
-    return await _work_on(request, body.demonstrations, backend.mismatch(body))
+    return await _answer(request, body, backend.mismatch)
 
 
-async def _work_on(request: Request, rows: list[Any], work: Coroutine[Any, Any, dict[str, Any]]) -> JSONResponse:
+async def _answer(request: Request, body: B, work: Callable[[B], Coroutine[Any, Any, dict[str, Any]]]) -> JSONResponse:
     """Do `work` within the limits; it is cancelled when the client goes away.
 
     Raises:
@@ -149,17 +151,15 @@ async def _work_on(request: Request, rows: list[Any], work: Coroutine[Any, Any, 
     """
     limits: LimitSettings = request.app.state.limits
     admission: Admission = request.app.state.admission
-    try:
-        if len(rows) > limits.rows:
-            raise TooLargeError(
-                f"{len(rows)} demonstrations, and a request may have {limits.rows}: send several requests",
-                code="too_many_rows",
-                param="demonstrations",
-            )
-        with admission.admit(len(rows)):
-            return JSONResponse(await _while_connected(request, work, limits.request_timeout_s))
-    finally:
-        work.close()
+    rows = len(body.demonstrations)
+    if rows > limits.rows:
+        raise TooLargeError(
+            f"{rows} demonstrations, and a request may have {limits.rows}: send several requests",
+            code="too_many_rows",
+            param="demonstrations",
+        )
+    with admission.admit(rows):
+        return JSONResponse(await _while_connected(request, work(body), limits.request_timeout_s))
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T], timeout_s: float) -> T:

@@ -97,8 +97,8 @@ class ApiDeployment:
         files = resolve_model(model)
         chat = open_chat(files)
         adapter = open_adapter(Path(rewrite.adapter), files.name).name if rewrite.adapter else None
-        backend = AgentBackend(remote, chat, build_gate(remote, chat, gate), rewrite, adapter=adapter)
-        self._app = create_app(backend, server, keys)
+        self._backend = AgentBackend(remote, chat, build_gate(remote, chat, gate), rewrite, adapter=adapter)
+        self._app = create_app(self._backend, server, keys)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
@@ -108,6 +108,9 @@ class ApiDeployment:
         admission = self._app.state.admission
         admission.close()
         await admission.drained()
+
+    async def __del__(self) -> None:
+        await self._backend.aclose()
 
 
 def build_application(

@@ -74,8 +74,8 @@ def serve(
                     if _wait_until_ready(server, stop):
                         announce(f"ready at {base_url(server)} after {time.monotonic() - started:.1f} s; docs at /docs")
                         _wait_for(stop)
-                    announce("shutting down: finishing what is in flight")
-                    _drain(handle, server.drain_timeout_s, announce)
+                        announce("shutting down: finishing what is in flight")
+                        _drain(handle, server.drain_timeout_s, announce)
     announce("stopped")
 
 
@@ -124,8 +124,9 @@ def _wait_for(stop: threading.Event) -> None:
 
 def _set_ray_environment(settings: RaySettings) -> None:
     """Variables that Ray reads when it is imported; its processes inherit them. What the user set stays."""
-    defaults = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+    defaults = {"RAY_USAGE_STATS_ENABLED": "0"}
     if settings.address is None:
+        defaults["RAY_AUTH_MODE"] = "token"
         # Ray's switch for "more than this machine", named after the platforms where it is off by default:
         # with it off, every port of Ray's is bound to loopback.
         defaults["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from agent.engine.cache import PAGE, PagedCache, PagePool
+from agent.engine.cache import PAGE, PagedCache
 
 ATTENTION_NAME = "rewright"
 
@@ -53,7 +53,7 @@ class Segment:
         start, stop: packed positions.
         mask: boolean (tokens, past + tokens), True where attended; None is causal and needs an empty past.
         past: keys and values computed before, None for none.
-        holders: page lists, one a group, that keep this segment's keys and values (past included).
+        holders: page lists, one a group, that keep this segment's own keys and values.
         keep: where this segment's own keys and values are appended, None to drop them.
     """
 
@@ -81,12 +81,12 @@ class PackedPlan:
             if segment.keep is not None:
                 segment.keep.k.append(k.clone())
                 segment.keep.v.append(v.clone())
-            if segment.past is not None:
-                k = torch.cat((segment.past.k[layer], k), dim=1)
-                v = torch.cat((segment.past.v[layer], v), dim=1)
             if self._cache is not None:
                 for holder in segment.holders:
                     self._cache.prompts.write_run(layer, holder, k, v)
+            if segment.past is not None:
+                k = torch.cat((segment.past.k[layer], k), dim=1)
+                v = torch.cat((segment.past.v[layer], v), dim=1)
             outputs.append(
                 scaled_dot_product_attention(
                     q_HND[None, :, span],
@@ -102,8 +102,16 @@ class PackedPlan:
 
 @dataclass(frozen=True, slots=True)
 class PromptPages:
-    """A prompt in the cache and the packed rows of the samples that read it."""
+    """A prompt in the cache and the packed rows of the samples that read it.
 
+    Attributes:
+        prefix: keys and values of its opening, where it shares one with other prompts.
+        pages: the rest.
+        length: tokens of the whole prompt.
+        rows: packed rows.
+    """
+
+    prefix: KeyValues | None
     pages: list[int]
     length: int
     rows: list[int]
@@ -120,9 +128,10 @@ class CompletionPages:
 class DecodePlan:
     """One new token of each running sample.
 
-    Every page is multiplied once with the queries that read it: all samples of its prompt, or the one sample
-    whose completion it holds. Each page yields a softmax of its own with its normaliser, and the results of a
-    sample are merged as in flash-decoding (Dao et al. 2023).
+    Keys and values are read once for all the queries that need them: a shared opening by the samples of every prompt
+    that begins with it (as in Hydragen, Juravsky et al. 2024), a prompt's page by the samples of the prompt, a
+    completion's page by its one sample. Each read yields a softmax of its own with its normaliser, and the results
+    of a sample are merged as in flash-decoding (Dao et al. 2023).
 
     Args:
         cache: the pages.
@@ -143,9 +152,10 @@ class DecodePlan:
         prompt_fill = [0] * cache.prompts.used
         for prompt in prompts:
             seats = prompt.rows + [nobody] * (self._width - len(prompt.rows))
+            own_length = prompt.length - (prompt.prefix.length if prompt.prefix else 0)
             for number, page in enumerate(prompt.pages):
                 readers[page] = seats
-                prompt_fill[page] = prompt.length - number * PAGE
+                prompt_fill[page] = own_length - number * PAGE
         owner = [nobody] * cache.completions.used
         completion_fill = [0] * cache.completions.used
         newest = []
@@ -156,9 +166,14 @@ class DecodePlan:
             newest.append((completion.pages[-1], (completion.length - 1) % PAGE))
 
         heads = torch.arange(cache.shape.kv_heads, device=device)
+        self._no_bias = torch.zeros(1, 1, 1, device=device)
+        self._prefixes = [
+            (states, self._rows(torch.tensor(rows, device=device), heads[:, None]))
+            for states, rows in _rows_by_prefix(prompts)
+        ]
         self._prompt_rows = self._rows(torch.tensor(readers, device=device)[:, None, :], heads[:, None])
         self._own_rows = self._rows(torch.tensor(owner, device=device)[:, None], heads)
-        self._all_rows = torch.cat((self._prompt_rows, self._own_rows))
+        self._all_rows = torch.cat((*(rows for _, rows in self._prefixes), self._prompt_rows, self._own_rows))
         self._prompt_bias = _page_bias(prompt_fill, device)
         self._own_bias = _page_bias(completion_fill, device)
         page, offset = torch.tensor(newest, device=device).T
@@ -178,21 +193,21 @@ class DecodePlan:
         queries = q_HND.transpose(0, 1).reshape(-1, repeats * dim)
         queries = torch.cat((queries, queries.new_zeros(heads, repeats * dim)))
 
-        def read(pool: PagePool, rows: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-            """Softmax within every page: log of its normaliser, and weighted values, for each of its queries."""
-            q = queries.index_select(0, rows).view(pool.used * heads, -1, dim)
-            scores = torch.bmm(q, pool.keys(layer).transpose(1, 2)).view(pool.used, -1, PAGE)
+        def read(rows: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+            """Softmax within every matrix of keys: log of its normaliser, and weighted values, a query each."""
+            q = queries.index_select(0, rows).view(len(keys), -1, dim)
+            scores = torch.bmm(q, keys.transpose(1, 2)).view(len(bias), -1, keys.shape[1])
             scores = torch.add(bias, scores, alpha=scaling)
             weights = torch.softmax(scores, dim=-1)
             # The largest weight is exp(largest score) / normaliser.
             normaliser = scores.amax(dim=-1) - weights.amax(dim=-1).log_()
-            values = torch.bmm(weights.to(q.dtype).view(pool.used * heads, -1, PAGE), pool.values(layer))
-            return normaliser.view(-1, repeats), values.view(-1, repeats, dim)
+            result = torch.bmm(weights.to(q.dtype).view(len(keys), -1, keys.shape[1]), values)
+            return normaliser.view(-1, repeats), result.view(-1, repeats, dim)
 
-        parts = zip(
-            read(prompts, self._prompt_rows, self._prompt_bias), read(own, self._own_rows, self._own_bias), strict=True
-        )
-        normaliser, values = (torch.cat(pair) for pair in parts)
+        reads = [read(rows, states.k[layer], states.v[layer], self._no_bias) for states, rows in self._prefixes]
+        reads.append(read(self._prompt_rows, prompts.keys(layer), prompts.values(layer), self._prompt_bias))
+        reads.append(read(self._own_rows, own.keys(layer), own.values(layer), self._own_bias))
+        normaliser, values = (torch.cat(parts) for parts in zip(*reads, strict=True))
         rows = self._all_rows
         index = rows[:, None].expand(-1, repeats)
         best = normaliser.new_full(((self._count + 1) * heads, repeats), _BLOCKED)
@@ -203,6 +218,15 @@ class DecodePlan:
         result.index_add_(0, rows, values * scale[..., None])
         result = result[: self._count * heads] / sums[: self._count * heads, :, None]
         return result.to(q_HND.dtype).view(self._count, heads * repeats, dim)
+
+
+def _rows_by_prefix(prompts: Sequence[PromptPages]) -> list[tuple[KeyValues, list[int]]]:
+    """Every shared opening with all the packed rows that begin with it."""
+    found: dict[int, tuple[KeyValues, list[int]]] = {}
+    for prompt in prompts:
+        if prompt.prefix is not None:
+            found.setdefault(id(prompt.prefix), (prompt.prefix, []))[1].extend(prompt.rows)
+    return list(found.values())
 
 
 def _page_bias(fill: list[int], device: torch.device) -> Tensor:

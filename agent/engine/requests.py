@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.engine import Completion, FinishReason, Sampling
+from agent.engine.attention import KeyValues
 from agent.engine.cache import pages_for
 from agent.engine.sampling import Draw
 
@@ -60,11 +61,12 @@ class Sample:
 
 @dataclass(slots=True)
 class Group:
-    """Samples `first` to `first + count` of one request: they share the pages of their prompt."""
+    """Samples `first` to `first + count` of one request: they share their prompt's opening and its pages."""
 
     request: GenerationRequest
     first: int
     count: int
+    prefix: KeyValues | None = None
     pages: list[int] = field(default_factory=list)
     running: list[Sample] = field(default_factory=list)
 
@@ -79,8 +81,9 @@ class Group:
 
     @property
     def most_pages(self) -> int:
-        """Pages that the group takes if every sample runs to its limit."""
-        return pages_for(self.prompt_length) + self.count * pages_for(self.request.sampling.max_tokens)
+        """Pages that the group may come to hold: every sample that is not finished runs to its limit."""
+        samples = len(self.running) or self.count
+        return pages_for(self.prompt_length) + samples * pages_for(self.request.sampling.max_tokens)
 
     def start(self) -> None:
         """Create the samples, each with its own reproducible stream of randomness."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from agent.engine.attention import CompletionPages, DecodePlan, KeyValues, PackedPlan, Plan, PromptPages, Segment
-from agent.engine.cache import PagedCache
+from agent.engine.cache import PagedCache, pages_for
 
 # Rows of logits held at once while scoring.
 _LOGIT_ROWS = 128
@@ -24,7 +24,7 @@ _SHORTEST_PREFIX = 32
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt to prefill, and the page lists (one a group) that keep it."""
+    """A prompt to prefill, and the empty page lists (one a group) that shall keep it."""
 
     ids: Sequence[int]
     holders: tuple[list[int], ...]
@@ -102,18 +102,30 @@ class ModelRunner:
         self.cache = cache
         self.prefixes = PrefixStore()
 
-    def prefill(self, prompts: Sequence[Prompt], adapter: str | None) -> Tensor:
-        """Compute prompts into their pages. Returns the logits after each prompt's last token, (prompts, V)."""
-        segments, ids, positions = [], [], []
+    def prefill(self, prompts: Sequence[Prompt], adapter: str | None) -> tuple[Tensor, list[KeyValues | None]]:
+        """Compute prompts into pages.
+
+        Returns:
+            Logits after each prompt's last token, (prompts, V), and the shared opening of each, which is not in
+            its pages.
+        """
+        segments: list[Segment] = []
+        ids: list[int] = []
+        positions: list[int] = []
+        pasts: list[KeyValues | None] = []
         for prompt in prompts:
             prefix, past = self._shared_opening(adapter, prompt.ids)
+            pasts.append(past)
             new = prompt.ids[len(prefix) :]
+            for holder in prompt.holders:
+                for _ in range(pages_for(len(new))):
+                    self.cache.prompts.append(holder)
             mask = _lower_right(len(prefix), len(new)).to(self._device) if past else None
             segments.append(Segment(len(ids), len(ids) + len(new), mask, past, prompt.holders))
             ids.extend(new)
             positions.extend(range(len(prefix), len(prompt.ids)))
         hidden = self._forward(ids, positions, PackedPlan(segments, self.cache))
-        return self._logits(hidden[[s.stop - 1 for s in segments]])
+        return self._logits(hidden[[s.stop - 1 for s in segments]]), pasts
 
     def decode(
         self, tokens: list[int], prompts: Sequence[PromptPages], completions: Sequence[CompletionPages]

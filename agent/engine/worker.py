@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from agent.engine import Completion
-from agent.engine.attention import CompletionPages, PromptPages
-from agent.engine.cache import PAGE, pages_for
+from agent.engine.attention import CompletionPages, KeyValues, PromptPages
+from agent.engine.cache import PAGE
 from agent.engine.requests import (
     AdapterRequest,
     GenerationRequest,
@@ -186,7 +186,7 @@ class Worker(threading.Thread):
         """The next groups in order of arrival that can start together."""
         pack: list[Group] = []
         tokens = 0
-        samples = sum(g.count for g in self._running)
+        samples = sum(len(g.running) for g in self._running)
         pages = sum(g.most_pages for g in self._running)
         while self._waiting:
             group = self._waiting[0]
@@ -196,9 +196,7 @@ class Worker(threading.Thread):
             tokens += group.prompt_length
             samples += group.count
             pages += group.most_pages
-            if (self._running or pack) and (
-                samples > self._max_samples or pages > self._runner.cache.budget_pages
-            ):
+            if (self._running or pack) and (samples > self._max_samples or pages > self._runner.cache.budget_pages):
                 break
             if pack and (group.request.adapter != pack[0].request.adapter or tokens > self._pack_tokens):
                 break
@@ -215,23 +213,23 @@ class Worker(threading.Thread):
         ]
         adapter = groups[0].request.adapter
 
-        def compute() -> Tensor:
-            for group in groups:
-                for _ in range(pages_for(group.prompt_length) - len(group.pages)):
-                    self._runner.cache.prompts.append(group.pages)
+        def compute() -> tuple[Tensor, list[KeyValues | None]]:
             self._adapters.activate(adapter)
             return self._runner.prefill(prompts, adapter)
 
-        logits = self._guarded(compute, groups if len(prompts) == 1 else [])
-        if logits is None:
+        computed = self._guarded(compute, groups if len(prompts) == 1 else [])
+        if computed is None:
             for group in groups:
                 self._release(group)
-            return len(prompts) > 1 and any([self._prefill(siblings) for siblings in by_request.values()])
-        for group in groups:
-            group.start()
+            outcomes = [self._prefill(siblings) for siblings in by_request.values()] if len(prompts) > 1 else []
+            return any(outcomes)
+        logits, prefixes = computed
         self._running.extend(groups)
         samples, rows = [], []
         for row, siblings in enumerate(by_request.values()):
+            for group in siblings:
+                group.prefix = prefixes[row]
+                group.start()
             for sample in (s for g in siblings for s in g.running):
                 samples.append(sample)
                 rows.append(row)
@@ -258,7 +256,8 @@ class Worker(threading.Thread):
                     self._runner.cache.completions.append(sample.pages)
                 tokens.append(sample.ids[-1])
                 completions.append(CompletionPages(sample.pages, len(sample.ids)))
-            prompts.append(PromptPages(group.pages, group.prompt_length, list(range(first, len(tokens)))))
+            rows = list(range(first, len(tokens)))
+            prompts.append(PromptPages(group.prefix, group.pages, group.prompt_length, rows))
         self._adapters.activate(adapter)
         return self._runner.decode(tokens, prompts, completions)
 

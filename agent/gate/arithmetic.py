@@ -136,9 +136,7 @@ class _Chains:
             self.end(spoilt=self._spoilt or bool(side) or len(self._sides) > 1)
         elif (word in {"x", "X"} and opens_operand) or (word == "of" and side[-1].endswith("%")):
             side.append("*")
-        elif word in _JOINING:
-            self.end()
-        elif self._words == _UNIT_WORDS:
+        elif word in _JOINING or self._words == _UNIT_WORDS:
             self.end()
         elif len(word) == 1 and word not in "aA":
             self.end(spoilt=True)

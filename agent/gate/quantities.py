@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 _MAX_DIGITS = 100
+_SEPARATORS = str.maketrans("", "", ", ")
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:\ \d{3})+|\d+)"
 _NUMBER = rf"""
     (?: (?P<whole>\d+)\ *(?:\\frac\{{(?P<top>\d+)\}}\{{(?P<bottom>\d+)\}}|\ (?P<top2>\d+)\ ?/\ ?(?P<bottom2>\d+))
@@ -100,7 +101,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
         value = _ratio(numerator, denominator)
         value = None if value is None else int(match["whole"]) + value
     elif match["decimal"] is not None:
-        value = Fraction(match["decimal"].translate({44: None, 32: None}).removesuffix("."))
+        value = Fraction(match["decimal"].translate(_SEPARATORS).removesuffix("."))
     else:
         value = _ratio(match["n"] or match["n2"], match["d"] or match["d2"])
     negative = [match["sign"], match["sign2"], match["sign3"]].count("-")
@@ -110,7 +111,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 def _ratio(numerator: str, denominator: str) -> Fraction | None:
-    top, bottom = (int(part.translate({44: None, 32: None})) for part in (numerator, denominator))
+    top, bottom = (int(part.translate(_SEPARATORS)) for part in (numerator, denominator))
     return Fraction(top, bottom) if bottom else None
 
 

@@ -17,11 +17,7 @@ from agent.records import Check
 
 
 class TextCheck:
-    """Cosine similarity of candidate and expert, at least `threshold`; the model loads at the first use.
-
-    Texts beyond the model's window (256 word pieces for the default) are compared by that beginning alone, so a
-    check on longer ones says so in its detail.
-    """
+    """Cosine similarity of candidate and expert, at least `threshold`; the model loads at the first use."""
 
     def __init__(self, model: str, threshold: float) -> None:
         self._model = model

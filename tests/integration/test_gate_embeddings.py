@@ -45,6 +45,15 @@ def test_no_texts_give_no_rows(embedder: Embedder) -> None:
     assert embedder.embed([]).shape == (0, 384)
 
 
+def test_a_long_text_is_embedded_to_its_end(embedder: Embedder) -> None:
+    cats = "The cat sleeps on the warm windowsill all day. " * 40
+    stocks = "The stock market fell sharply after the report. " * 40
+    both, cats_only, stocks_only = embedder.embed([cats + stocks, cats, stocks])
+    assert both @ stocks_only > 0.5
+    assert both @ cats_only < 0.9
+    assert np.linalg.norm(both) == pytest.approx(1.0, abs=1e-5)
+
+
 def test_a_local_folder_gives_the_same_vectors(embedder: Embedder, model_folder: Path) -> None:
     ours = Embedder(str(model_folder)).embed(["a cat sleeps"])
     np.testing.assert_allclose(ours, embedder.embed(["a cat sleeps"]), atol=1e-5)

@@ -8,6 +8,7 @@ import pytest
 
 from agent.mismatch import Surprisal
 from agent.rewriter import Usage
+from cli.console import say
 from cli.figures import Figures
 from cli.summary import Summary
 
@@ -64,6 +65,11 @@ def test_the_table_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) ->
     assert out == ""
     assert "accepted: hint" in err
     assert "100.0 %" in err
+
+
+def test_text_from_rows_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a \x1b[31mred\x1b[0m [bold]word[/bold]\r")
+    assert capsys.readouterr().err == "a \ufffd[31mred\ufffd[0m [bold]word[/bold]\ufffd\n"
 
 
 @pytest.fixture

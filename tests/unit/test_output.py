@@ -65,7 +65,8 @@ def read_output(path: Path) -> list[dict[str, Any]]:
 def test_rows_are_written_in_order_with_their_sources(tmp_path: Path, source: Path, name: str):
     assert write(tmp_path / name, source) == [f"row-{n}" for n in range(1, 21)]
     rows = read_output(tmp_path / name)
-    assert [json.loads(row["source"])["answer"] for row in rows] == [str(n + 1) for n in range(20)]
+    sources = [row["source"] if name.endswith(".jsonl") else json.loads(row["source"]) for row in rows]
+    assert [source["answer"] for source in sources] == [str(n + 1) for n in range(20)]
     assert rows[0]["mismatch"]["target"] == {"nll": 1.5, "p95": 6.2, "tokens": 83}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", name, f"{name}.run.json"]
 
@@ -228,23 +229,41 @@ MIXED: list[dict[str, Any]] = [
 ]
 
 
-@FORMATS
-def test_datasets_loads_mixed_shapes_and_late_surprises(tmp_path: Path, name: str):
-    """A column's type is settled by the first 10 MB: all that differs comes after them here."""
-    source = tmp_path / "in.jsonl"
+def late(source: Path, out: Path, rows: list[dict[str, Any]]) -> None:
+    """Write `rows` after more than 10 MB of regular ones: by then readers have settled every column's type."""
     first = [{"question": "x" * 3000, "answer": "4", "meta": 1, "date": "2024-01-01"}] * 2000
-    source.write_text("".join(json.dumps(row) + "\n" for row in [*first, *MIXED]))
-    out = tmp_path / name
+    source.write_text("".join(json.dumps(row) + "\n" for row in [*first, *rows]))
     with RecordWriter(out, source=source, settings=SETTINGS) as writer:
         for number, row in enumerate(read_rows(source)):
             writer.write(output_row(row, adapter="math@1") if number > 2000 else output_row(row))
-    builder = {"out.jsonl": "json", "out.parquet": "parquet"}[name]
-    loaded = datasets.load_dataset(builder, data_files=str(out), split="train", cache_dir=str(tmp_path / "cache"))
-    assert len(loaded) == 2005
-    assert [json.loads(row["source"]) for row in loaded.select(range(2000, 2005))] == MIXED
-    assert [row["status"] for row in loaded.select(range(2000, 2005))] == ["rewritten"] * 3 + ["error", "rewritten"]
-    assert loaded[2003]["error"] == {
-        "line": 2004,
-        "field": "messages",
-        "message": "'messages': must be a list of chat turns, got a string",
-    }
+
+
+def loaded(out: Path, cache: Path) -> datasets.Dataset:
+    builder = {".jsonl": "json", ".parquet": "parquet"}[out.suffix]
+    return datasets.load_dataset(builder, data_files=str(out), split="train", cache_dir=str(cache))
+
+
+def test_datasets_loads_parquet_with_late_surprises_in_the_input(tmp_path: Path):
+    late(tmp_path / "in.jsonl", tmp_path / "out.parquet", MIXED)
+    rows = loaded(tmp_path / "out.parquet", tmp_path / "cache").select(range(2000, 2005))
+    assert [json.loads(row["source"]) for row in rows] == MIXED
+    assert [row["status"] for row in rows] == ["rewritten"] * 3 + ["error", "rewritten"]
+
+
+def test_datasets_loads_json_lines_whose_first_error_and_adapter_come_late(tmp_path: Path):
+    regular = {"question": "2+2?", "answer": "4", "meta": 2, "date": "2024-01-02"}
+    late(tmp_path / "in.jsonl", tmp_path / "out.jsonl", [regular, regular, {**regular, "question": ""}])
+    rows = loaded(tmp_path / "out.jsonl", tmp_path / "cache").select(range(2000, 2003))
+    assert [row["adapter"] for row in rows] == ["", "math@1", ""]
+    assert rows[2]["error"]["line"] == 2003
+    assert rows[2]["error"]["field"] == "question"
+
+
+def test_datasets_loads_json_lines_of_mixed_shapes(tmp_path: Path):
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in MIXED))
+    with RecordWriter(tmp_path / "out.jsonl", source=source, settings=SETTINGS) as writer:
+        for row in read_rows(source):
+            writer.write(output_row(row))
+    rows = loaded(tmp_path / "out.jsonl", tmp_path / "cache")
+    assert [row["status"] for row in rows] == ["rewritten"] * 3 + ["error", "rewritten"]

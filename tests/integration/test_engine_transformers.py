@@ -1,0 +1,214 @@
+"""The engine contract on the transformers engine with the real embedded model in float32."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from agent.assembly import load_adapter, open_chat, open_engine
+from agent.chat import ChatFormat
+from agent.demonstrations import Message
+from agent.engine import Engine, Sampling
+from agent.exceptions import AdapterError, EngineClosedError, PromptTooLongError
+from agent.models import ModelFiles
+from agent.settings import EngineSettings
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+QUESTIONS = [
+    "What is 3 + 4?",
+    "Name a color.",
+    "Ann has 12 pears and eats 5 of them. Then she buys 3 bags with 4 pears each. How many pears does she have now?",
+]
+LONG_SYSTEM = "You are a careful assistant. " * 12
+GREEDY = Sampling(temperature=0, max_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def chat(model_files: ModelFiles) -> ChatFormat:
+    return open_chat(model_files)
+
+
+@pytest.fixture(scope="module")
+async def engine(model_files: ModelFiles) -> AsyncIterator[Engine]:
+    opened = await open_engine(model_files, EngineSettings(dtype="float32", max_sequences=12, max_length=512))
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture(scope="module")
+def plain(model_files: ModelFiles) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(model_files.path, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA whose weights are all random, so that it changes every output."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(model_files.path, dtype=torch.float32)
+    lora = get_peft_model(
+        model, LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    )
+    folder = tmp_path_factory.mktemp("adapters") / "noise"
+    lora.save_pretrained(str(folder))
+    return folder
+
+
+def prompts(chat: ChatFormat, system: str | None = None) -> list[list[int]]:
+    before = [Message("system", system)] if system else []
+    return [chat.prompt_ids([*before, Message("user", question)]) for question in QUESTIONS]
+
+
+def plain_greedy(plain: torch.nn.Module, prompt: list[int], stop_ids: frozenset[int]) -> list[int]:
+    output = plain.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=GREEDY.max_tokens,
+        eos_token_id=sorted(stop_ids),
+        pad_token_id=0,
+    )
+    return output[0, len(prompt) :].tolist()
+
+
+def plain_logprobs(plain: torch.nn.Module, prompt: list[int], completion: list[int]) -> list[float]:
+    with torch.no_grad():
+        logits = plain(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1)[torch.arange(len(completion)), torch.tensor(completion)].tolist()
+
+
+async def test_greedy_completions_equal_those_of_transformers(engine: Engine, chat: ChatFormat, plain: torch.nn.Module):
+    ids = prompts(chat)
+    groups = await asyncio.gather(*(engine.generate(prompt, GREEDY) for prompt in ids))
+    assert [group[0].ids for group in groups] == [plain_greedy(plain, prompt, chat.stop_ids) for prompt in ids]
+
+
+async def test_a_shared_opening_changes_no_completion(engine: Engine, chat: ChatFormat, plain: torch.nn.Module):
+    ids = prompts(chat, LONG_SYSTEM)
+    groups = await asyncio.gather(*(engine.generate(prompt, GREEDY, n=2) for prompt in ids))
+    again = await engine.generate(ids[2], GREEDY)
+    expected = [plain_greedy(plain, prompt, chat.stop_ids) for prompt in ids]
+    assert [[c.ids for c in group] for group in groups] == [[e, e] for e in expected]
+    assert again[0].ids == expected[2]
+
+
+async def test_more_samples_than_fit_at_once_are_all_drawn(engine: Engine, chat: ChatFormat):
+    sampling = Sampling(temperature=0.8, max_tokens=12, seed=3)
+    groups = await asyncio.gather(*(engine.generate(prompt, sampling, n=11) for prompt in prompts(chat)))
+    assert [len(group) for group in groups] == [11, 11, 11]
+    assert len({tuple(c.ids) for c in groups[2]}) > 5
+
+
+async def test_a_seed_repeats_its_draw(engine: Engine, chat: ChatFormat):
+    sampling = Sampling(temperature=1.0, top_p=0.9, max_tokens=12, seed=11)
+    first = await engine.generate(prompts(chat)[0], sampling, n=3)
+    second = await engine.generate(prompts(chat)[0], sampling, n=3)
+    assert [c.ids for c in first] == [c.ids for c in second]
+
+
+async def test_reported_log_probabilities_equal_a_later_score(engine: Engine, chat: ChatFormat):
+    prompt = prompts(chat)[2]
+    (drawn,) = await engine.generate(prompt, Sampling(temperature=0.7, top_p=0.9, max_tokens=20, seed=1))
+    assert drawn.logprobs == pytest.approx(await engine.score(prompt, drawn.ids), abs=1e-3)
+
+
+async def test_scores_equal_full_logits_for_one_and_for_several_completions_of_a_prompt(
+    engine: Engine, chat: ChatFormat, plain: torch.nn.Module
+):
+    ids = prompts(chat)
+    pairs = [(ids[0], "7"), (ids[2], "She has 7 + 12 = 19."), (ids[2], "It is 19, I think."), (ids[2], "")]
+    completions = [(prompt, chat.completion_ids(text)) for prompt, text in pairs]
+    scores = await asyncio.gather(*(engine.score(*pair) for pair in completions))
+    for score, pair in zip(scores, completions, strict=True):
+        assert score == pytest.approx(plain_logprobs(plain, *pair), abs=1e-3)
+
+
+async def test_a_completion_ends_with_its_stop_token_or_at_its_limit(engine: Engine, chat: ChatFormat):
+    groups = await asyncio.gather(*(engine.generate(p, Sampling(temperature=0, max_tokens=60)) for p in prompts(chat)))
+    for (completion,) in groups:
+        stopped = completion.ids[-1] in chat.stop_ids
+        assert completion.finish_reason == ("stop" if stopped else "length")
+        assert stopped or len(completion.ids) == 60
+        assert "<|im_end|>" not in completion.text
+    assert "stop" in {completion.finish_reason for (completion,) in groups}
+
+
+async def test_a_prompt_without_room_fails_alone(engine: Engine, chat: ChatFormat):
+    good, bad = await asyncio.gather(
+        engine.generate(prompts(chat)[0], GREEDY), engine.generate([5] * 512, GREEDY), return_exceptions=True
+    )
+    assert isinstance(bad, PromptTooLongError)
+    assert "512 tokens" in str(bad)
+    assert not isinstance(good, BaseException)
+    assert good[0].finish_reason in {"stop", "length"}
+
+
+async def test_the_limit_is_cut_to_the_context(engine: Engine):
+    (completion,) = await engine.generate([5] * 508, Sampling(temperature=0, max_tokens=50))
+    assert len(completion.ids) <= 4
+
+
+async def test_a_score_that_exceeds_the_context_is_refused(engine: Engine):
+    with pytest.raises(PromptTooLongError, match="513 tokens"):
+        await engine.score([5] * 500, [5] * 13)
+
+
+async def test_a_cancelled_request_leaves_the_others_alone(engine: Engine, chat: ChatFormat):
+    long = asyncio.create_task(engine.generate(prompts(chat)[2], Sampling(temperature=1.5, max_tokens=400), n=8))
+    await asyncio.sleep(0.3)
+    long.cancel()
+    completions = await asyncio.gather(*(engine.generate(p, GREEDY) for p in prompts(chat)))
+    assert all(group[0].ids for group in completions)
+    with pytest.raises(asyncio.CancelledError):
+        await long
+
+
+async def test_an_adapter_changes_completions_and_never_scores(engine: Engine, chat: ChatFormat, adapter_folder: Path):
+    prompt = prompts(chat)[2]
+    completion = chat.completion_ids("She has 19 pears.")
+    before = await engine.generate(prompt, GREEDY), await engine.score(prompt, completion)
+    name = await load_adapter(engine, adapter_folder)
+    adapted, base, score = await asyncio.gather(
+        engine.generate(prompt, GREEDY, adapter=name), engine.generate(prompt, GREEDY), engine.score(prompt, completion)
+    )
+    await engine.unload_adapter(name)
+    after = await engine.generate(prompt, GREEDY)
+    assert adapted[0].ids != base[0].ids
+    assert before[0][0].ids == base[0].ids == after[0].ids
+    assert score == pytest.approx(before[1], abs=1e-4)
+
+
+async def test_an_adapter_that_is_not_loaded_is_refused(engine: Engine, chat: ChatFormat):
+    with pytest.raises(AdapterError, match="math@9"):
+        await engine.generate(prompts(chat)[0], GREEDY, adapter="math@9")
+    with pytest.raises(AdapterError, match="math@9"):
+        await engine.unload_adapter("math@9")
+
+
+async def test_an_adapter_of_other_shapes_is_refused_and_the_engine_lives(
+    engine: Engine, chat: ChatFormat, adapter_folder: Path, tmp_path: Path
+):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    config = (adapter_folder / "adapter_config.json").read_text()
+    (broken / "adapter_config.json").write_text(config.replace('"r": 4', '"r": 8'))
+    (broken / "adapter_model.safetensors").write_bytes((adapter_folder / "adapter_model.safetensors").read_bytes())
+    with pytest.raises(AdapterError, match="does not fit the model"):
+        await load_adapter(engine, broken)
+    assert (await engine.generate(prompts(chat)[0], GREEDY))[0].ids
+
+
+async def test_closing_finishes_what_is_in_flight_and_refuses_the_rest(model_files: ModelFiles, chat: ChatFormat):
+    engine = await open_engine(model_files, EngineSettings(dtype="float32"))
+    running = asyncio.create_task(engine.generate(prompts(chat)[0], GREEDY))
+    await asyncio.sleep(0.05)
+    await engine.close()
+    assert (await running)[0].ids
+    with pytest.raises(EngineClosedError):
+        await engine.generate(prompts(chat)[0], GREEDY)

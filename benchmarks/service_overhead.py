@@ -73,7 +73,10 @@ async def run_engine(rows: Rows, rewrite: RewriteSettings) -> dict[str, float]:
 
 async def run_service(rows: Rows, url: str, model: str) -> dict[str, float]:
     """The same through the service at `url`."""
-    async with RewriteClient(url, None, {}) as client, httpx.AsyncClient(base_url=url, timeout=None) as http:
+    async with (
+        RewriteClient(url, None, {}, patience_s=60) as client,
+        httpx.AsyncClient(base_url=url, timeout=None) as http,
+    ):
 
         async def rewrite_all(some: Rows) -> None:
             async for _ in rewrite_rows_remotely(client, some, model=model):

@@ -62,20 +62,17 @@ def serve(
     require_free_port(server)
     resolve_model(model)
     started = time.monotonic()
-    with _stop_signals() as stop:
-        _set_ray_environment(server.ray)
-        with _ray_cluster(server.ray):
-            from server.deployments import build_application
+    with _stop_signals() as stop, _ray_cluster(server.ray):
+        from server.deployments import build_application  # imports Ray, which reads its environment then
 
-            announce(f"Ray is up after {time.monotonic() - started:.1f} s; loading {model.name}")
-            with _stop_signals(stop):  # Ray has installed its own
-                application = build_application(model, engine, gate, rewrite, server, keys)
-                with _deployed(application, server, stop) as handle:
-                    if _wait_until_ready(server, stop):
-                        announce(f"ready at {base_url(server)} after {time.monotonic() - started:.1f} s; docs at /docs")
-                        _wait_for(stop)
-                        announce("shutting down: finishing what is in flight")
-                        _drain(handle, server.drain_timeout_s, announce)
+        announce(f"Ray is up after {time.monotonic() - started:.1f} s; loading {model.name}")
+        application = build_application(model, engine, gate, rewrite, server, keys)
+        with _stop_signals(stop), _deployed(application, server, stop) as handle:  # Ray has installed handlers too
+            if _wait_until_ready(server, stop):
+                announce(f"ready at {base_url(server)} after {time.monotonic() - started:.1f} s; docs at /docs")
+                _wait_for(stop)
+                announce("shutting down: finishing what is in flight")
+                _drain(handle, server.drain_timeout_s, announce)
     announce("stopped")
 
 
@@ -139,24 +136,28 @@ def _set_ray_environment(settings: RaySettings) -> None:
 @contextlib.contextmanager
 def _ray_cluster(settings: RaySettings) -> Iterator[None]:
     """Within: connected to the cluster of the settings, or to one of our own that ends with this."""
+    _set_ray_environment(settings)
     import ray
 
     local: dict[str, Any] = {
         "include_dashboard": False,
         "object_store_memory": settings.object_store_mb * 2**20,
     }
-    ray.init(
-        address=settings.address or "local",
-        namespace=_NAMESPACE,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        **(local if settings.address is None else {}),
-    )
+    try:
+        ray.init(
+            address=settings.address or "local",
+            namespace=_NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            **(local if settings.address is None else {}),
+        )
+    except Exception as error:  # Ray raises the bare class when a process of its own does not come up
+        raise StartError(f"Ray did not start, or cannot be reached at {settings.address}: {error}") from error
     try:
         _require_resources(settings, ray.cluster_resources())  # type: ignore[no-untyped-call]
         yield
     finally:
-        with _silent_stderr():
+        with _silent_stdout():
             ray.shutdown()
 
 
@@ -191,7 +192,7 @@ def _deployed(
         _wait_until_running(server.ray.engine_start_timeout_s, stop)
         yield handle
     finally:
-        with _silent_stderr():
+        with _silent_stdout():
             if server.ray.address is None:
                 ray_serve.shutdown()  # type: ignore[no-untyped-call]
             else:
@@ -199,9 +200,9 @@ def _deployed(
 
 
 @contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Within: nothing reaches stderr; Ray reports the planned end of its own actors there as failures."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+def _silent_stdout() -> Iterator[None]:
+    """Within: nothing reaches stdout, where Ray reports the planned end of its own actors as failures."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 
 
@@ -214,9 +215,10 @@ def _wait_until_running(timeout_s: float, stop: threading.Event) -> None:
         state = ray_serve.status().applications[APPLICATION]
         if state.status == ApplicationStatus.RUNNING:
             return
-        if state.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-            reasons = [deployment.message for deployment in state.deployments.values() if deployment.message]
-            raise StartError("\n".join(["the service did not start:", state.message, *reasons]).strip())
+        if state.status == ApplicationStatus.DEPLOY_FAILED:
+            # Of the traceback that Ray makes of a failure, the last line says what it was.
+            told = [d.message.strip().splitlines()[-1] for d in state.deployments.values() if d.message.strip()]
+            raise StartError(f"the service did not start: {'; '.join(told) or state.message}")
         if time.monotonic() > deadline:
             raise StartError(
                 f"the engine did not load within {timeout_s:g} seconds (server.ray.engine_start_timeout_s)"

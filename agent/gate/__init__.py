@@ -118,6 +118,8 @@ class Gate:
             return Check("math_answer", False, r"states no final answer: no \boxed{}, no ####, no \"the answer is\"")
         if stated.retracted:
             return Check("math_answer", False, f"takes its answer {stated.text[:60]!r} back")
+        if stated.goes_on:
+            return Check("math_answer", False, f"reckons on after its answer {stated.text[:60]!r}")
         percent_asked = bool(_PERCENT_ASKED.search(demonstration.question))
         reference = _reference(demonstration) or ""
         compared = await self._answers.equal(stated.text, reference, percent_asked=percent_asked)

@@ -50,6 +50,8 @@ _TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 
+_LATER_NUMBER = re.compile(r"\n[^\d]*\d")
+
 
 @dataclass(frozen=True, slots=True)
 class ExtractedAnswer:
@@ -60,12 +62,14 @@ class ExtractedAnswer:
         source: where it was found.
         rivals: the other final answers that the same text states; the text contradicts itself unless all equal `text`.
         retracted: what follows the answer takes it back ("Wait, …"), or what precedes it denies it.
+        goes_on: it is only said in passing: later lines reckon on. A box or a `####` line is final wherever it stands.
     """
 
     text: str
     source: AnswerSource
     rivals: tuple[str, ...] = ()
     retracted: bool = False
+    goes_on: bool = False
 
 
 def extract_answer(text: str) -> ExtractedAnswer | None:
@@ -100,6 +104,7 @@ def extract_answer(text: str) -> ExtractedAnswer | None:
         source=source,
         rivals=rivals,
         retracted=_denied(text, start) or taken_back(text[end if source == "boxed" else last :]),
+        goes_on=source == "phrase" and _LATER_NUMBER.search(text, end) is not None,
     )
 
 

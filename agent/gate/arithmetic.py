@@ -111,8 +111,8 @@ class _Chains:
         self._sides, self._words, self._spoilt = [[]], 0, spoilt
 
     def operand(self, value: str) -> None:
-        if self.after_operand:
-            self.end(spoilt=True)
+        if self.after_operand:  # `32 pieces because 32 x 4` begins anew, `1 1/2` is a mixed number
+            self.end(spoilt=self._words == 0)
         self._sides[-1].append(value)
         self._words = 0
 

@@ -24,6 +24,7 @@ from server.schemas import MismatchResponse, RewritesResponse
 QUEUE_ROWS = 8
 SETTINGS = {
     "REWRIGHT_ENGINE__THREADS": "1",
+    "REWRIGHT_SERVER__DRAIN_TIMEOUT_S": "1200",
     "REWRIGHT_ENGINE__MAX_LENGTH": "512",
     "REWRIGHT_SERVER__LIMITS__ROWS": str(QUEUE_ROWS),
     "REWRIGHT_SERVER__LIMITS__QUEUE_ROWS": str(QUEUE_ROWS),

@@ -140,3 +140,11 @@ def test_the_closing_brace_balances_what_it_encloses(text: str) -> None:
 @given(st.text(max_size=100))
 def test_plain_never_raises_and_is_stripped(text: str) -> None:
     assert plain(text) == plain(text).strip()
+
+
+def test_a_phrase_that_later_lines_reckon_on_from_is_no_final_answer():
+    passing = extract_answer("The answer is 5 because:\nHe earned $110, and $15 from mowing lawns.")
+    final = extract_answer("He earned $110.\nThe answer is 5.\nThat is all.")
+    assert passing is not None
+    assert final is not None
+    assert (passing.goes_on, final.goes_on) == (True, False)

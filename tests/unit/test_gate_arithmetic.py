@@ -36,7 +36,16 @@ def test_a_true_equation_is_read_and_holds(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["18 - 5 = 8 years", "10 / 3 = 3", "18 * 3 = $55", "5 + 3 = 8 = 9", "1/4 x 1 = 1/2", "10 / 3 = 3.34"]
+    "text",
+    [
+        "18 - 5 = 8 years",
+        "32 pieces because 32 x 4 = 120 pieces",
+        "10 / 3 = 3",
+        "18 * 3 = $55",
+        "5 + 3 = 8 = 9",
+        "1/4 x 1 = 1/2",
+        "10 / 3 = 3.34",
+    ],
 )
 def test_a_false_equation_is_caught(text: str) -> None:
     assert not all(e.holds for e in equations(text))

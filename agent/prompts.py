@@ -55,13 +55,16 @@ _EXAMPLES = (
 )
 
 
-def proposal_prompt(proposer: ProposerName, demonstration: Demonstration, task: str) -> tuple[Message, ...] | None:
+def proposal_prompt(
+    proposer: ProposerName, demonstration: Demonstration, task: str, *, with_examples: bool = True
+) -> tuple[Message, ...] | None:
     """The chat that asks for a candidate, or None when this proposer lacks what it needs.
 
     Args:
         proposer: `solve` sees the question, `hint` also the reference answer, `rewrite` the expert solution.
         demonstration: the row.
         task: which gate will judge; decides how the final answer is to be written.
+        with_examples: whether worked examples may come first; they take some 600 tokens of the context.
     """
     answer = demonstration.reference_answer
     if proposer == "hint" and answer is None:
@@ -71,7 +74,7 @@ def proposal_prompt(proposer: ProposerName, demonstration: Demonstration, task: 
         request = _math_request(proposer, demonstration.question, answer, notes)
         examples = [
             turn
-            for example in _EXAMPLES
+            for example in (_EXAMPLES if with_examples else ())
             for turn in (
                 Message("user", _math_request(proposer, example.question, answer and example.answer, example.notes)),
                 Message("assistant", example.solution),

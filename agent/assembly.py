@@ -39,30 +39,37 @@ def _load_tokenizer(model: ModelFiles) -> PreTrainedTokenizerBase:
 
 
 async def open_engine(model: ModelFiles, settings: EngineSettings) -> Engine:
-    """Load the model and start its engine; seconds for a small one.
+    """Load the model and start its engine; seconds for a small one, half a minute and more with vLLM.
 
     Raises:
         ModelError: the model is not supported, or the engine asked for is not installed.
     """
-    if settings.kind == "vllm":
-        raise ModelError("engine.kind vllm is not available in this version; use transformers")
     return await asyncio.to_thread(_load_engine, model, settings)
 
 
 def _load_engine(model: ModelFiles, settings: EngineSettings) -> Engine:
+    chat = open_chat(model)
+    if settings.kind == "vllm":
+        from agent.engine.vllm_start import start_vllm
+
+        return start_vllm(model.name, model.path, chat.tokenizer, chat.stop_ids, settings)
     from agent.engine.transformers_engine import TransformersEngine
 
-    chat = open_chat(model)
     return TransformersEngine(model.name, model.path, chat.tokenizer, chat.stop_ids, settings)
 
 
-async def load_adapter(engine: Engine, path: Path) -> str:
+async def load_adapter(engine: Engine, path: Path, base: ModelFiles) -> str:
     """Check an adapter folder, load it, and return the name that requests and records use.
+
+    Args:
+        engine: runs `base`.
+        path: see `open_adapter`.
+        base: the base model, whose weights the adapter must have been trained on.
 
     Raises:
         AdapterError: it is malformed or belongs to another base model.
     """
-    adapter = open_adapter(path, engine.info.model)
+    adapter = open_adapter(path, base.name, base=base.path)
     await engine.load_adapter(adapter.name, adapter.path)
     return adapter.name
 

@@ -19,7 +19,7 @@ from agent.gate import Gate
 from agent.mismatch import summarise
 from agent.prompts import proposal_prompt
 from agent.records import Check, Mismatch, Proposer, Record, Status, Verdict
-from agent.settings import RewriteSettings, Step
+from agent.settings import ProposerName, RewriteSettings, Step
 from agent.strategies import Strategy
 
 
@@ -119,7 +119,8 @@ class _Job:
         self._expert = await self._mismatch(demonstration.expert)
         self._expert_tokens = self._expert.tokens
         for step in self._strategy:
-            prompt_ids = self._prompt_ids(step, task)
+            room = self._engine.info.max_length - self._max_tokens
+            prompt_ids = proposal_ids(self._chat, step.proposer, demonstration, task, room)
             if prompt_ids is None:
                 continue
             self._used_adapter = self._adapter if step.proposer == "rewrite" else None
@@ -129,20 +130,9 @@ class _Job:
         self._used_adapter = None
         return self.record("fallback", "expert", demonstration.expert, gate=self._refused, mismatch=self._expert)
 
-    def _prompt_ids(self, step: Step, task: str) -> list[int] | None:
-        """The step's prompt, its examples left out where context is short; None when the step does not apply."""
-        for with_examples in (True, False):
-            prompt = proposal_prompt(step.proposer, self._demonstration, task, with_examples=with_examples)
-            if prompt is None:
-                return None
-            ids = self._chat.prompt_ids(prompt)
-            if len(ids) + self._max_tokens <= self._engine.info.max_length:
-                break
-        return ids
-
     @property
     def _max_tokens(self) -> int:
-        return self._settings.max_tokens or 64 + 3 * self._expert_tokens // 2
+        return token_limit(self._settings, self._expert_tokens)
 
     async def _climb(self, step: Step, prompt_ids: Sequence[int]) -> _Candidate | None:
         """Attempts of one step up its temperature ladder, until one has an acceptable candidate."""
@@ -214,6 +204,28 @@ class _Job:
             model=self._engine.info.model,
             error=error,
         )
+
+
+def token_limit(settings: RewriteSettings, expert_tokens: int) -> int:
+    """New tokens that a candidate may have."""
+    return settings.max_tokens or 64 + 3 * expert_tokens // 2
+
+
+def proposal_ids(
+    chat: ChatFormat, proposer: ProposerName, demonstration: Demonstration, task: str, room: int
+) -> list[int] | None:
+    """Token ids of a proposer's prompt, or None when it lacks what it needs.
+
+    Worked examples are left out where they do not fit into `room` tokens; without them the prompt may still be longer.
+    """
+    for with_examples in (True, False):
+        prompt = proposal_prompt(proposer, demonstration, task, with_examples=with_examples)
+        if prompt is None:
+            return None
+        ids = chat.prompt_ids(prompt)
+        if len(ids) <= room:
+            break
+    return ids
 
 
 def _with_check(verdict: Verdict, check: Check) -> Verdict:

@@ -22,6 +22,23 @@ class ModelSettings(Section):
     revision: str | None = Field(None, description="commit of a hub id; required for one")
 
 
+class VllmSettings(Section):
+    """What only `kind = "vllm"` reads."""
+
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of each GPU's memory that is taken")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that one model is spread over")
+    quantization: str | None = Field(None, description="a method of vLLM; None for what the model's config says")
+    max_batched_tokens: int | None = Field(
+        None, ge=1, description="tokens of one step; scoring holds the logits of as many. None for vLLM's default"
+    )
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(64, description="largest rank of an adapter")
+    max_loras: int = Field(2, ge=1, description="adapters in one step at most")
+    max_cpu_loras: int = Field(
+        4, ge=0, description="adapters loaded at the same time at most; 0 for none, which is faster without a GPU"
+    )
+    enforce_eager: bool = Field(False, description="no CUDA graphs: starts sooner, decodes more slowly")
+
+
 class EngineSettings(Section):
     """How the model is run."""
 
@@ -33,6 +50,7 @@ class EngineSettings(Section):
     threads: int | None = Field(None, ge=1, description="CPU threads, None for one per usable core")
     max_sequences: int = Field(128, ge=1, description="sequences decoded together at most")
     max_length: int | None = Field(None, ge=16, description="context in tokens, None for the model's own")
+    vllm: VllmSettings = VllmSettings()
 
 
 class GateSettings(Section):
@@ -42,6 +60,7 @@ class GateSettings(Section):
     math_workers: int = Field(1, ge=1, description="processes that compare answers")
     min_length_ratio: float = Field(0.2, ge=0, description="shortest candidate, as characters over the expert's")
     max_length_ratio: float = Field(6.0, gt=0, description="longest candidate, as characters over the expert's")
+    language: bool = Field(True, description="hold a candidate to the script and language of the expert")
     arithmetic: bool = Field(True, description="work out the equations that a math candidate writes down")
     reasoning: bool = Field(False, description="ask the YES/NO judge after the cheap checks")
     reasoning_threshold: float = Field(0.5, ge=0, le=1, description="least P(YES) / (P(YES) + P(NO))")
@@ -82,3 +101,14 @@ class RewriteSettings(Section):
     top_p: float = Field(0.95, gt=0, le=1)
     seed: int | None = Field(0, description="draws are reproducible for one machine and batch; None draws freely")
     concurrency: int = Field(64, ge=1, description="demonstrations worked on at the same time")
+
+
+class RewardSettings(Section):
+    """r = gate * (1 + distance_weight * r_dist + diversity_weight * r_div); see `agent.reward`."""
+
+    preset: Literal["gate_only", "paper", "rewright"] = "rewright"
+    distance_weight: float = Field(0.35, ge=0, description="lambda_dist of arXiv 2602.11220")
+    diversity_weight: float = Field(0.5, ge=0, description="lambda_div of arXiv 2602.11220")
+    distance_scale: float = Field(0.5, gt=0, description="tau of the anchored distance, nats per token")
+    tail_weight: float = Field(0.25, ge=0, le=1, description="share of the anchored distance that the p95 has")
+    tail_scale: float = Field(2.0, gt=0, description="tau of the tail term, nats")

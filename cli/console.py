@@ -57,6 +57,17 @@ def counting(what: str, total: int | None, *, before: int = 0) -> Iterator[Calla
 
 
 @contextmanager
+def stepping(what: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """Show progress over steps; yields a function that is told the step and what to say of it."""
+    if console.is_terminal:
+        with _bar(TextColumn("{task.fields[told]}", markup=False)) as bar:
+            task = bar.add_task(what, total=total, told="")
+            yield lambda step, told: bar.update(task, completed=step, told=told)
+    else:
+        yield lambda step, told: say(f"{what}: step {step} of {total}: {told}")
+
+
+@contextmanager
 def fetching(name: str) -> Iterator[Callable[[str, int, int], None]]:
     """Show the stages of fetching model `name`; yields a `Progress` callback of `agent.models`."""
     if console.is_terminal:

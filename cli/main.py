@@ -11,10 +11,11 @@ from typing import NoReturn
 import typer
 
 from agent.exceptions import EngineClosedError, RewrightError
-from cli import check, demo, mismatch, models, rewrite, serve
+from cli import adapters, check, demo, mismatch, models, rewrite, serve, train
 from cli.console import say
 from cli.exceptions import ServiceError
 from server.exceptions import StartError
+from trainer.exceptions import JobError
 
 app = typer.Typer(
     name="rewright",
@@ -28,15 +29,17 @@ app.command("rewrite")(rewrite.rewrite)
 app.command("mismatch")(mismatch.mismatch)
 app.command("check")(check.check)
 app.command("serve")(serve.serve)
+app.command("train")(train.train)
 app.command("demo")(demo.demo)
 app.add_typer(models.app, name="models")
+app.add_typer(adapters.app, name="adapters")
 
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 rows or the service failed, 2 wrong use, 130 interrupted."""
     try:
         app()
-    except (ServiceError, StartError, EngineClosedError) as error:
+    except (ServiceError, StartError, EngineClosedError, JobError) as error:
         _fail(error, code=1)
     except RewrightError as error:
         _fail(error, code=2)

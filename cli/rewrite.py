@@ -98,6 +98,7 @@ def _refuse_contradictions(
 
 async def _rewrite_here(settings: Settings, job: Job) -> Summary:
     from agent.assembly import build_rewriter, load_adapter
+    from agent.models import resolve_model
     from agent.pipeline import rewrite_rows
     from agent.strategies import find_strategy
     from cli.engine import engine_of
@@ -111,8 +112,8 @@ async def _rewrite_here(settings: Settings, job: Job) -> Summary:
     }
     with open_job(job, run) as opened:
         async with engine_of(settings) as (engine, chat):
-            folder = settings.rewrite.adapter
-            adapter = await load_adapter(engine, Path(folder)) if folder else None
+            folder, files = settings.rewrite.adapter, resolve_model(settings.model)
+            adapter = await load_adapter(engine, Path(folder), files) if folder else None
             rewriter = build_rewriter(engine, chat, settings.gate, settings.rewrite, adapter=adapter)
             try:
                 model, concurrency = engine.info.model, settings.rewrite.concurrency

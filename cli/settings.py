@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from agent.exceptions import SettingsError
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteSettings, Section
 from server.settings import ServerSettings
+from trainer.settings import TrainSettings
 
 _PREFIX = "REWRIGHT_"
 
@@ -29,6 +30,7 @@ class Settings(Section):
     engine: EngineSettings = EngineSettings()
     gate: GateSettings = GateSettings()
     rewrite: RewriteSettings = RewriteSettings()
+    train: TrainSettings = TrainSettings()
     server: ServerSettings = ServerSettings()
 
 

@@ -40,9 +40,10 @@ class EngineDeployment:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, model: ModelSettings, settings: EngineSettings, adapter: str | None
     ) -> None:
-        self._engine: Engine = await open_engine(await asyncio.to_thread(resolve_model, model), settings)
+        files = await asyncio.to_thread(resolve_model, model)
+        self._engine: Engine = await open_engine(files, settings)
         if adapter is not None:
-            await load_adapter(self._engine, Path(adapter))
+            await load_adapter(self._engine, Path(adapter), files)
         self._answers = 0
         self._answers_at_last_check = 0
 
@@ -96,7 +97,7 @@ class ApiDeployment:
         remote = RemoteEngine(engine)
         files = resolve_model(model)
         chat = open_chat(files)
-        adapter = open_adapter(Path(rewrite.adapter), files.name).name if rewrite.adapter else None
+        adapter = open_adapter(Path(rewrite.adapter), files.name, base=files.path).name if rewrite.adapter else None
         self._backend = AgentBackend(remote, chat, build_gate(remote, chat, gate), rewrite, adapter=adapter)
         self._app = create_app(self._backend, server, keys)
 

@@ -58,7 +58,7 @@ async def _serve(
     files = resolve_model(model)
     engine = await open_engine(files, engine_settings)
     chat = open_chat(files)
-    adapter = await load_adapter(engine, Path(rewrite.adapter)) if rewrite.adapter else None
+    adapter = await load_adapter(engine, Path(rewrite.adapter), files) if rewrite.adapter else None
     backend = AgentBackend(engine, chat, build_gate(engine, chat, gate), rewrite, adapter=adapter)
     try:
         http = _UvicornServer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, PeftModelForCausalLM
 from safetensors import SafetensorError
 
 from agent.engine.requests import AdapterRequest
@@ -53,6 +53,22 @@ class LoraHost:
             self.activate(None)
         self._peft.eval()
         self._keys[request.name] = key
+
+    def add_trainable(self, name: str, config: LoraConfig) -> PeftModel:
+        """A new adapter that the caller trains; returns the model that carries it.
+
+        Raises:
+            AdapterError: adapters are loaded already, or `config` fits no layer of the model.
+        """
+        if self._peft is not None:
+            raise AdapterError("an adapter to train must be the first of its engine")
+        try:
+            self._peft = PeftModelForCausalLM(self._model, config)
+        except ValueError as error:
+            raise AdapterError(f"no LoRA of this kind fits the model: {error}") from error
+        self._keys[name] = "default"
+        self._active = name
+        return self._peft
 
     def unload(self, name: str) -> None:
         """Raises AdapterError when `name` is not loaded."""

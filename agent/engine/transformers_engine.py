@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from agent.engine import Completion, EngineInfo, Sampling
 from agent.engine.cache import PagedCache
+from agent.engine.limits import check_score, room_for_new_tokens
 from agent.engine.loading import (
     cache_budget,
     cache_shape,
@@ -25,7 +27,7 @@ from agent.engine.lora import LoraHost
 from agent.engine.requests import AdapterRequest, GenerationRequest, ScoreRequest
 from agent.engine.runner import ModelRunner
 from agent.engine.worker import Worker
-from agent.exceptions import EngineClosedError, PromptTooLongError
+from agent.exceptions import EngineClosedError
 from agent.settings import EngineSettings
 
 _PACK_TOKENS = {"cpu": 1024, "cuda": 8192}
@@ -58,9 +60,10 @@ class TransformersEngine:
         model = load_model(path, settings)
         self.info = EngineInfo(name, context_length(model.config, settings))
         cache = PagedCache(cache_shape(model), cache_budget(model.device))
+        self._runner, self._adapters = ModelRunner(model, cache), LoraHost(model)
         self._worker = Worker(
-            ModelRunner(model, cache),
-            LoraHost(model),
+            self._runner,
+            self._adapters,
             stop_ids,
             lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)),
             max_sequences=settings.max_sequences,
@@ -74,12 +77,7 @@ class TransformersEngine:
         """See `Engine.generate`."""
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        room = self.info.max_length - len(prompt_ids)
-        if not prompt_ids or room < 1:
-            raise PromptTooLongError(
-                f"the prompt has {len(prompt_ids)} tokens; the context of {self.info.model} holds "
-                f"{self.info.max_length} with at least one new token"
-            )
+        room = room_for_new_tokens(self.info, prompt_ids)
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         future: Future[list[Completion]] = Future()
         self._worker.submit(GenerationRequest(prompt_ids, sampling, n, adapter, future))
@@ -87,14 +85,7 @@ class TransformersEngine:
 
     async def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
         """See `Engine.score`."""
-        total = len(prompt_ids) + len(completion_ids)
-        if total > self.info.max_length:
-            raise PromptTooLongError(
-                f"prompt and completion have {total} tokens; the context of {self.info.model} holds "
-                f"{self.info.max_length}"
-            )
-        if not prompt_ids:
-            raise ValueError("the first completion token needs at least one prompt token before it")
+        check_score(self.info, prompt_ids, completion_ids)
         if not completion_ids:
             return []
         future: Future[list[float]] = Future()
@@ -112,6 +103,24 @@ class TransformersEngine:
         future: Future[None] = Future()
         self._worker.submit(AdapterRequest(name, None, future))
         await asyncio.wrap_future(future)
+
+    def add_trainable_adapter(self, name: str, config: LoraConfig) -> PeftModel:
+        """A new adapter for a trainer in this process; requests may name it at once.
+
+        The trainer and the engine use the model in turns: the trainer between `hand_over` and its next request.
+
+        Raises:
+            AdapterError: as `LoraHost.add_trainable`.
+        """
+        return self._adapters.add_trainable(name, config)
+
+    def hand_over(self, name: str) -> None:
+        """Leave the idle engine's model to a trainer, with the adapter `name` active.
+
+        What was computed with the adapter is forgotten, since its weights are about to change.
+        """
+        self._runner.prefixes.forget(name)
+        self._adapters.activate(name)
 
     async def check(self) -> None:
         """Raises EngineClosedError when the engine's thread no longer runs."""

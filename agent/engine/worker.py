@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 # Samples that share a prompt's pages at most; the widest group sets the width of every prompt product.
 _GROUP_WIDTH = 8
+# How long an idle engine waits for company of a request, seconds.
+_COMPANY_S = 0.002
 
 
 class AdapterHost(Protocol):
@@ -124,12 +126,15 @@ class Worker(threading.Thread):
 
     def _receive(self) -> bool:
         """Take what has arrived, waiting for it when there is nothing else to do. False ends the loop."""
+        was_idle = False
         while True:
             idle = not (self._waiting or self._running or self._scores or self._adapter_requests)
+            was_idle |= idle
             if idle and self._closing and self._inbox.empty():
                 return False
             try:
-                request = self._inbox.get(block=idle)
+                # What was submitted together starts together: in one batch, and the same one every time.
+                request = self._inbox.get(block=idle or was_idle, timeout=None if idle else _COMPANY_S)
             except queue.Empty:
                 return True
             match request:

@@ -1,8 +1,8 @@
 """The gate: whether a candidate may stand in for the expert's completion of a demonstration.
 
 A verdict is a conjunction of checks, cheapest first, and stops at the first that fails:
-`hygiene`, then the checks of the task (`math_answer` and `arithmetic`, `choice`, or `text`), then `reasoning` when a
-judge is given.
+`hygiene` and `language`, then the checks of the task (`math_answer`, `arithmetic` and `grounding`; `choice`; or
+`text`), then `reasoning` when a judge is given.
 Each check lives in a module of its own.
 """
 
@@ -19,7 +19,9 @@ from agent.gate.answer_checker import AnswerChecker
 from agent.gate.answers import extract_answer, reference_answer
 from agent.gate.arithmetic import check_arithmetic
 from agent.gate.choice import check_choice, option_letter, options, stated_letters
+from agent.gate.grounding import check_grounding
 from agent.gate.hygiene import check_hygiene
+from agent.gate.language import check_language
 from agent.gate.reasoning import ReasoningJudge
 from agent.gate.similarity import TextCheck
 from agent.records import Check, Verdict
@@ -100,6 +102,8 @@ class Gate:
         self, task: str, demonstration: Demonstration, candidate: str, *, finished: bool
     ) -> AsyncIterator[Check]:
         yield check_hygiene(candidate, demonstration.expert, self._settings, finished=finished)
+        if self._settings.language:
+            yield check_language(candidate, demonstration.expert, demonstration.question)
         if task == "text":
             yield await self._text(candidate, demonstration.expert)
         elif task == "choice":
@@ -109,6 +113,7 @@ class Gate:
             yield await self._math(demonstration, candidate)
             if self._settings.arithmetic:
                 yield check_arithmetic(candidate, demonstration.expert, _plain_number(_reference(demonstration)))
+                yield check_grounding(candidate, demonstration.expert, _prompt(demonstration))
         if self._judge is not None:
             yield await self._judge(demonstration, candidate)
 

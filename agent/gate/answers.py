@@ -18,7 +18,7 @@ AnswerSource = Literal["boxed", "hashes", "phrase"]
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _HASHES = re.compile(r"^\s*####\s*(\S.*?)\s*$", re.MULTILINE)
 _PHRASE = re.compile(
-    r"""(?:\b(?:final\s+)?answer\b(?:\s+(?:to|of|for)\s[^.:\n]{1,80}?)?|\bответ\b)
+    r"""(?:\b(?:final\s+)?answer\b(?P<about>\s+(?:to|of|for)\s[^.:\n]{1,80}?)?|\bответ\b)
         [*_\s]{0,6}(?:\b(?:is|equals|равен|равна|равно)\b|[:=—])[*_\s:]{0,6}
         (?P<answer>[^\n]{1,300}?)\s*(?=\.\s|\.[*_]*$|\n|$)""",
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
@@ -50,6 +50,7 @@ _TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 
+_REASON = re.compile(r",?\s+(?:because|since|as|потому|так как)\b.*|[,:;].*", re.DOTALL | re.IGNORECASE)
 _LATER_NUMBER = re.compile(r"\n[^\d]*\d")
 
 
@@ -75,18 +76,20 @@ class ExtractedAnswer:
 def extract_answer(text: str) -> ExtractedAnswer | None:
     r"""The final answer of `text`: its last box, else its last `####` line, else its last answer phrase.
 
-    None when there is none, or when the last box never closes. Statements after the answer, and boxes and `####`
-    lines anywhere, are its rivals.
+    None when there is none, or when the last box never closes. Statements after the answer, earlier ones that call a
+    plain quantity the answer, and boxes and `####` lines anywhere, are its rivals.
     """
     boxed = list(boxes(text))
     if boxed and boxed[-1][2] is None:
         return None
     hashes = [(m.start(), m.end(), m[1]) for m in _HASHES.finditer(text) if _is_answer_line(text, m)]
-    phrases = [
-        (m.start(), m.end(), m["answer"])
+    stated = [
+        m
         for m in _PHRASE.finditer(text)
         if not _BOX.search(m["answer"]) and not _NO_ANSWER.match(m["answer"]) and not not_meant(text, m.start())
     ]
+    phrases = [(m.start(), m.end(), m["answer"]) for m in stated]
+    outright = [(m.start(), m.end(), quantity) for m in stated if (quantity := _outright(m))]
     sources: tuple[tuple[AnswerSource, list[tuple[int, int, str]]], ...] = (
         ("boxed", [(a, b, c) for a, b, c in boxed if c is not None]),
         ("hashes", hashes),
@@ -96,7 +99,7 @@ def extract_answer(text: str) -> ExtractedAnswer | None:
     if not found:
         return None
     start, end, answer = found[-1]
-    others = [*sources[0][1], *hashes, *(p for p in phrases if p[0] > start)]
+    others = [*sources[0][1], *hashes, *(p for p in phrases if p[0] > start), *(p for p in outright if p[0] < start)]
     rivals = tuple(dict.fromkeys(other.strip() for a, _, other in others if a != start and other.strip() != answer))
     last = max([end, *(b for _, b, _ in others)])
     return ExtractedAnswer(
@@ -106,6 +109,12 @@ def extract_answer(text: str) -> ExtractedAnswer | None:
         retracted=_denied(text, start) or taken_back(text[end if source == "boxed" else last :]),
         goes_on=source == "phrase" and _LATER_NUMBER.search(text, end) is not None,
     )
+
+
+def _outright(match: re.Match[str]) -> str | None:
+    """The plain quantity that a phrase calls the answer, and not the answer to some part; None for anything else."""
+    quantity = _REASON.sub("", match["answer"]).strip("$ .*_")
+    return quantity if not match["about"] and read_quantity(quantity) is not None else None
 
 
 def reference_answer(expert: str) -> str | None:

@@ -27,6 +27,8 @@ _LATEX = (
     (re.compile(r"<<[^<>]*>>"), ""),
     (re.compile(r"(?m)^\s*[-*•]\s+"), "; "),
     (re.compile(r"\*\*"), " "),
+    # A rate is read as its numerator: 5 snakes/jaguar, $6/h.
+    (re.compile(r"(?<=[^\W\d_]{2})/(?:[^\W\d_]{2,}|h|s)\b|(?<=\d)/(?:[^\W\d_]{2,}|h)\b"), " "),
 )
 _TOKEN = re.compile(
     r"(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?P<percent>\s?%)?(?P<glued>[^\W\d_]+)?"
@@ -35,8 +37,10 @@ _TOKEN = re.compile(
 _MEANING = {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"}
 _FACTOR = re.compile(r"[ $]*(?:\.?\d|\()")
 _OPERAND = re.compile(r"[ $]*-?(?:\.?\d|\()")
+_UNIT_LETTERS = frozenset("gmlL")  # apart from its number; glued to it, a letter is a variable
 _JOINING = frozenset({"and", "or", "then", "so", "which", "и", "а", "то"})
 _UNIT_WORDS = 3
+_SIGNS = "+-*/()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +51,15 @@ class Equation:
         text: both sides as read, without units.
         holds: whether they are equal, the right side taken as rounded to its written decimals.
         result: value of the right side.
+        operands: the numbers that are computed with, at the beginning of the chain of equalities that this is part of.
+        start: where that chain begins in `readable(text)`.
     """
 
     text: str
     holds: bool
     result: Fraction
+    operands: tuple[Fraction, ...]
+    start: int
 
 
 def check_arithmetic(candidate: str, expert: str, answer: Fraction | None) -> Check:
@@ -73,14 +81,20 @@ def check_arithmetic(candidate: str, expert: str, answer: Fraction | None) -> Ch
 
 def equations(text: str) -> Iterator[Equation]:
     """The equations between plain numbers in `text`, in order; what is not understood is passed over."""
+    for start, chain in _chains(readable(text)):
+        operands = tuple(_number(token) for token in chain[0] if token not in _SIGNS and len(token) <= _MAX_DIGITS)
+        for index, (left, right) in enumerate(itertools.pairwise(chain)):
+            computed = any(_operands(side) > 1 for side in chain[: index + 1])
+            if computed and (compared := _compare(left, right)) is not None:
+                yield Equation(*compared, operands, start)
+
+
+def readable(text: str) -> str:
+    """`text` without LaTeX, currency signs, list marks and the denominators of rates, cut to a length that is read."""
     text = text[:_MAX_CHARACTERS]
     for pattern, replacement in _LATEX:
         text = pattern.sub(replacement, text)
-    for chain in _chains(text):
-        for index, (left, right) in enumerate(itertools.pairwise(chain)):
-            computed = any(_operands(side) > 1 for side in chain[: index + 1])
-            if computed and (equation := _compare(left, right)) is not None:
-                yield equation
+    return text
 
 
 def _computes(found: Iterable[Equation], answer: Fraction) -> bool:
@@ -95,7 +109,9 @@ class _Chains:
     """
 
     def __init__(self) -> None:
-        self.found: list[list[list[str]]] = []
+        self.found: list[tuple[int, list[list[str]]]] = []  # where each begins, and its sides
+        self.position = 0
+        self._start = 0
         self._sides: list[list[str]] = [[]]
         self._words = 0
         self._spoilt = False
@@ -107,19 +123,17 @@ class _Chains:
     def end(self, *, spoilt: bool = False) -> None:
         """Close the run. A spoilt one is dropped, and what follows it too, up to the next clean end."""
         if not (spoilt or self._spoilt) and len(self._sides) > 1 and self.after_operand:
-            self.found.append(self._sides)
+            self.found.append((self._start, self._sides))
         self._sides, self._words, self._spoilt = [[]], 0, spoilt
 
     def operand(self, value: str) -> None:
         if self.after_operand:  # `32 pieces because 32 x 4` begins anew, `1 1/2` is a mixed number
             self.end(spoilt=self._words == 0)
-        self._sides[-1].append(value)
-        self._words = 0
+        self._append(value)
 
     def operator(self, symbol: str, *, opens_operand: bool) -> None:
         if self.after_operand or (opens_operand and symbol in "(-"):
-            self._sides[-1].append(symbol)
-            self._words = 0
+            self._append(symbol)
         else:
             self.end(spoilt=True)
 
@@ -130,7 +144,13 @@ class _Chains:
         else:
             self.end(spoilt=self._sides != [[]])
 
-    def word(self, word: str, *, opens_operand: bool) -> None:
+    def _append(self, token: str) -> None:
+        if self._sides == [[]]:
+            self._start = self.position
+        self._sides[-1].append(token)
+        self._words = 0
+
+    def word(self, word: str, *, opens_operand: bool, glued: bool = False) -> None:
         side = self._sides[-1]
         if not self.after_operand:
             self.end(spoilt=self._spoilt or bool(side) or len(self._sides) > 1)
@@ -138,21 +158,22 @@ class _Chains:
             side.append("*")
         elif word in _JOINING or self._words == _UNIT_WORDS:
             self.end()
-        elif len(word) == 1 and word not in "aA":
+        elif len(word) == 1 and word not in "aA" and (glued or word not in _UNIT_LETTERS):
             self.end(spoilt=True)
         else:
             self._words += 1
 
 
-def _chains(text: str) -> list[list[list[str]]]:
-    """The runs of expressions joined by `=` in `text`."""
+def _chains(text: str) -> list[tuple[int, list[list[str]]]]:
+    """The runs of expressions joined by `=` in `text`, each after the index where it begins."""
     chains = _Chains()
     for token in _TOKEN.finditer(text):
+        chains.position = token.start()
         opens_operand = (_OPERAND if token["operator"] else _FACTOR).match(text, token.end()) is not None
         if token["number"]:
             chains.operand(token["number"].replace(",", "") + ("%" if token["percent"] else ""))
             if token["glued"]:
-                chains.word(token["glued"], opens_operand=opens_operand)
+                chains.word(token["glued"], opens_operand=opens_operand, glued=True)
         elif token["operator"]:
             chains.operator(_MEANING.get(token["operator"], token["operator"]), opens_operand=opens_operand)
         elif token["equals"]:
@@ -165,8 +186,8 @@ def _chains(text: str) -> list[list[list[str]]]:
     return chains.found
 
 
-def _compare(left: list[str], right: list[str]) -> Equation | None:
-    """The equation of two sides, None when one of them is no complete expression."""
+def _compare(left: list[str], right: list[str]) -> tuple[str, bool, Fraction] | None:
+    """Text, truth and result of the equation of two sides, None when one of them is no complete expression."""
     try:
         a, b = _evaluate(left), _evaluate(right)
     except (_Unreadable, ZeroDivisionError):
@@ -179,11 +200,15 @@ def _compare(left: list[str], right: list[str]) -> Equation | None:
     values = {b, b * 100} if right[-1].endswith("%") else {b}
     if left[-1].endswith("%") and len(left) == 1:
         values.add(b / 100)
-    return Equation(text, any(abs(a - v) <= tolerance for v in values), b)
+    return text, any(abs(a - v) <= tolerance for v in values), b
 
 
 def _operands(side: list[str]) -> int:
-    return sum(token not in "+-*/()" for token in side)
+    return sum(token not in _SIGNS for token in side)
+
+
+def _number(token: str) -> Fraction:
+    return Fraction(token[:-1]) / 100 if token.endswith("%") else Fraction(token)
 
 
 class _Unreadable(Exception):
@@ -226,4 +251,4 @@ def _operand(rest: list[str]) -> Fraction:
         return value
     if token in "+*/)" or len(token) > _MAX_DIGITS:
         raise _Unreadable
-    return Fraction(token[:-1]) / 100 if token.endswith("%") else Fraction(token)
+    return _number(token)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 
 from agent.records import Check
@@ -62,8 +63,14 @@ _RUSSIAN_LEAKS = (
 )
 
 _LOOP_WORDS = 20  # a periodic stretch shorter than this may be style: "2 + 2 + 2 + 2"
+_PHRASE_WORDS = 3  # unless this many different words come back in it
 _MAX_PERIOD_WORDS = 80
 _LOOP_LINES = 4
+_SENTENCE_TIMES = 3
+_NUMBERED_TIMES = 6  # an enumeration may go through a week's working days in the same words
+_SENTENCE_END = re.compile(r"\n|(?<=[.!?;])\s")
+_ITEM_MARK = re.compile(r"(?:[-*•]|\d+[.)])\s+")
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _DENSE_WORD = re.compile(r"(?=\S*\w)(\S{1,20}?)\1{19,}")
 
 
@@ -84,6 +91,7 @@ def check_hygiene(candidate: str, expert: str, settings: GateSettings, *, finish
         or _control(seen)
         or _leak(seen, expert)
         or _loop(seen)
+        or _said_again(seen, expert)
     )
     return Check("hygiene", problem is None, problem or "clean")
 
@@ -144,8 +152,46 @@ def _line_loop(text: str) -> str | None:
     return None
 
 
+def _said_again(text: str, expert: str) -> str | None:
+    """A sentence twice on end, three times in all, or six times with only its numbers changed.
+
+    Nothing where the expert does the same: a refrain, a table.
+    """
+    sentence = _repeated_sentence(text)
+    if sentence is None or _repeated_sentence(_fold(expert)) is not None:
+        return None
+    return f"says again {sentence[:40]!r}"
+
+
+def _repeated_sentence(text: str) -> str | None:
+    stripped = (_ITEM_MARK.sub("", part.strip(), count=1) for part in _SENTENCE_END.split(text.casefold()))
+    sentences = [" ".join(part.strip(" .,:;!?*").split()) for part in stripped]
+    sentences = [sentence for sentence in sentences if _counts(sentence.split())]
+    for previous, sentence in pairwise(sentences):
+        if sentence == previous:
+            return sentence
+    for counted, times in ((sentences, _SENTENCE_TIMES), (map(_without_numbers, sentences), _NUMBERED_TIMES)):
+        for sentence, count in Counter(counted).most_common(1):
+            if count >= times:
+                return sentence
+    return None
+
+
+def _without_numbers(sentence: str) -> str:
+    return _NUMBER.sub("#", sentence)
+
+
+def _counts(words: Sequence[str]) -> bool:
+    """Whether there are enough different words among `words`, numbers, signs and variables aside, for a phrase."""
+    distinct = {word.strip(".,:;!?*") for word in words}
+    return sum(len(word) > 1 and word.isalpha() for word in distinct) >= _PHRASE_WORDS
+
+
 def _word_loop(text: str) -> str | None:
-    """A phrase of p words said three times on end or more: words[i] = words[i - p] over 2p words, and over 20."""
+    """A phrase of p words said three times on end or more: words[i] = words[i - p] over 2p words.
+
+    Over `_LOOP_WORDS` words at least, unless the phrase has words enough to be one.
+    """
     words = text.split()
     positions: dict[str, list[int]] = {}
     runs: dict[int, tuple[int, int]] = {}  # period: where its run of equal words ended last, and how long it was
@@ -158,7 +204,7 @@ def _word_loop(text: str) -> str | None:
             end, length = runs.get(period, (-1, 0))
             length = length + 1 if end == i - 1 else 1
             runs[period] = (i, length)
-            if length >= max(2 * period, _LOOP_WORDS):
+            if length >= 2 * period and (length >= _LOOP_WORDS or _counts(words[j + 1 : i + 1])):
                 return f"repeats {' '.join(words[j + 1 : i + 1])[:40]!r}"
         seen.append(i)
     return None

@@ -1,8 +1,11 @@
 """A language model as judge: is this solution right, YES or NO, read off the log-probabilities of the two words.
 
 P = P(YES) / (P(YES) + P(NO)), each word summed over its spellings (log-sum-exp; a spelling of several tokens is the
-sum of their log-probabilities). No text is sampled, so the judge cannot ramble or be parsed wrongly. Not here: which
-threshold to use (`calibration`).
+sum of their log-probabilities). No text is sampled, so the judge cannot ramble or be parsed wrongly.
+
+A judge is worth what its model is: on 159 pairs of our own (`benchmarks/reasoning_pairs.jsonl`: 71 valid solutions, 88
+with a planted flaw and the right answer) `smollm2-135m` separates nothing (0.44, where 0.5 is chance), and no threshold
+makes it useful. Measure yours with `rewright check --calibrate` first. Not here: choosing a threshold (`calibration`).
 """
 
 from __future__ import annotations

@@ -65,11 +65,13 @@ async def test_the_judge_is_asked_last_and_decides_by_its_threshold(engine: Engi
         await gate.aclose()
         assert [(c.name, c.passed) for c in verdict.checks] == [
             ("hygiene", True),
+            ("language", True),
             ("math_answer", True),
             ("arithmetic", True),
+            ("grounding", True),
             ("reasoning", passed),
         ]
-        assert [c.name for c in wrong.checks] == ["hygiene", "math_answer"]
+        assert [c.name for c in wrong.checks] == ["hygiene", "language", "math_answer"]
 
 
 async def test_evidence_that_does_not_fit_fails_the_check_and_is_never_cut(engine: Engine, chat: ChatFormat) -> None:

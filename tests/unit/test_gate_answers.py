@@ -69,6 +69,21 @@ def test_statements_after_the_answer_are_its_rivals() -> None:
     assert (found.text, set(found.rivals)) == ("42", {"43", "44"})
 
 
+@pytest.mark.parametrize(
+    ("text", "rivals"),
+    [
+        ("The answer is $4.\nIn other words, the answer is 1.", {"4"}),
+        ("The answer is 13, because 7 + 6 = 13.\nSo \\boxed{42}.", {"13"}),
+        ("The answer to the first part is 7.\nThe answer is 42.", set()),
+        ("The answer is found by adding.\nThe answer is 42.", set()),
+    ],
+)
+def test_a_quantity_called_the_answer_before_is_a_rival_unless_it_answers_a_part(text: str, rivals: set[str]) -> None:
+    found = extract_answer(text)
+    assert found is not None
+    assert set(found.rivals) == rivals
+
+
 def test_a_remark_that_the_answer_is_right_is_no_rival() -> None:
     found = extract_answer("So \\boxed{42}. We see that the answer is correct.")
     assert found is not None

@@ -28,6 +28,10 @@ EXPERT = "18 * 3 = 54, and 54 + 2 = 56\n#### 56"
         "(2 + 3) * 4 = 20",
         "12 x 3 = 36",
         "7 − 2 = 5",
+        "5 snakes/jaguar * 6 jaguars = 30 snakes",
+        "40 students x $6/day = $240",
+        "70 km/h * 3 = 210 km",
+        "300 g / 4 = 75 g",
         "5 * 3 = 15 - 1 + 1",
     ],
 )
@@ -45,6 +49,9 @@ def test_a_true_equation_is_read_and_holds(text: str) -> None:
         "5 + 3 = 8 = 9",
         "1/4 x 1 = 1/2",
         "10 / 3 = 3.34",
+        "60 x $6/day = $400",
+        "1500 cars / 150 cars/row = 30 minutes",
+        "300 / 4 = 70 g of rice",
     ],
 )
 def test_a_false_equation_is_caught(text: str) -> None:
@@ -53,7 +60,7 @@ def test_a_false_equation_is_caught(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["2x + 3 = 7", "5 snakes/jaguar * 6 jaguars = 30", "a + 2 = 5", "f(3) = 7", "14\n14 / 2", "x = 5", "1 1/2 * 2 = 3"],
+    ["2x + 3 = 7", "a + 2 = 5", "f(3) = 7", "14\n14 / 2", "x = 5", "1 1/2 * 2 = 3"],
 )
 def test_what_is_no_plain_equation_is_not_judged(text: str) -> None:
     assert list(equations(text)) == []

@@ -44,8 +44,10 @@ async def test_a_result_carries_the_verdict() -> None:
             "passed": True,
             "checks": [
                 {"name": "hygiene", "passed": True, "detail": "clean"},
+                {"name": "language", "passed": True, "detail": "as the expert's"},
                 {"name": "math_answer", "passed": True, "detail": "42 = 42"},
                 {"name": "arithmetic", "passed": True, "detail": "1 equations hold"},
+                {"name": "grounding", "passed": True, "detail": "the question gives no numbers"},
             ],
         },
         "label": "accept",

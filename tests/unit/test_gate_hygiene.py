@@ -129,6 +129,40 @@ def test_repetition_loops_are_seen(loop: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "again",
+    [
+        "The answer is 5 because: The answer is 5 because: The answer is 5 because: it is.",
+        "The sum is 42, because:\nSix rolls.\nThe sum is 42, because:\nSeven bags.\nThe sum is 42, because:",
+        "So the answer is 42.\n\nSo the answer is 42.",
+        "1. Count the rolls per bag: 6.\n2. Count the rolls per bag: 6.",
+        " ".join(f"She puts {n} rolls into a bag." for n in range(1, 9)),
+        "We add the rolls up. One more. We add the rolls up. Two more. We add the rolls up.",
+    ],
+)
+def test_a_sentence_said_again_is_seen(again: str) -> None:
+    assert detail(f"{CLEAN}\n{again}").startswith(("says again", "repeats"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(f"After day {n} she has 6 * {n} = {6 * n} rolls in the shop." for n in range(1, 6)),
+        "Florida: touches the ocean\nOregon: touches the ocean\nTexas: touches the ocean",
+        "She packs the rolls. She packs the bags. She packs the rolls and the bags.",
+        "6 * 7 = 42. 6 * 7 = 42.",
+    ],
+)
+def test_lists_in_the_same_words_are_not_said_again(text: str) -> None:
+    assert detail(f"{text}\n{CLEAN}") == "clean"
+
+
+def test_a_refrain_of_the_experts_may_be_kept() -> None:
+    song = "Oh no, down she goes! Oh no, down she goes!"
+    assert detail(f"{song} And so she sank.", expert=f"There was a ship. {song} The end.") == "clean"
+    assert detail(f"{song} And so she sank.").startswith("says again")
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "6 + 6 + 6 + 6 + 6 + 6 + 6 = 42",

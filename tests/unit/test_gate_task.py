@@ -69,8 +69,8 @@ async def test_the_gate_stops_at_the_first_failed_check(gate: Gate) -> None:
 async def test_a_right_solution_passes_every_check_in_order(gate: Gate) -> None:
     verdict = await gate.check(demonstration("6*7=42\n#### 42"), "Seven sixes: 6 * 7 = 42.\n#### 42")
     assert verdict.passed
-    assert [c.name for c in verdict.checks] == ["hygiene", "math_answer", "arithmetic"]
-    assert verdict.checks[1].detail == "42 = 42"
+    assert [c.name for c in verdict.checks] == ["hygiene", "language", "math_answer", "arithmetic", "grounding"]
+    assert verdict.checks[2].detail == "42 = 42"
 
 
 async def test_a_reference_answer_in_a_box_or_hash_line_is_unwrapped(gate: Gate) -> None:
@@ -89,3 +89,15 @@ async def test_a_question_for_a_percentage_makes_percent_a_unit(gate: Gate) -> N
     row = demonstration("#### 50", question="What percent of the rolls are left?")
     assert (await gate.check(row, "Half of them.\n#### 50%")).passed
     assert not (await gate.check(row, "Half of them.\n#### 0.5")).passed
+
+
+async def test_the_language_check_can_be_turned_off() -> None:
+    row = Demonstration("a", (Message("user", "В 7 пакетах по 6 булочек. Сколько всего?"),), "6*7=42\n#### 42")
+    english = "There are 7 bags with 6 rolls in each, so 7 * 6 = 42.\n#### 42"
+    on, off = Gate(GateSettings()), Gate(GateSettings(language=False))
+    verdicts = [await gate.check(row, english) for gate in (on, off)]
+    for each in (on, off):
+        await each.aclose()
+    assert [v.passed for v in verdicts] == [False, True]
+    assert verdicts[0].failed_check is not None
+    assert verdicts[0].failed_check.name == "language"

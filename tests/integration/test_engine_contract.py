@@ -1,8 +1,12 @@
-"""The engine contract on the transformers engine with the real embedded model in float32."""
+"""What every engine promises, with the real embedded model in float32.
+
+`REWRIGHT_TEST_ENGINE` names the engine, `transformers` unless set; `make test-vllm` runs the same tests with `vllm`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -29,6 +33,15 @@ QUESTIONS = [
 ]
 LONG_SYSTEM = "You are a careful assistant. " * 12
 GREEDY = Sampling(temperature=0, max_tokens=24)
+SETTINGS = EngineSettings.model_validate(
+    {
+        "kind": os.environ.get("REWRIGHT_TEST_ENGINE", "transformers"),
+        "dtype": "float32",
+        "max_sequences": 12,
+        "max_length": 512,
+        "vllm": {"max_lora_rank": 8, "max_cpu_loras": 1},
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +51,7 @@ def chat(model_files: ModelFiles) -> ChatFormat:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(model_files: ModelFiles) -> AsyncIterator[Engine]:
-    opened = await open_engine(model_files, EngineSettings(dtype="float32", max_sequences=12, max_length=512))
+    opened = await open_engine(model_files, SETTINGS)
     yield opened
     await opened.close()
 
@@ -49,15 +62,18 @@ def plain(model_files: ModelFiles) -> torch.nn.Module:
 
 
 @pytest.fixture(scope="module")
-def adapter_folder(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def adapted(model_files: ModelFiles) -> torch.nn.Module:
     """A LoRA whose weights are all random, so that it changes every output."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(model_files.path, dtype=torch.float32)
-    lora = get_peft_model(
-        model, LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
-    )
+    config = LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    return get_peft_model(model, config).eval()
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(adapted: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapters") / "noise"
-    lora.save_pretrained(str(folder))
+    adapted.save_pretrained(str(folder))
     return folder
 
 
@@ -160,6 +176,30 @@ async def test_a_score_that_exceeds_the_context_is_refused(engine: Engine):
         await engine.score([5] * 500, [5] * 13)
 
 
+async def test_a_score_may_fill_the_context(engine: Engine, plain: torch.nn.Module):
+    score = await engine.score([5] * 500, [7] * 12)
+    assert score == pytest.approx(plain_logprobs(plain, [5] * 500, [7] * 12), abs=1e-3)
+
+
+async def test_many_requests_of_all_kinds_at_once_get_what_each_gets_alone(
+    engine: Engine, model_files: ModelFiles, chat: ChatFormat, plain: torch.nn.Module, adapter_folder: Path
+):
+    ids = prompts(chat) * 3
+    completion = chat.completion_ids("It is 19.")
+    name = await load_adapter(engine, adapter_folder, model_files)
+    alone = [(await engine.generate(prompt, GREEDY, adapter=name))[0].ids for prompt in prompts(chat)]
+    base, adapted, scores = await asyncio.gather(
+        asyncio.gather(*(engine.generate(prompt, GREEDY) for prompt in ids)),
+        asyncio.gather(*(engine.generate(prompt, GREEDY, adapter=name) for prompt in ids)),
+        asyncio.gather(*(engine.score(prompt, completion) for prompt in ids)),
+    )
+    await engine.unload_adapter(name)
+    assert [g[0].ids for g in base] == [plain_greedy(plain, prompt, chat.stop_ids) for prompt in prompts(chat)] * 3
+    assert [g[0].ids for g in adapted] == alone * 3
+    for prompt, score in zip(ids, scores, strict=True):
+        assert score == pytest.approx(plain_logprobs(plain, prompt, completion), abs=1e-3)
+
+
 async def test_a_cancelled_request_leaves_the_others_alone(engine: Engine, chat: ChatFormat):
     long = asyncio.create_task(engine.generate(prompts(chat)[2], Sampling(temperature=1.5, max_tokens=400), n=8))
     await asyncio.sleep(0.3)
@@ -170,11 +210,23 @@ async def test_a_cancelled_request_leaves_the_others_alone(engine: Engine, chat:
         await long
 
 
-async def test_an_adapter_changes_completions_and_never_scores(engine: Engine, chat: ChatFormat, adapter_folder: Path):
+async def test_greedy_completions_of_an_adapter_equal_those_of_peft(
+    engine: Engine, model_files: ModelFiles, chat: ChatFormat, adapted: torch.nn.Module, adapter_folder: Path
+):
+    name = await load_adapter(engine, adapter_folder, model_files)
+    groups = await asyncio.gather(*(engine.generate(prompt, GREEDY, adapter=name) for prompt in prompts(chat)))
+    await engine.unload_adapter(name)
+    expected = [plain_greedy(adapted, prompt, chat.stop_ids) for prompt in prompts(chat)]
+    assert [group[0].ids for group in groups] == expected
+
+
+async def test_an_adapter_changes_completions_and_never_scores(
+    engine: Engine, model_files: ModelFiles, chat: ChatFormat, adapter_folder: Path
+):
     prompt = prompts(chat)[2]
     completion = chat.completion_ids("She has 19 pears.")
     before = await engine.generate(prompt, GREEDY), await engine.score(prompt, completion)
-    name = await load_adapter(engine, adapter_folder)
+    name = await load_adapter(engine, adapter_folder, model_files)
     adapted, base, score = await asyncio.gather(
         engine.generate(prompt, GREEDY, adapter=name), engine.generate(prompt, GREEDY), engine.score(prompt, completion)
     )
@@ -185,6 +237,22 @@ async def test_an_adapter_changes_completions_and_never_scores(engine: Engine, c
     assert score == pytest.approx(before[1], abs=1e-4)
 
 
+async def test_unloading_waits_for_the_requests_that_use_the_adapter(
+    engine: Engine, model_files: ModelFiles, chat: ChatFormat, adapter_folder: Path
+):
+    prompt = prompts(chat)[2]
+    name = await load_adapter(engine, adapter_folder, model_files)
+    running = asyncio.create_task(engine.generate(prompt, GREEDY, adapter=name))
+    await asyncio.sleep(0.05)
+    unloading = asyncio.create_task(engine.unload_adapter(name))
+    await asyncio.sleep(0.05)
+    with pytest.raises(AdapterError, match=name):
+        await engine.generate(prompt, GREEDY, adapter=name)
+    await unloading
+    assert running.done()
+    assert len((await running)[0].ids) == GREEDY.max_tokens
+
+
 async def test_an_adapter_that_is_not_loaded_is_refused(engine: Engine, chat: ChatFormat):
     with pytest.raises(AdapterError, match="math@9"):
         await engine.generate(prompts(chat)[0], GREEDY, adapter="math@9")
@@ -193,7 +261,7 @@ async def test_an_adapter_that_is_not_loaded_is_refused(engine: Engine, chat: Ch
 
 
 async def test_an_adapter_of_other_shapes_is_refused_and_the_engine_lives(
-    engine: Engine, chat: ChatFormat, adapter_folder: Path, tmp_path: Path
+    engine: Engine, model_files: ModelFiles, chat: ChatFormat, adapter_folder: Path, tmp_path: Path
 ):
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -201,12 +269,12 @@ async def test_an_adapter_of_other_shapes_is_refused_and_the_engine_lives(
     (broken / "adapter_config.json").write_text(config.replace('"r": 4', '"r": 8'))
     (broken / "adapter_model.safetensors").write_bytes((adapter_folder / "adapter_model.safetensors").read_bytes())
     with pytest.raises(AdapterError, match="does not fit the model"):
-        await load_adapter(engine, broken)
+        await load_adapter(engine, broken, model_files)
     assert (await engine.generate(prompts(chat)[0], GREEDY))[0].ids
 
 
 async def test_closing_finishes_what_is_in_flight_and_refuses_the_rest(model_files: ModelFiles, chat: ChatFormat):
-    engine = await open_engine(model_files, EngineSettings(dtype="float32"))
+    engine = await open_engine(model_files, SETTINGS)
     running = asyncio.create_task(engine.generate(prompts(chat)[0], GREEDY))
     await asyncio.sleep(0.05)
     await engine.close()

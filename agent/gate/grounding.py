@@ -1,0 +1,71 @@
+"""Whether a solution computes with numbers that it has, and not with numbers out of nowhere.
+
+The arithmetic check sees `72 - 30 = 42` hold; it does not see that nobody said where 30 came from. Here every number
+that an equation starts from must have come up before: in the question, earlier in the candidate, or in the expert's
+solution without being a result there (a number that the question says in words, a conversion). Not here: whether the
+numbers stand for what the candidate says they do, and numbers that algebra leads to.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from agent.gate.arithmetic import equations, readable
+from agent.records import Check
+
+_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+")
+_PERCENT = re.compile(r"(\d{1,3}(?:\.\d+)?)\s?%|(\d{1,3}(?:\.\d+)?)\s+percent")
+_WORDS = re.compile(r"[a-z]+")
+_COUNTING = "one two three four five six seven eight nine ten eleven twelve"
+_NUMBER_WORDS = {word: n for n, word in enumerate(_COUNTING.split(), start=1)} | {
+    "dozen": 12,
+    "triple": 3,
+    "thrice": 3,
+    "third": 3,
+    "quarter": 4,
+}
+_MAX_DIGITS = 30
+_ALWAYS = frozenset(map(Fraction, (0, 1, 2, 100)))  # nobody says where halves, doubles and per cents come from
+
+
+def check_grounding(candidate: str, expert: str, question: str) -> Check:
+    """Every number that an equation of `candidate` starts from must be known by then.
+
+    Args:
+        candidate: the solution to judge.
+        expert: the expert's solution; its results have to be worked out anew.
+        question: everything that was asked, earlier turns included.
+    """
+    asked = _numbers(readable(question))
+    if not asked:
+        return Check("grounding", True, "the question gives no numbers")
+    known = _ALWAYS | asked | _given(expert)
+    text, read = readable(candidate), 0
+    for equation in equations(candidate):
+        known |= _numbers(text[read : equation.start])
+        read = equation.start
+        missing = set(equation.operands) - known
+        if missing:
+            return Check("grounding", False, f"{equation.text[:80]}: {float(min(missing)):g} comes out of nowhere")
+    return Check("grounding", True, "every number was introduced")
+
+
+def _given(expert: str) -> set[Fraction]:
+    """The numbers that the expert uses before any of the expert's equations arrives at them."""
+    given: set[Fraction] = set()
+    results: set[Fraction] = set()
+    for equation in equations(expert):
+        given |= set(equation.operands) - results
+        results.add(equation.result)
+    return given | (_numbers(readable(expert)) - results)
+
+
+def _numbers(text: str) -> frozenset[Fraction]:
+    """The numbers in `text`, small ones in English words too; of a percentage also what is left and what is reached."""
+    found = {Fraction(m[0].replace(",", "")) for m in _NUMBER.finditer(text) if len(m[0]) <= _MAX_DIGITS}
+    found |= {Fraction(_NUMBER_WORDS[word]) for word in _WORDS.findall(text.lower()) if word in _NUMBER_WORDS}
+    for match in _PERCENT.finditer(text):
+        percent = Fraction(match[1] or match[2])
+        found |= {n / scale for n in (percent, 100 - percent, 100 + percent) for scale in (1, 100)}
+    return frozenset(found)

@@ -1,0 +1,168 @@
+"""Training on the embedded model: it learns from groups, survives SIGKILL, and publishes what serving loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.history import StepMetrics, read_history
+
+pytestmark = pytest.mark.usefixtures("model_files")
+
+ROOT = Path(__file__).parents[2]
+# Seeded rows of which the untrained model rewrites some but not all: most groups have a signal.
+ROWS = [
+    (f"{name} has {a} {thing} and buys {b} more. How many {thing} does {name} have?", a, b)
+    for name, thing, a, b in [
+        ("Ida", "pens", 12, 7),
+        ("Tom", "cards", 30, 14),
+        ("Eva", "plums", 9, 8),
+        ("Max", "stamps", 41, 19),
+        ("Lea", "books", 16, 6),
+        ("Jan", "coins", 55, 12),
+        ("Mia", "shells", 23, 31),
+        ("Ben", "keys", 4, 9),
+    ]
+]
+SETTINGS = """
+[train]
+steps = 3
+groups = 4
+samples = 4
+eval_rows = 2
+eval_samples = 2
+eval_every = 3
+save_every = 1
+refills = 0
+sample_every = 1
+[train.lora]
+rank = 4
+target_modules = ["q_proj", "v_proj"]
+[train.optimizer]
+groups_per_pass = 2
+learning_rate = 1e-3
+warmup_steps = 0
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    rows = [{"question": q, "answer": f"{a}+{b}={a + b}\n#### {a + b}"} for q, a, b in ROWS]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "train.toml").write_text(SETTINGS)
+    return folder
+
+
+def start(folder: Path, name: str, *further: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "cli.main", "train", "rows.jsonl", "-o", name, "--config", "train.toml", *further]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder: Path) -> Path:
+    process = start(folder, "whole")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return folder / "whole"
+
+
+def train_metrics(training: Path) -> list[StepMetrics]:
+    return [record for record in read_history(training / "training" / "history.jsonl") if record.kind == "train"]
+
+
+def test_every_step_is_logged_with_its_terms(uninterrupted: Path) -> None:
+    records = train_metrics(uninterrupted)
+    assert [record.step for record in records] == [1, 2, 3]
+    assert {"reward", "pass_rate", "loss", "grad_norm", "entropy", "seconds/rollout"} <= set(records[0].metrics)
+    assert any(record.metrics["grad_norm"] > 0 for record in records), "some group must have a signal"
+
+
+def test_the_published_version_holds_weights_card_curves_and_samples(uninterrupted: Path) -> None:
+    version = uninterrupted / "1"
+    assert {path.name for path in version.iterdir()} >= {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "rewright.json",
+        "curves.png",
+        "samples.md",
+    }
+    card = json.loads((version / "rewright.json").read_text())
+    assert (card["name"], card["version"], card["base_model"]) == ("whole", "1", "smollm2-135m")
+    assert card["data"]["rows"] == len(ROWS)
+    assert [curve["step"] for curve in card["curves"]] == [0, 3]
+    assert "## Step 0" in (version / "samples.md").read_text()
+
+
+def test_serving_loads_what_was_published(uninterrupted: Path, folder: Path) -> None:
+    command = [sys.executable, "-m", "cli.main", "rewrite", "rows.jsonl", "-o", "out.jsonl", "--adapter", "whole"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, "--limit", "2"], cwd=folder, env=environment, check=True, capture_output=True)
+    rows = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert all(row["adapter"] in ("whole@1", "") for row in rows)
+
+
+def test_after_a_kill_the_next_step_is_that_of_an_uninterrupted_run(uninterrupted: Path, folder: Path) -> None:
+    process = start(folder, "killed")
+    while not (folder / "killed" / "training" / "checkpoint-1").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = start(folder, "killed", "--resume")
+    output, _ = again.communicate()
+    assert again.returncode == 0, output
+    expected, resumed = (train_metrics(run) for run in (uninterrupted, folder / "killed"))
+    assert [record.step for record in resumed] == [1, 2, 3]
+    for name in ("loss", "reward", "grad_norm", "length", "learning_rate"):
+        values: list[Any] = [record.metrics[name] for record in expected]
+        assert [record.metrics[name] for record in resumed] == pytest.approx(values, rel=1e-3, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-o", "whole"], "pass --resume, or another output"),
+        (["-o", "absent", "--resume"], "there is no checkpoint to resume from"),
+        (["-o", "other", "--reward", "generous"], "train.reward.preset"),
+        (["-o", "other", "--workers", "2"], "--ray ADDRESS"),
+        (["-o", "other", "--limit", "2"], "2 usable rows, but 2 are to be held out"),
+    ],
+)
+def test_wrong_use_is_one_clear_message_before_the_model_loads(
+    arguments: list[str], said: str, uninterrupted: Path, folder: Path
+) -> None:
+    command = [sys.executable, "-m", "cli.main", "train", "rows.jsonl", "--config", "train.toml", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("samples = 1", "train.samples"),
+        ("groups = 5", "groups stay whole"),
+    ],
+)
+def test_groups_that_cannot_be_are_refused(setting: str, said: str, folder: Path) -> None:
+    (folder / "wrong.toml").write_text(f"[train]\n{setting}\n")
+    command = [sys.executable, "-m", "cli.main", "train", "rows.jsonl", "-o", "x", "--config", "wrong.toml"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr

@@ -1,0 +1,73 @@
+"""Numbers out of nowhere: what an equation may start from."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.gate.grounding import check_grounding
+
+QUESTION = (
+    "Lisa buys 3 notebooks for $4 each and five pens for $2 each. She pays with $30. How much change does she get?"
+)
+EXPERT = "3*4=<<3*4=12>>12\n5*2=10\n12+10=22\n30-22=8\n#### 8"
+
+
+def detail(candidate: str, *, expert: str = EXPERT, question: str = QUESTION) -> str:
+    check = check_grounding(candidate, expert, question)
+    assert check.passed == (check.detail == "every number was introduced")
+    return check.detail
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        "3 * 4 = 12 and 5 * 2 = 10, so 12 + 10 = 22 and 30 - 22 = 8.",
+        "The notebooks cost 12 and the pens 10, so 12 + 10 = 22 and 30 - 22 = 8.",
+        "She keeps 30 - 3 * 4 - 5 * 2 = 8.",
+        "Half of 30 is 30 / 2 = 15.",
+        "She gets 8.",
+        "Let x be the change; then x + 22 = 30.",
+    ],
+)
+def test_given_stated_and_computed_numbers_may_be_used(candidate: str) -> None:
+    assert detail(candidate) == "every number was introduced"
+
+
+@pytest.mark.parametrize(
+    ("candidate", "number"),
+    [
+        ("So her change is $30 - $22 = $8.", "22"),
+        ("3 * 4 = 12, so 12 + 10 = 22.", "10"),
+        ("She pays 17 + 5 = 22.", "17"),
+        ("3 notebooks * 6 dollars/notebook = 18 dollars.", "6"),
+    ],
+)
+def test_a_result_of_the_expert_and_a_number_of_nobody_come_out_of_nowhere(candidate: str, number: str) -> None:
+    assert f": {number} comes out of nowhere" in detail(candidate)
+
+
+def test_a_number_that_the_expert_brings_in_may_be_used() -> None:
+    expert = "A week has 7 days, so 7*30=210.\n#### 210"
+    assert detail("30 * 7 = 210.", expert=expert, question="She gets $30 a day.") == "every number was introduced"
+
+
+def test_what_is_left_of_a_percentage_is_given_with_it() -> None:
+    question = "A coat of $80 is 25% off."
+    for candidate in ("80 * 0.75 = 60", "80 * 75% = 60", "80 * 0.25 = 20", "80 * 1.25 = 100"):
+        assert detail(candidate, expert="", question=question) == "every number was introduced"
+    assert "out of nowhere" in detail("80 * 0.65 = 52", expert="", question=question)
+
+
+def test_a_question_without_numbers_gives_nothing_to_start_from_and_is_not_judged() -> None:
+    assert check_grounding("17 + 5 = 22", EXPERT, "Find the value.").detail == "the question gives no numbers"
+
+
+def test_the_first_side_of_a_chain_is_what_it_starts_from() -> None:
+    assert detail("30 - 3 * 4 = 30 - 12 = 18") == "every number was introduced"
+
+
+@given(st.text(max_size=200), st.text(max_size=100))
+def test_the_check_never_raises(candidate: str, expert: str) -> None:
+    assert check_grounding(candidate, expert, "").name == "grounding"

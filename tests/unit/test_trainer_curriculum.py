@@ -1,0 +1,61 @@
+"""The order of demonstrations."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from trainer.curriculum import Curriculum
+from trainer.exceptions import CheckpointError
+
+
+def test_no_row_comes_twice_before_all_came() -> None:
+    queue = Curriculum([5] * 7, seed=1, by_difficulty=True)
+    first, second = queue.take(7), queue.take(7)
+    assert sorted(first) == sorted(second) == list(range(7))
+
+
+def test_a_request_may_span_passes() -> None:
+    queue = Curriculum([1, 2, 3], seed=0, by_difficulty=False)
+    assert sorted(queue.take(6)) == [0, 0, 1, 1, 2, 2]
+
+
+def test_short_experts_come_first() -> None:
+    queue = Curriculum(list(range(1000)), seed=0, by_difficulty=True)
+    order = queue.take(1000)
+    assert max(order[:100]) < 200
+    assert min(order[-100:]) > 800
+
+
+def test_without_difficulty_length_plays_no_part() -> None:
+    order = Curriculum(list(range(1000)), seed=0, by_difficulty=False).take(1000)
+    assert 440 < sum(order[:300]) / 300 < 560
+
+
+def test_later_passes_begin_with_rows_that_sometimes_pass() -> None:
+    queue = Curriculum([1] * 400, seed=0, by_difficulty=True)
+    for row in queue.take(400):
+        queue.report(row, 0.5 if row < 100 else 0.0)
+    again = queue.take(100)
+    assert sum(row < 100 for row in again) > 80
+
+
+def test_the_order_depends_on_the_seed_alone() -> None:
+    one, same, other = (Curriculum([1] * 50, seed, by_difficulty=True).take(50) for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_a_restored_queue_goes_on_where_it_was() -> None:
+    queue = Curriculum([3, 1, 2, 5, 4], seed=3, by_difficulty=True)
+    queue.take(3)
+    queue.report(1, 0.25)
+    copy = Curriculum([3, 1, 2, 5, 4], seed=3, by_difficulty=True)
+    copy.restore(json.loads(json.dumps(queue.state())))
+    assert copy.take(9) == queue.take(9)
+
+
+def test_state_of_other_data_is_refused() -> None:
+    state = Curriculum([1] * 10, seed=0, by_difficulty=True).state()
+    with pytest.raises(CheckpointError, match="other data"):
+        Curriculum([1] * 9, seed=0, by_difficulty=True).restore(state)

@@ -1,0 +1,69 @@
+"""What a training trains on, and what it keeps apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.demonstrations import Demonstration
+from agent.gate import Gate
+from agent.settings import GateSettings
+from trainer.data import TrainingData, load_training_data
+from trainer.exceptions import TrainingDataError
+
+
+def load(rows: list[dict[str, Any] | str], folder: Path, **changed: Any) -> TrainingData:
+    source = folder / "rows.jsonl"
+    source.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    options: dict[str, Any] = {"limit": None, "eval_rows": 3, "seed": 0} | changed
+    fits = options.pop("fits", lambda row: True)
+    return load_training_data(source, Gate(GateSettings()), fits, **options)
+
+
+def row(number: int, **changed: Any) -> dict[str, Any]:
+    return {"id": f"r{number}", "question": f"What is {number} + 1?", "answer": f"#### {number + 1}"} | changed
+
+
+def questions(rows: list[Demonstration]) -> set[str]:
+    return {row.question for row in rows}
+
+
+def test_held_out_questions_are_never_trained_on(tmp_path: Path) -> None:
+    data = load([row(i) for i in range(10)] + [row(20, question="What is 3 + 1?")], tmp_path)
+    assert (len(data.train), len(data.held_out)) == (7, 3)
+    assert not questions(data.train) & questions(data.held_out)
+    assert data.left_out == {"question seen before": 1}
+
+
+def test_the_same_seed_holds_out_the_same_rows(tmp_path: Path) -> None:
+    one, same, other = (load([row(i) for i in range(40)], tmp_path, seed=seed).held_out for seed in (1, 1, 2))
+    assert one == same
+    assert one != other
+
+
+def test_rows_that_cannot_be_used_are_counted_by_reason(tmp_path: Path) -> None:
+    rows = [row(i) for i in range(6)] + ["{broken", row(7, task="poetry"), row(8)]
+    data = load(rows, tmp_path, fits=lambda row: row.id != "r8")
+    assert data.left_out["cannot be read"] == 1
+    assert data.left_out["longer than the model's context"] == 1
+    assert sum("poetry" in reason for reason in data.left_out) == 1
+
+
+def test_a_math_row_without_an_answer_is_left_out(tmp_path: Path) -> None:
+    data = load([row(i) for i in range(5)] + [row(9, task="math", answer="No idea.")], tmp_path)
+    assert "r9" not in {r.id for r in (*data.train, *data.held_out)}
+
+
+def test_too_few_rows_are_an_error_that_says_why(tmp_path: Path) -> None:
+    with pytest.raises(TrainingDataError, match=r"2 usable rows, but 3 are to be held out.*1 x cannot be read"):
+        load([row(1), row(2), "{"], tmp_path)
+
+
+def test_the_hash_follows_the_content_not_the_format(tmp_path: Path) -> None:
+    rows = [row(i) for i in range(5)]
+    spaced = [json.dumps(r, indent=None, separators=(" , ", " : ")) for r in rows]
+    assert load(rows, tmp_path).sha256 == load(spaced, tmp_path).sha256
+    assert load(rows, tmp_path).sha256 != load([*rows[:4], row(99)], tmp_path).sha256

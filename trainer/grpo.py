@@ -1,0 +1,237 @@
+"""TRL's GRPO trainer, with this package's roll-outs, packed log-probabilities and atomic checkpoints.
+
+TRL keeps the loss, the advantages, the optimiser and the loop. Replaced are: generation (`rollout_func`, through the
+engine), the log-probabilities (`trainer.packing`: a shared prompt is computed once, not once a completion), the
+shuffling of samples inside a generation (groups stay whole), and the writing of checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import split_tensor_dict
+
+from trainer.packing import pack_rows, token_logprobs
+from trainer.rollout import RolloutGroup
+from trainer.settings import TrainSettings
+
+CHECKPOINT_STATE = "rewright_state.json"
+
+Collect = Callable[[int, int], list[RolloutGroup]]
+
+
+class RewriteTrainer(GRPOTrainer):  # type: ignore[misc]
+    """GRPO on the rewriting agent's LoRA.
+
+    Args:
+        policy: the frozen base model with the adapter to train.
+        tokenizer: of the base model.
+        settings: of the training.
+        folder: checkpoints go here, as `checkpoint-<step>`.
+        collect: makes this process's groups of a step: (step, how many) to groups, in which order ever.
+        state: what a checkpoint must hold besides weights and optimiser.
+        on_log: gets every step's metrics: (step, metrics).
+        callbacks: of the loop.
+        processes: data-parallel processes that share a step's groups.
+    """
+
+    def __init__(
+        self,
+        policy: PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: TrainSettings,
+        folder: Path,
+        *,
+        collect: Collect,
+        state: Callable[[], dict[str, Any]],
+        on_log: Callable[[int, dict[str, float]], None],
+        callbacks: list[TrainerCallback],
+        processes: int = 1,
+    ) -> None:
+        self._collect, self._state, self._on_log = collect, state, on_log
+        self._staging: Path | None = None
+        self._passes: list[dict[str, Tensor | None]] = []
+        self._keep = settings.keep_checkpoints
+        groups = settings.groups // processes
+        # Demonstrations are chosen when a step begins (curriculum, refills): TRL only counts these rows.
+        rows = settings.steps * settings.groups
+        super().__init__(
+            model=policy,
+            reward_funcs=[_reward_of_rollout],
+            args=grpo_config(settings, folder, groups),
+            train_dataset=Dataset.from_dict({"prompt": [str(row) for row in range(rows)]}),
+            processing_class=tokenizer,
+            rollout_func=self._roll_out,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        if "ref" in policy.peft_config:
+            # Without this copy TRL takes the model with its adapter disabled as reference: the base model itself.
+            policy.delete_adapter("ref")
+
+    def _roll_out(self, prompts: list[str], _: GRPOTrainer) -> dict[str, list[Any]]:
+        groups = self._collect(self.state.global_step, len(prompts) // self.num_generations)
+        rewrites = [(group, i) for group in groups for i in range(len(group.rewrites))]
+        return {
+            "prompt_ids": [group.prompt_ids for group, _ in rewrites],
+            "completion_ids": [group.rewrites[i].completion.ids for group, i in rewrites],
+            "logprobs": [group.rewrites[i].completion.logprobs for group, i in rewrites],
+            "rollout_reward": [group.reward.reward[i] for group, i in rewrites],
+        }
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        passes = self.args.steps_per_generation
+        if self._step % (passes * self.num_iterations) == 0 or not self._passes:
+            self._passes = split_tensor_dict(self._generate_and_score_completions(generation_batch), passes)
+        return self._passes[self._step % passes]
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        if self.beta == 0.0:
+            # Without a KL term a rewrite of no advantage has no gradient: it need not be computed. One always is, so
+            # that every process takes part in every pass.
+            informative = inputs["advantages"] != 0
+            if not informative.any():
+                informative[inputs["completion_mask"].sum(1).argmax()] = True
+            inputs = inputs | {"completion_mask": inputs["completion_mask"] * informative[:, None]}
+        loss: Tensor = super()._compute_loss(model, inputs)
+        return loss
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor, None]:
+        """Log-probabilities and entropies of completion tokens, (B, C), nats; zero where masked."""
+        size = batch_size or len(input_ids)
+        parts = [
+            self._packed_logprobs(model, input_ids[i : i + size], attention_mask[i : i + size], logits_to_keep)
+            for i in range(0, len(input_ids), size)
+        ]
+        logprobs, entropies = zip(*parts, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies), None
+
+    def _packed_logprobs(self, model: Any, ids: Tensor, mask: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        result = torch.zeros(ids.shape[0] * width, device=ids.device)
+        completion_mask = mask[:, -width:]
+        if not completion_mask.any():
+            return result.view(-1, width), result.view(-1, width)
+        packed = pack_rows(ids[:, :-width], mask[:, :-width], ids[:, -width:], completion_mask)
+        logits = model(
+            input_ids=packed.ids_N[None],
+            position_ids=packed.positions_N[None],
+            use_cache=False,
+            logits_to_keep=packed.sources,
+            plan=packed.plan,
+        ).logits[0]
+        logprobs, entropies = token_logprobs(logits, packed.targets, self.temperature)
+        return tuple(  # type: ignore[return-value]
+            result.scatter(0, packed.cells, values).view(-1, width) for values in (logprobs, entropies)
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        self._on_log(self.state.global_step, logs)
+
+    # -- checkpoints ---------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else str(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write the checkpoint aside, then rename it: whatever bears the name is whole."""
+        folder = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder))
+        try:
+            Trainer._save_checkpoint(self, model, trial)
+            if self.args.should_save:
+                (self._staging / name / CHECKPOINT_STATE).write_text(json.dumps(self._state()))
+                _sync_files(self._staging / name)
+                shutil.rmtree(folder / name, ignore_errors=True)
+                os.replace(self._staging / name, folder / name)
+                remove_old_checkpoints(folder, self._keep)
+        finally:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging = None
+
+
+def grpo_config(settings: TrainSettings, folder: Path, groups: int) -> GRPOConfig:
+    """TRL's configuration for `groups` groups a step on this process."""
+    optimizer = settings.optimizer
+    passes = groups // optimizer.groups_per_pass
+    sequence_level = optimizer.loss == "gspo"
+    on_gpu = torch.cuda.is_available()
+    return GRPOConfig(
+        output_dir=str(folder),
+        max_steps=settings.steps * optimizer.updates_per_rollout,
+        num_generations=settings.samples,
+        per_device_train_batch_size=optimizer.groups_per_pass * settings.samples,
+        gradient_accumulation_steps=passes // optimizer.updates_per_rollout,
+        steps_per_generation=passes,
+        shuffle_dataset=False,
+        temperature=settings.temperature,
+        mask_truncated_completions=True,
+        loss_type="grpo" if sequence_level else optimizer.loss,
+        importance_sampling_level="sequence" if sequence_level else "token",
+        scale_rewards=optimizer.scale_rewards,
+        beta=optimizer.beta,
+        epsilon=optimizer.epsilon,
+        epsilon_high=optimizer.epsilon_high,
+        learning_rate=optimizer.learning_rate,
+        lr_scheduler_type=optimizer.schedule,
+        warmup_steps=optimizer.warmup_steps,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
+        gradient_checkpointing=optimizer.gradient_checkpointing,
+        seed=settings.seed,
+        ignore_data_skip=True,
+        save_strategy="no",
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        bf16=False,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+    )
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints in `folder`, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def remove_old_checkpoints(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep`, and what an interrupted run left half written."""
+    for path in checkpoints(folder)[:-keep]:
+        shutil.rmtree(path)
+
+
+def _sync_files(folder: Path) -> None:
+    """Let no rename be durable before the files it names."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _reward_of_rollout(rollout_reward: list[float], **_: Any) -> list[float]:
+    """The rewards were computed with the roll-outs, over whole groups."""
+    return rollout_reward

@@ -1,0 +1,172 @@
+"""Publishing: a trained adapter becomes the next immutable version in the folder of its name.
+
+Not here: reading published adapters (`agent.adapters`), and choosing what is published (`trainer.train`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from agent.adapters import CARD, CONFIG, WEIGHTS, adapter_versions, is_name, open_adapter, read_config
+from agent.exceptions import AdapterError
+from trainer.exceptions import PublishError
+
+_EXTRAS = ("curves.png", "samples.md")
+
+
+def _versions() -> dict[str, str]:
+    """Of what the weights depend on."""
+    packages = ("rewright", "torch", "transformers", "trl", "peft")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class DataOfTraining:
+    """What was trained on: the file's name without folders, its rows, and its SHA-256."""
+
+    file: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterCard:
+    """What `rewright.json` says of an adapter, but for its version.
+
+    Attributes:
+        name: of the adapter; the folder's name.
+        base_model: name of the base model, as in records.
+        base_revision: `weights_sha256` of the base model's folder.
+        settings: resolved settings of the training.
+        reward: the reward's preset.
+        curves: what each held-out evaluation measured, with its `step`.
+        held_out: the same of the published step alone; what is not finite is left out.
+        step: optimiser steps that the published weights have seen.
+        versions: of the packages and of Python.
+        created: ISO 8601, UTC.
+    """
+
+    name: str
+    base_model: str
+    base_revision: str
+    data: DataOfTraining
+    settings: Mapping[str, Any]
+    reward: str
+    curves: Sequence[Mapping[str, float]]
+    held_out: Mapping[str, float]
+    step: int
+    versions: Mapping[str, str] = field(default_factory=_versions)
+    created: str = field(default_factory=_now)
+
+
+def publish(weights: Path, name_folder: Path, card: AdapterCard) -> Path:
+    """Make the next version of an adapter: `name_folder/<version>`, which appears whole and is read-only.
+
+    Several processes may publish under one name at once: each gets a version of its own.
+
+    Args:
+        weights: folder that PEFT saved the adapter into; `curves.png` and `samples.md` in it are published too.
+        name_folder: of the adapter's name, made if it is not there; other files in it are left alone.
+        card: what is known of the adapter.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        PublishError: the name is not allowed, the weights are not finite or no plain LoRA, or nothing can be written.
+    """
+    if not is_name(card.name):
+        raise PublishError(f"{card.name!r} is no name for an adapter: use letters, digits, '.', '_' and '-'")
+    try:
+        open_adapter(weights, card.base_model)
+        name_folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".publishing-", dir=name_folder) as unfinished:
+            folder = Path(unfinished) / "adapter"
+            folder.mkdir()
+            _write_weights(weights / WEIGHTS, folder / WEIGHTS)
+            _write_json(folder / CONFIG, _portable(read_config(weights), card.base_model))
+            for extra in _EXTRAS:
+                if (weights / extra).is_file():
+                    shutil.copyfile(weights / extra, folder / extra)
+            return _claim_version(folder, name_folder, card)
+    except AdapterError as error:
+        raise PublishError(f"nothing is published: {error}") from error
+    except OSError as error:
+        raise PublishError(f"{name_folder}: the adapter cannot be published: {error}") from error
+
+
+def _claim_version(folder: Path, name_folder: Path, card: AdapterCard) -> Path:
+    """Rename `folder` to the first version that is free; a rename never replaces a folder with files in it."""
+    number = max(adapter_versions(name_folder), default=0)
+    while True:
+        number += 1
+        held_out = {name: value for name, value in card.held_out.items() if math.isfinite(value)}
+        content = {"name": card.name, "version": str(number)} | asdict(card) | {"held_out": held_out}
+        _write_json(folder / CARD, content)
+        _seal(folder)
+        target = name_folder / str(number)
+        try:
+            folder.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+            (folder / CARD).unlink()
+            continue
+        _flush(name_folder)
+        return target
+
+
+def _portable(config: dict[str, Any], base_model: str) -> dict[str, Any]:
+    """PEFT's configuration without what it notes of the machine that trained; its modules are a set, so sorted."""
+    targets = config["target_modules"]
+    return config | {
+        "base_model_name_or_path": base_model,
+        "revision": None,
+        "auto_mapping": None,
+        "inference_mode": True,
+        "target_modules": sorted(targets) if isinstance(targets, list) else targets,
+    }
+
+
+def _write_weights(source: Path, target: Path) -> None:
+    """Copy tensors, cast to bfloat16."""
+    tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in load_file(source).items()}
+    save_file(tensors, target, metadata={"format": "pt"})
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(f"{json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)}\n", encoding="utf-8")
+
+
+def _seal(folder: Path) -> None:
+    """Have everything on the disk, and read-only, before the rename that publishes it."""
+    for file in folder.iterdir():
+        file.chmod(0o444)
+        _flush(file)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

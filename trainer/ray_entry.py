@@ -1,0 +1,79 @@
+"""What a Ray job runs: `python -m trainer.ray_entry`, with its `TrainingJob` in one environment variable.
+
+Not here: submitting it (`trainer.ray_jobs`), more than one process (`trainer.ray_workers`), the training itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from agent.exceptions import RewrightError
+from trainer.exceptions import JobError
+from trainer.request import TrainingJob
+
+if TYPE_CHECKING:
+    from trainer.train import StepReport
+
+JOB_VARIABLE = "REWRIGHT_TRAINING_JOB"
+
+_LOGGED = ("reward", "pass_rate", "mismatch", "score", "loss")
+
+
+def read_job(environment: Mapping[str, str]) -> TrainingJob:
+    """The job that this process is to run.
+
+    Raises:
+        JobError: there is none, or it is not one of this version.
+    """
+    text = environment.get(JOB_VARIABLE)
+    if text is None:
+        raise JobError(f"{JOB_VARIABLE} is not set: this command is for Ray; use `rewright train --ray ADDRESS`")
+    try:
+        return TrainingJob.model_validate_json(text)
+    except ValidationError as error:
+        raise JobError(f"{JOB_VARIABLE}: {error}; client and cluster need the same version of rewright") from error
+
+
+def print_report(report: StepReport) -> None:
+    """One line of the job's log on a step."""
+    told = ", ".join(f"{name} {report.metrics[name]:.3f}" for name in _LOGGED if name in report.metrics)
+    print(f"step {report.step}/{report.steps} {report.kind}: {told}", flush=True)
+
+
+def main() -> int:
+    """Run the job. Exit codes: 0 done, 1 failed, 143 stopped; the last line of the log says which, and where."""
+    # Ray installs this very handler when a process connects to it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+    try:
+        adapter = _train(read_job(os.environ))
+    except RewrightError as error:
+        print(f"error: {error}", flush=True)
+        return 1
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:
+            raise
+        print("stopped; the same training with --resume goes on from its last checkpoint", flush=True)
+        return 128 + signal.SIGTERM
+    print(f"adapter published: {adapter}", flush=True)
+    return 0
+
+
+def _train(job: TrainingJob) -> Path:
+    if job.workers > 1:
+        from trainer.ray_workers import train_on_workers
+
+        return train_on_workers(job)
+    from trainer.train import run_training
+
+    return run_training(job.request, resume=job.resume, on_report=print_report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

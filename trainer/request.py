@@ -1,0 +1,40 @@
+"""What is to be trained, as data: the same request runs here or, inside a `TrainingJob`, on a Ray cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteSettings, Section
+from trainer.settings import TrainSettings
+
+
+class TrainingRequest(Section):
+    """One training of the rewriting agent. Goes through JSON unchanged."""
+
+    source: Path = Field(description="demonstrations")
+    output: Path = Field(description="folder of the adapter's name; versions are published inside")
+    model: ModelSettings = ModelSettings()
+    engine: EngineSettings = EngineSettings()
+    gate: GateSettings = GateSettings()
+    rewrite: RewriteSettings = RewriteSettings()
+    train: TrainSettings = TrainSettings()
+    limit: int | None = Field(None, ge=1, description="rows of the source that are read at most")
+
+
+class WorkerResources(Section):
+    """What one training process reserves on a Ray cluster."""
+
+    cpus: int = Field(1, ge=1, description="cores, and the engine's threads where engine.threads is not set")
+    gpus: int = Field(0, ge=0, description="0 trains on the CPU, whatever the machine has")
+    memory_mb: int | None = Field(None, ge=1, description="main memory in MiB, None for no reservation")
+
+
+class TrainingJob(Section):
+    """A training as a cluster runs it; its paths are paths of the cluster's machines."""
+
+    request: TrainingRequest
+    resume: bool = Field(False, description="go on from the last checkpoint")
+    workers: int = Field(1, ge=1, description="data-parallel training processes")
+    resources: WorkerResources = Field(WorkerResources(), description="of each worker")

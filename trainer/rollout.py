@@ -1,0 +1,207 @@
+"""Roll-outs: groups of rewrites, drawn, checked, scored and rewarded, in that order, for many demonstrations at once.
+
+The same prompts, token limits and gate as in serving. Each stage runs for the whole batch before the next begins, so
+that the engine has all there is to batch and the gate's processes do not take its cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from agent.chat import ChatFormat
+from agent.demonstrations import Demonstration
+from agent.embeddings import Embedder
+from agent.engine import Completion, Engine, Sampling
+from agent.gate import Gate
+from agent.mismatch import summarise
+from agent.records import Mismatch, Verdict
+from agent.reward import GroupReward, group_reward
+from agent.rewriter import proposal_ids, token_limit
+from agent.settings import RewardSettings, RewriteSettings
+
+
+@dataclass(slots=True)
+class Rewrite:
+    """One rewrite of a group, filled in stage by stage.
+
+    Attributes:
+        completion: what was drawn.
+        verdict: the gate's.
+        surprisals: nats per token of the base model, for feasible rewrites.
+    """
+
+    completion: Completion
+    verdict: Verdict | None = None
+    surprisals: list[float] | None = None
+
+    @property
+    def text(self) -> str:
+        return self.completion.text.strip()
+
+    @property
+    def feasible(self) -> bool:
+        return self.verdict is not None and self.verdict.passed
+
+    @property
+    def mismatch(self) -> Mismatch | None:
+        return summarise(self.surprisals) if self.surprisals else None
+
+
+@dataclass(slots=True)
+class RolloutGroup:
+    """All rewrites of one demonstration.
+
+    Attributes:
+        expert: surprisals of the expert's target, nats per token; empty until scored.
+        expert_tokens: the expert's length, tokens.
+    """
+
+    demonstration: Demonstration
+    prompt_ids: list[int]
+    expert_tokens: int
+    rewrites: list[Rewrite]
+    expert: list[float] = field(default_factory=list)
+    reward: GroupReward = field(default_factory=lambda: GroupReward([], [], []))
+
+    @property
+    def pass_rate(self) -> float:
+        return sum(rewrite.feasible for rewrite in self.rewrites) / len(self.rewrites)
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether the rewards differ, so that the group's advantages are not all zero."""
+        return max(self.reward.reward) - min(self.reward.reward) > 1e-6
+
+
+class RolloutWorker:
+    """Makes groups.
+
+    Args:
+        engine: samples and scores.
+        chat: the chat format of its model.
+        gate: decides what is feasible.
+        embedder: for the diversity term; None where no preset needs it.
+        rewrite: token limits, nucleus and seed, as in serving.
+        reward: the preset.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        chat: ChatFormat,
+        gate: Gate,
+        embedder: Embedder | None,
+        rewrite: RewriteSettings,
+        reward: RewardSettings,
+    ) -> None:
+        self._engine, self._chat, self._gate, self._embedder = engine, chat, gate, embedder
+        self._settings, self._reward = rewrite, reward
+        self.seconds: dict[str, float] = {}
+
+    async def groups(
+        self,
+        demonstrations: Sequence[Demonstration],
+        *,
+        samples: int,
+        temperature: float,
+        adapter: str | None,
+        draw: int,
+        score_experts: bool = False,
+    ) -> list[RolloutGroup]:
+        """A rewarded group for each demonstration, in order.
+
+        Args:
+            demonstrations: rows that fit the context.
+            samples: rewrites of each.
+            temperature: of the sampling.
+            adapter: name of a loaded adapter, None for the base model.
+            draw: a different number draws other rewrites; the same one repeats them.
+            score_experts: score every expert, not only those of groups with a feasible rewrite.
+        """
+        self.seconds = {}
+        with self._timed("rollout"):
+            groups = await asyncio.gather(
+                *(self._draw(row, samples, temperature, adapter, draw) for row in demonstrations)
+            )
+        await self.reward(groups, score_experts=score_experts)
+        return groups
+
+    async def reward(self, groups: Sequence[RolloutGroup], *, score_experts: bool = False) -> None:
+        """Check, score and reward groups that hold completions alone, in place."""
+        with self._timed("gate"):
+            await asyncio.gather(*(self._check(group) for group in groups))
+        with self._timed("score"):
+            await asyncio.gather(*(self._score(group, expert=score_experts) for group in groups))
+            for group in groups:
+                self._pay(group)
+
+    async def _draw(
+        self, row: Demonstration, samples: int, temperature: float, adapter: str | None, draw: int
+    ) -> RolloutGroup:
+        expert_tokens = len(self._chat.completion_ids(row.expert))
+        limit = token_limit(self._settings, expert_tokens)
+        room = self._engine.info.max_length - limit
+        prompt_ids = proposal_ids(self._chat, "rewrite", row, self._gate.task_of(row), room)
+        assert prompt_ids is not None, "the rewrite proposer needs nothing but the expert"
+        seed = zlib.crc32(f"{self._settings.seed}/{row.id}/{draw}".encode())
+        sampling = Sampling(temperature=temperature, top_p=self._settings.top_p, max_tokens=limit, seed=seed)
+        completions = await self._engine.generate(prompt_ids, sampling, samples, adapter)
+        return RolloutGroup(row, prompt_ids, expert_tokens, [Rewrite(completion) for completion in completions])
+
+    async def _check(self, group: RolloutGroup) -> None:
+        # At low temperature a group often holds the same rewrite more than once.
+        distinct = {(rewrite.text, rewrite.completion.finish_reason == "stop") for rewrite in group.rewrites}
+        verdicts = await asyncio.gather(
+            *(self._gate.check(group.demonstration, text, finished=finished) for text, finished in distinct)
+        )
+        known = dict(zip(distinct, verdicts, strict=True))
+        for rewrite in group.rewrites:
+            rewrite.verdict = known[rewrite.text, rewrite.completion.finish_reason == "stop"]
+
+    async def _score(self, group: RolloutGroup, *, expert: bool) -> None:
+        if self._reward.preset == "gate_only" and not expert:
+            return
+        feasible = [rewrite for rewrite in group.rewrites if rewrite.feasible]
+        wanted = {group.demonstration.expert} if feasible or expert else set()
+        distinct = [*wanted | {rewrite.text for rewrite in feasible}]
+        prompt_ids = self._chat.prompt_ids(group.demonstration.prompt)
+        scored = await asyncio.gather(
+            *(self._engine.score(prompt_ids, self._chat.completion_ids(text)) for text in distinct)
+        )
+        surprisals = {text: [-logprob for logprob in logprobs] for text, logprobs in zip(distinct, scored, strict=True)}
+        group.expert = surprisals.get(group.demonstration.expert, [])
+        for rewrite in feasible:
+            rewrite.surprisals = surprisals[rewrite.text]
+
+    def _pay(self, group: RolloutGroup) -> None:
+        texts = [rewrite.text for rewrite in group.rewrites if rewrite.feasible]
+        embedded = self._embedder.embed(texts) if self._embedder and len(texts) > 1 else np.eye(len(texts))
+        group.reward = group_reward(
+            self._reward,
+            [rewrite.feasible for rewrite in group.rewrites],
+            [rewrite.surprisals for rewrite in group.rewrites],
+            group.expert,
+            np.asarray(embedded, dtype=np.float32),
+        )
+
+    def _timed(self, stage: str) -> _Stopwatch:
+        return _Stopwatch(self.seconds, stage)
+
+
+class _Stopwatch:
+    """Adds the seconds spent inside to `into[stage]`."""
+
+    def __init__(self, into: dict[str, float], stage: str) -> None:
+        self._into, self._stage = into, stage
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._into[self._stage] = self._into.get(self._stage, 0.0) + time.perf_counter() - self._started

@@ -1,0 +1,392 @@
+"""Training of the rewriting agent from request to published adapter.
+
+`OUT/training` holds what a training needs to go on (checkpoints, history, samples, the best adapter so far); the
+published versions lie beside it as `OUT/1`, `OUT/2`. The loop itself is TRL's (`trainer.grpo`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from peft import LoraConfig
+from transformers import AutoConfig, TrainerCallback
+
+from agent.adapters import is_name
+from agent.assembly import open_chat
+from agent.chat import ChatFormat
+from agent.demonstrations import Demonstration
+from agent.embeddings import Embedder
+from agent.engine.loading import context_length
+from agent.engine.transformers_engine import TransformersEngine
+from agent.gate import Gate
+from agent.gate.reasoning import ReasoningJudge
+from agent.models import ModelFiles, resolve_model
+from agent.rewriter import proposal_ids, token_limit
+from agent.weights import weights_sha256
+from trainer.curriculum import Curriculum
+from trainer.curves import draw_curves
+from trainer.data import TrainingData, load_training_data
+from trainer.evaluation import evaluate
+from trainer.exceptions import CheckpointError, TrainingSettingsError
+from trainer.grpo import CHECKPOINT_STATE, RewriteTrainer, checkpoints
+from trainer.history import History, Kind
+from trainer.metrics import rollout_metrics
+from trainer.publish import AdapterCard, DataOfTraining, publish
+from trainer.request import TrainingRequest
+from trainer.rollout import RolloutGroup, RolloutWorker
+from trainer.samples import SamplesFile, sample_of
+
+POLICY = "policy"
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a caller may show after each step.
+
+    Attributes:
+        step, steps: done and planned optimiser steps.
+        kind: `train` or `eval`.
+        metrics: names as in the history.
+    """
+
+    step: int
+    steps: int
+    kind: Kind
+    metrics: dict[str, float]
+
+
+def run_training(
+    request: TrainingRequest, *, resume: bool, on_report: Callable[[StepReport], None] | None = None
+) -> Path:
+    """Train, and publish the adapter that did best on the held-out rows; returns its folder.
+
+    Blocks for as long as it takes. Interrupted, it goes on with `resume`.
+
+    Args:
+        request: what is to be trained, and where.
+        resume: go on from the last whole checkpoint of `request.output`.
+        on_report: called after each step and each evaluation.
+
+    Raises:
+        TrainingSettingsError: the output exists and is not to be resumed, or the settings do not fit together.
+        TrainingDataError, InputFileError: the demonstrations cannot be trained on.
+        CheckpointError: there is nothing to resume, or it belongs to another request or other data.
+        ModelError: the base model cannot be had, or is not supported.
+    """
+    folder = request.output / "training"
+    _check_output(request, folder, resume)
+    gate = Gate(request.gate)
+    files = resolve_model(request.model)
+    chat = open_chat(files)
+    data = load_training_data(
+        request.source,
+        gate,
+        _fits(request, files, chat, gate),
+        limit=request.limit,
+        eval_rows=request.train.eval_rows,
+        seed=request.train.seed,
+    )
+    _claim(folder, request, data)
+    with asyncio.Runner() as runner, _loaded_engine(runner, files, chat, request) as engine:
+        if request.gate.reasoning:
+            gate = Gate(request.gate, judge=ReasoningJudge(engine, chat, request.gate.reasoning_threshold))
+        training = _Training(request, folder, data, chat, engine, gate, runner, on_report or (lambda _: None))
+        try:
+            training.run(resume)
+            return training.publish(files)
+        finally:
+            training.close()
+            runner.run(gate.aclose())
+
+
+class _Training:
+    """The parts of one training, and what happens between two updates."""
+
+    def __init__(
+        self,
+        request: TrainingRequest,
+        folder: Path,
+        data: TrainingData,
+        chat: ChatFormat,
+        engine: TransformersEngine,
+        gate: Gate,
+        runner: asyncio.Runner,
+        on_report: Callable[[StepReport], None],
+    ) -> None:
+        settings = request.train
+        self._request, self._settings, self._folder, self._data = request, settings, folder, data
+        self._engine, self._runner, self._on_report = engine, runner, on_report
+        self._embedder = Embedder(request.gate.text_model)
+        self._worker = RolloutWorker(engine, chat, gate, self._embedder, request.rewrite, settings.reward)
+        lengths = [len(row.expert) for row in data.train]
+        self._curriculum = Curriculum(lengths, settings.seed, by_difficulty=settings.curriculum)
+        self._history = History(folder / "history.jsonl")
+        self._samples = SamplesFile(folder / "samples.md")
+        self._best: dict[str, float] = {}
+        self._pending: dict[str, float] = {}
+        os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # of `rollout_func`; the version of TRL is pinned
+        lora = settings.lora
+        targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM")
+        self._trainer = RewriteTrainer(
+            engine.add_trainable_adapter(POLICY, config),
+            chat.tokenizer,
+            settings,
+            folder,
+            collect=self._collect,
+            state=lambda: {"curriculum": self._curriculum.state(), "best": self._best},
+            on_log=self._log,
+            callbacks=[_BetweenSteps(self._after_step)],
+            processes=int(os.environ.get("WORLD_SIZE", "1")),
+        )
+        self._is_main = self._trainer.accelerator.is_main_process
+
+    def run(self, resume: bool) -> None:
+        """The loop, from the start or from the last checkpoint."""
+        checkpoint = checkpoints(self._folder)[-1] if resume else None
+        if checkpoint is not None:
+            state = json.loads((checkpoint / CHECKPOINT_STATE).read_text())
+            self._curriculum.restore(state["curriculum"])
+            self._best = state["best"]
+        step = int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else -1
+        if self._is_main:
+            self._history.rewind(step)
+            self._samples.rewind(step)
+        if checkpoint is None:
+            self._evaluate(0)
+        self._engine.hand_over(POLICY)
+        self._trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def publish(self, files: ModelFiles) -> Path:
+        """Publish the best adapter so far as the next version; processes other than the first only name the output."""
+        if not self._is_main:
+            return self._request.output
+        best = self._folder / "best"
+        records = self._history.records()
+        draw_curves(records, best / "curves.png")
+        shutil.copyfile(self._folder / "samples.md", best / "samples.md")
+        card = AdapterCard(
+            name=self._request.output.name,
+            base_model=files.name,
+            base_revision=weights_sha256(files.path),
+            data=DataOfTraining(file=self._request.source.name, rows=self._data.rows, sha256=self._data.sha256),
+            settings=self._request.model_dump(mode="json", exclude={"source", "output", "model"}),
+            reward=self._settings.reward.preset,
+            curves=[{"step": r.step, **r.metrics} for r in records if r.kind == "eval"],
+            held_out={name: value for name, value in self._best.items() if name != "step"},
+            step=int(self._best["step"]),
+        )
+        return publish(best, self._request.output, card)
+
+    def close(self) -> None:
+        """Close the history's files."""
+        self._history.close()
+
+    # -- roll-outs -----------------------------------------------------------------------------
+
+    def _collect(self, step: int, count: int) -> list[RolloutGroup]:
+        """`count` groups for this process, those with a signal first.
+
+        Groups whose rewards are all equal are replaced by further demonstrations, `refills` times at most (dynamic
+        sampling, arXiv 2503.14476). Every process draws from the same queue and learns every pass rate.
+        """
+        useful: list[RolloutGroup] = []
+        idle: list[RolloutGroup] = []
+        drawn: list[RolloutGroup] = []
+        seconds: dict[str, float] = {}
+        for _ in range(1 + self._settings.refills):
+            rows = self._take(count - len(useful))
+            if rows is None:
+                break
+            groups = self._roll_out([self._data.train[row] for row in rows], step)
+            for name, value in self._worker.seconds.items():
+                seconds[name] = seconds.get(name, 0.0) + value
+            for row, rate in gather_object([(row, g.pass_rate) for row, g in zip(rows, groups, strict=True)]):
+                self._curriculum.report(row, rate)
+            drawn += groups
+            useful += [group for group in groups if group.has_signal]
+            idle += [group for group in groups if not group.has_signal]
+        self._pending = rollout_metrics(drawn) | {f"seconds/{name}": value for name, value in seconds.items()}
+        self._write_samples(step, drawn)
+        self._engine.hand_over(POLICY)
+        return (useful + idle)[:count]
+
+    def _take(self, count: int) -> list[int] | None:
+        """This process's next rows; None when no process needs any."""
+        counts: list[int] = gather_object([count])
+        if not any(counts):
+            return None
+        rows = self._curriculum.take(sum(counts))
+        first = sum(counts[: self._trainer.accelerator.process_index])
+        return rows[first : first + count]
+
+    def _roll_out(self, rows: list[Demonstration], step: int) -> list[RolloutGroup]:
+        if not rows:
+            return []
+        return self._runner.run(
+            self._worker.groups(
+                rows,
+                samples=self._settings.samples,
+                temperature=self._settings.temperature,
+                adapter=POLICY,
+                draw=step,
+            )
+        )
+
+    # -- between two steps ---------------------------------------------------------------------
+
+    def _after_step(self, step: int) -> bool:
+        """Evaluate when it is time to; returns whether a checkpoint is due."""
+        generation, rest = divmod(step, self._settings.optimizer.updates_per_rollout)
+        if rest:
+            return False
+        last = generation == self._settings.steps
+        if last or generation % self._settings.eval_every == 0:
+            self._evaluate(step)
+            self._engine.hand_over(POLICY)
+        return last or generation % self._settings.save_every == 0
+
+    def _evaluate(self, step: int) -> None:
+        if self._is_main:
+            metrics = self._runner.run(
+                evaluate(
+                    self._worker,
+                    self._data.held_out,
+                    self._embedder,
+                    samples=self._settings.eval_samples,
+                    temperature=self._settings.temperature,
+                    adapter=POLICY,
+                )
+            )
+            self._history.append(step, "eval", metrics)
+            self._report(step, "eval", metrics)
+            if not self._best or metrics["score"] > self._best["score"]:
+                self._best = {**metrics, "step": step}
+                self._save_best()
+        self._trainer.accelerator.wait_for_everyone()
+
+    def _save_best(self) -> None:
+        """Replace `best`: the old one is gone only when the new one is whole."""
+        new, best, old = (self._folder / name for name in ("best.new", "best", "best.old"))
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        self._trainer.accelerator.unwrap_model(self._trainer.model).save_pretrained(new)
+        if best.exists():
+            best.rename(old)
+        new.rename(best)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _log(self, step: int, logs: dict[str, float]) -> None:
+        if "loss" not in logs:
+            return  # the summary of the whole run
+        names = ("loss", "grad_norm", "learning_rate", "kl", "entropy", "clip_ratio/high_mean", "clip_ratio/low_mean")
+        metrics = self._pending | {name: float(logs[name]) for name in names if logs.get(name) is not None}
+        self._pending = {}
+        if self._is_main:
+            self._history.append(step, "train", metrics)
+            self._report(step, "train", metrics)
+
+    def _write_samples(self, step: int, groups: list[RolloutGroup]) -> None:
+        generation = step // self._settings.optimizer.updates_per_rollout
+        if self._is_main and generation % self._settings.sample_every == 0:
+            telling = sorted(groups, key=lambda group: not group.has_signal)[:3]
+            self._samples.append(step, [sample_of(group) for group in telling])
+
+    def _report(self, step: int, kind: Kind, metrics: dict[str, float]) -> None:
+        steps = self._settings.steps * self._settings.optimizer.updates_per_rollout
+        self._on_report(StepReport(step, steps, kind, metrics))
+
+
+class _BetweenSteps(TrainerCallback):
+    """Calls `after_step` with the number of finished optimiser steps; saves when it says so."""
+
+    def __init__(self, after_step: Callable[[int], bool]) -> None:
+        self._after_step = after_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        control.should_save = self._after_step(state.global_step)
+        return control
+
+
+@contextmanager
+def _loaded_engine(
+    runner: asyncio.Runner, files: ModelFiles, chat: ChatFormat, request: TrainingRequest
+) -> Iterator[TransformersEngine]:
+    engine = TransformersEngine(files.name, files.path, chat.tokenizer, chat.stop_ids, request.engine)
+    try:
+        yield engine
+    finally:
+        runner.run(engine.close())
+
+
+def _fits(request: TrainingRequest, files: ModelFiles, chat: ChatFormat, gate: Gate) -> Callable[[Demonstration], bool]:
+    """Whether prompt and longest rewrite of a row fit the context."""
+    config = AutoConfig.from_pretrained(files.path, trust_remote_code=False, local_files_only=True)
+    context = context_length(config, request.engine)
+
+    def fits(row: Demonstration) -> bool:
+        limit = token_limit(request.rewrite, len(chat.completion_ids(row.expert)))
+        prompt = proposal_ids(chat, "rewrite", row, gate.task_of(row), 0)  # no room: without worked examples
+        return prompt is not None and len(prompt) + limit <= context
+
+    return fits
+
+
+# -- the folder of a training --------------------------------------------------------------------
+
+
+def _check_output(request: TrainingRequest, folder: Path, resume: bool) -> None:
+    """What can be refused before anything is loaded."""
+    if not is_name(request.output.name):
+        raise TrainingSettingsError(
+            f"{request.output}: the folder's name is the adapter's; use letters, digits, '.', '_' and '-'"
+        )
+    if request.engine.kind != "transformers":
+        raise TrainingSettingsError("training needs engine.kind transformers: the trainer shares the engine's model")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    passes = request.train.optimizer.groups_per_pass * request.train.optimizer.updates_per_rollout
+    if request.train.groups % (processes * passes):
+        raise TrainingSettingsError(
+            f"train.groups ({request.train.groups}) must be divisible by {processes} workers x {passes} groups a pass"
+        )
+    if resume and not checkpoints(folder):
+        raise CheckpointError(f"{request.output}: there is no checkpoint to resume from; start without --resume")
+    if not resume and checkpoints(folder):
+        raise TrainingSettingsError(
+            f"{request.output} holds an unfinished or finished training; pass --resume, or another output"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingSettingsError(f"{request.output} cannot be written: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise TrainingSettingsError(f"{request.output} cannot be written: permission denied")
+
+
+def _claim(folder: Path, request: TrainingRequest, data: TrainingData) -> None:
+    """Write down what is trained here, or compare with what was written."""
+    path = folder / "request.json"
+    described = {
+        "data": data.sha256,
+        **request.model_dump(mode="json", include={"model", "gate", "rewrite"}),
+        # More steps may be asked for; everything else decides what the next step is.
+        "train": request.train.model_dump(mode="json", exclude={"steps", "save_every", "keep_checkpoints"}),
+    }
+    if checkpoints(folder) and path.exists():
+        known = json.loads(path.read_text())
+        if different := [name for name in described if described[name] != known.get(name)]:
+            raise CheckpointError(
+                f"{folder}: the checkpoint was made with other {' and '.join(different)}; "
+                "resume with the same settings and data, or choose another output"
+            )
+    elif os.environ.get("RANK", "0") == "0":
+        path.write_text(json.dumps(described, indent=2))

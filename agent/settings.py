@@ -62,6 +62,9 @@ class GateSettings(Section):
     max_length_ratio: float = Field(6.0, gt=0, description="longest candidate, as characters over the expert's")
     language: bool = Field(True, description="hold a candidate to the script and language of the expert")
     arithmetic: bool = Field(True, description="work out the equations that a math candidate writes down")
+    steps: bool = Field(
+        True, description="hold a math candidate to the expert's intermediate results; another way there is refused"
+    )
     reasoning: bool = Field(False, description="ask the YES/NO judge after the cheap checks")
     reasoning_threshold: float = Field(0.5, ge=0, le=1, description="least P(YES) / (P(YES) + P(NO))")
     text_threshold: float = Field(

@@ -18,7 +18,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from peft import LoraConfig
-from transformers import AutoConfig, TrainerCallback
+from transformers import AutoConfig, TrainerCallback, set_seed
 
 from agent.adapters import is_name
 from agent.assembly import open_chat
@@ -136,6 +136,7 @@ class _Training:
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # of `rollout_func`; the version of TRL is pinned
         lora = settings.lora
         targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+        set_seed(settings.seed)  # of the adapter's first weights; TRL sets its own only after
         config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM")
         self._trainer = RewriteTrainer(
             engine.add_trainable_adapter(POLICY, config),

@@ -66,7 +66,7 @@ class Segment:
 
 
 class PackedPlan:
-    """Each segment attends within itself: prompts of different lengths, or a prompt with its completions."""
+    """Each segment attends within itself: prompts of different lengths, some of them after a past."""
 
     def __init__(self, segments: list[Segment], cache: PagedCache | None = None) -> None:
         self._segments = segments

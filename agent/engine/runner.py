@@ -15,6 +15,7 @@ from torch import Tensor
 
 from agent.engine.attention import CompletionPages, DecodePlan, KeyValues, PackedPlan, Plan, PromptPages, Segment
 from agent.engine.cache import PagedCache, pages_for
+from agent.engine.groups import Group, GroupPlan, make_group
 
 # Rows of logits held at once while scoring.
 _LOGIT_ROWS = 128
@@ -148,23 +149,23 @@ class ModelRunner:
 
     def score(self, trees: Sequence[Tree]) -> list[list[list[float]]]:
         """Log-probability of every completion token, nats, nested as trees, completions, tokens."""
-        segments: list[Segment] = []
+        groups: list[Group] = []
         ids: list[int] = []
         positions: list[int] = []
         sources: list[int] = []
         targets: list[int] = []
         for tree in trees:
-            start, length = len(ids), len(tree.prompt_ids)
+            length = len(tree.prompt_ids)
             ids.extend(tree.prompt_ids)
             positions.extend(range(length))
+            last = len(ids) - 1
             for completion in tree.completions:
-                sources.extend([start + length - 1, *range(len(ids), len(ids) + len(completion) - 1)])
+                sources.extend([last, *range(len(ids), len(ids) + len(completion) - 1)])
                 targets.extend(completion)
                 ids.extend(completion[:-1])
                 positions.extend(range(length, length + len(completion) - 1))
-            mask = _tree_mask(length, [len(c) - 1 for c in tree.completions]).to(self._device)
-            segments.append(Segment(start, len(ids), None if len(tree.completions) == 1 else mask))
-        hidden = self._forward(ids, positions, PackedPlan(segments))
+            groups.append(make_group(length, [len(c) - 1 for c in tree.completions], self._device))
+        hidden = self._forward(ids, positions, GroupPlan(0, groups))
         flat = iter(self._logprobs(hidden, sources, targets))
         return [[[next(flat) for _ in completion] for completion in tree.completions] for tree in trees]
 
@@ -210,14 +211,3 @@ class ModelRunner:
 def _lower_right(past: int, new: int) -> Tensor:
     """Causal mask of `new` tokens that come after `past` ones, (new, past + new), True where attended."""
     return torch.ones(new, past + new, dtype=torch.bool).tril(diagonal=past)
-
-
-def _tree_mask(prompt: int, branches: Sequence[int]) -> Tensor:
-    """Causal mask in which every branch sees the prompt and itself, no other branch."""
-    total = prompt + sum(branches)
-    mask = torch.ones(total, total, dtype=torch.bool).tril()
-    start = prompt
-    for branch in branches:
-        mask[start + branch :, start : start + branch] = False
-        start += branch
-    return mask

@@ -1,8 +1,8 @@
 """The gate: whether a candidate may stand in for the expert's completion of a demonstration.
 
 A verdict is a conjunction of checks, cheapest first, and stops at the first that fails:
-`hygiene` and `language`, then the checks of the task (`math_answer`, `arithmetic` and `grounding`; `choice`; or
-`text`), then `reasoning` when a judge is given.
+`hygiene` and `language`, then the checks of the task (`math_answer`, `arithmetic`,
+`grounding` and `steps`; `choice`; or `text`), then `reasoning` when a judge is given.
 Each check lives in a module of its own.
 """
 
@@ -24,6 +24,7 @@ from agent.gate.hygiene import check_hygiene
 from agent.gate.language import check_language
 from agent.gate.reasoning import ReasoningJudge
 from agent.gate.similarity import TextCheck
+from agent.gate.steps import check_steps
 from agent.records import Check, Verdict
 from agent.settings import GateSettings
 
@@ -114,6 +115,8 @@ class Gate:
             if self._settings.arithmetic:
                 yield check_arithmetic(candidate, demonstration.expert, _plain_number(_reference(demonstration)))
                 yield check_grounding(candidate, demonstration.expert, _prompt(demonstration))
+            if self._settings.steps:
+                yield check_steps(candidate, demonstration.expert)
         if self._judge is not None:
             yield await self._judge(demonstration, candidate)
 

@@ -37,13 +37,13 @@ def check_grounding(candidate: str, expert: str, question: str) -> Check:
         expert: the expert's solution; its results have to be worked out anew.
         question: everything that was asked, earlier turns included.
     """
-    asked = _numbers(readable(question))
+    asked = numbers(readable(question))
     if not asked:
         return Check("grounding", True, "the question gives no numbers")
     known = _ALWAYS | asked | _given(expert)
     text, read = readable(candidate), 0
     for equation in equations(candidate):
-        known |= _numbers(text[read : equation.start])
+        known |= numbers(text[read : equation.start])
         read = equation.start
         missing = set(equation.operands) - known
         if missing:
@@ -58,10 +58,10 @@ def _given(expert: str) -> set[Fraction]:
     for equation in equations(expert):
         given |= set(equation.operands) - results
         results.add(equation.result)
-    return given | (_numbers(readable(expert)) - results)
+    return given | (numbers(readable(expert)) - results)
 
 
-def _numbers(text: str) -> frozenset[Fraction]:
+def numbers(text: str) -> frozenset[Fraction]:
     """The numbers in `text`, small ones in English words too; of a percentage also what is left and what is reached."""
     found = {Fraction(m[0].replace(",", "")) for m in _NUMBER.finditer(text) if len(m[0]) <= _MAX_DIGITS}
     found |= {Fraction(_NUMBER_WORDS[word]) for word in _WORDS.findall(text.lower()) if word in _NUMBER_WORDS}

@@ -69,6 +69,7 @@ async def test_the_judge_is_asked_last_and_decides_by_its_threshold(engine: Engi
             ("math_answer", True),
             ("arithmetic", True),
             ("grounding", True),
+            ("steps", True),
             ("reasoning", passed),
         ]
         assert [c.name for c in wrong.checks] == ["hygiene", "language", "math_answer"]

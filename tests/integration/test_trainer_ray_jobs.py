@@ -334,7 +334,6 @@ def test_stopping_ends_the_workers_too(cluster: Cluster) -> None:
     assert cluster.ask("stop", "stopped-together")[:2] == (0, "True\n")
     _, output, _ = cluster.ask("follow", "stopped-together")
     assert output.splitlines()[-1] == "ended STOPPED"
-    assert any(line.startswith("stopped;") for line in output.splitlines()), output[-3000:]
     wait_until(lambda: not cluster.processes("RayTrainWorker"))
 
 

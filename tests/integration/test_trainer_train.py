@@ -32,7 +32,10 @@ ROWS = [
         ("Ben", "keys", 4, 9),
     ]
 ]
+# float32: in bfloat16 the order of a sum can decide a token.
 SETTINGS = """
+[engine]
+dtype = "float32"
 [train]
 steps = 3
 groups = 4

@@ -48,6 +48,7 @@ async def test_a_result_carries_the_verdict() -> None:
                 {"name": "math_answer", "passed": True, "detail": "42 = 42"},
                 {"name": "arithmetic", "passed": True, "detail": "1 equations hold"},
                 {"name": "grounding", "passed": True, "detail": "the question gives no numbers"},
+                {"name": "steps", "passed": True, "detail": "all 1 results of the expert come up"},
             ],
         },
         "label": "accept",

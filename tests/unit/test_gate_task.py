@@ -69,7 +69,8 @@ async def test_the_gate_stops_at_the_first_failed_check(gate: Gate) -> None:
 async def test_a_right_solution_passes_every_check_in_order(gate: Gate) -> None:
     verdict = await gate.check(demonstration("6*7=42\n#### 42"), "Seven sixes: 6 * 7 = 42.\n#### 42")
     assert verdict.passed
-    assert [c.name for c in verdict.checks] == ["hygiene", "language", "math_answer", "arithmetic", "grounding"]
+    names = [check.name for check in verdict.checks]
+    assert names == ["hygiene", "language", "math_answer", "arithmetic", "grounding", "steps"]
     assert verdict.checks[2].detail == "42 = 42"
 
 

@@ -77,7 +77,7 @@ def standardised_distance(targets: Sequence[Sequence[float]]) -> list[float]:
     """sigmoid(-z), z the mean surprisal standardised within the feasible set (arXiv 2602.11220); 0.5 for one alone."""
     means = np.array([np.mean(target) for target in targets])
     spread = means.std() if len(means) > 1 else 0.0
-    if spread == 0.0:
+    if spread < 1e-9:  # the same, but for rounding
         return [0.5] * len(means)
     return [_sigmoid(-z) for z in (means - means.mean()) / spread]
 

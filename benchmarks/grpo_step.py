@@ -60,7 +60,12 @@ class StepClock(TrainerCallback):  # type: ignore[misc]
 
 
 def run_ours(
-    rows: list[Demonstration], worker: RolloutWorker, engine: TransformersEngine, chat: ChatFormat, s: TrainSettings
+    rows: list[Demonstration],
+    worker: RolloutWorker,
+    engine: TransformersEngine,
+    chat: ChatFormat,
+    s: TrainSettings,
+    limit: int,
 ) -> dict[str, float]:
     """Seconds of our steps, and of their parts, in the mean."""
     clock = StepClock()
@@ -68,7 +73,9 @@ def run_ours(
     with asyncio.Runner() as runner:
 
         def collect(step: int, count: int) -> list[RolloutGroup]:
-            drawn = worker.groups(rows[:count], samples=s.samples, temperature=s.temperature, adapter=POLICY, draw=step)
+            drawn = worker.groups(
+                rows[:count], samples=s.samples, temperature=s.temperature, adapter=POLICY, draw=str(step)
+            )
             groups = runner.run(drawn)
             for name, seconds in worker.seconds.items():
                 parts.setdefault(name, []).append(seconds)
@@ -85,6 +92,8 @@ def run_ours(
                 state=dict,
                 on_log=lambda *_: None,
                 callbacks=[clock],
+                stop_ids=chat.stop_ids,
+                max_tokens=limit,
             )
             trainer.train()
     means = {name: sum(seconds) / len(seconds) for name, seconds in parts.items()}
@@ -120,8 +129,7 @@ def run_stock(
         assert prompt is not None
         prompts.append([{"role": turn.role, "content": turn.content} for turn in prompt])
     with tempfile.TemporaryDirectory() as folder:
-        config = grpo_config(s, Path(folder), s.groups)
-        config.max_completion_length = limit
+        config = grpo_config(s, Path(folder), s.groups, limit)
         trainer = GRPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(files.path, dtype=torch.bfloat16),
             reward_funcs=[reward],
@@ -168,7 +176,7 @@ def main() -> None:
     rewrite = RewriteSettings(max_tokens=options.max_tokens, top_p=1.0)
     embedder = Embedder(GateSettings().text_model)
     worker = RolloutWorker(engine, chat, Gate(GateSettings()), embedder, rewrite, RewardSettings())
-    ours = run_ours(rows, worker, engine, chat, settings)
+    ours = run_ours(rows, worker, engine, chat, settings, options.max_tokens)
     stock = run_stock(rows, worker, files, chat, settings, options.max_tokens)
     report = {
         "benchmark": "grpo_step",

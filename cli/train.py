@@ -105,11 +105,8 @@ def _request(settings: Settings, source: Path, output: Path, limit: int | None) 
 
 
 def _train_here(request: TrainingRequest, *, resume: bool, as_json: bool) -> None:
-    from transformers.utils import logging
-
     from trainer.train import run_training
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with _progress(request.train.steps * request.train.optimizer.updates_per_rollout) as report:

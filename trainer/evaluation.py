@@ -14,8 +14,8 @@ from agent.records import Mismatch
 from trainer.metrics import mean, repeated_share
 from trainer.rollout import Rewrite, RolloutGroup, RolloutWorker
 
-# Draws of evaluations are numbered apart from those of training, and every evaluation repeats the same ones.
-_DRAW = -1
+# Every evaluation draws alike.
+_DRAW = "held out"
 
 
 async def evaluate(

@@ -45,6 +45,8 @@ class RewriteTrainer(GRPOTrainer):  # type: ignore[misc]
         state: what a checkpoint must hold besides weights and optimiser.
         on_log: gets every step's metrics: (step, metrics).
         callbacks: of the loop.
+        stop_ids: tokens that end a completion, as the engine knows them.
+        max_tokens: the longest completion that a roll-out may have.
         processes: data-parallel processes that share a step's groups.
     """
 
@@ -59,6 +61,8 @@ class RewriteTrainer(GRPOTrainer):  # type: ignore[misc]
         state: Callable[[], dict[str, Any]],
         on_log: Callable[[int, dict[str, float]], None],
         callbacks: list[TrainerCallback],
+        stop_ids: frozenset[int],
+        max_tokens: int,
         processes: int = 1,
     ) -> None:
         self._collect, self._state, self._on_log = collect, state, on_log
@@ -71,12 +75,14 @@ class RewriteTrainer(GRPOTrainer):  # type: ignore[misc]
         super().__init__(
             model=policy,
             reward_funcs=[_reward_of_rollout],
-            args=grpo_config(settings, folder, groups),
+            args=grpo_config(settings, folder, groups, max_tokens),
             train_dataset=Dataset.from_dict({"prompt": [str(row) for row in range(rows)]}),
             processing_class=tokenizer,
             rollout_func=self._roll_out,
             callbacks=callbacks,
         )
+        # A completion that ends otherwise counts as cut off; the chat template may end turns with a token of its own.
+        self.eos_token_ids = sorted(stop_ids)
         self.remove_callback(PrinterCallback)
         if "ref" in policy.peft_config:
             # Without this copy TRL takes the model with its adapter disabled as reference: the base model itself.
@@ -100,11 +106,8 @@ class RewriteTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         if self.beta == 0.0:
-            # Without a KL term a rewrite of no advantage has no gradient: it need not be computed. One always is, so
-            # that every process takes part in every pass.
+            # Without a KL term a rewrite of no advantage has no gradient: it need not be computed.
             informative = inputs["advantages"] != 0
-            if not informative.any():
-                informative[inputs["completion_mask"].sum(1).argmax()] = True
             inputs = inputs | {"completion_mask": inputs["completion_mask"] * informative[:, None]}
         loss: Tensor = super()._compute_loss(model, inputs)
         return loss
@@ -131,7 +134,9 @@ class RewriteTrainer(GRPOTrainer):  # type: ignore[misc]
         result = torch.zeros(ids.shape[0] * width, device=ids.device)
         completion_mask = mask[:, -width:]
         if not completion_mask.any():
-            return result.view(-1, width), result.view(-1, width)
+            # The loss masks this token out, but every process takes part in every pass.
+            completion_mask = completion_mask.clone()
+            completion_mask[0, 0] = 1
         packed = pack_rows(ids[:, :-width], mask[:, :-width], ids[:, -width:], completion_mask)
         logits = model(
             input_ids=packed.ids_N[None],
@@ -167,14 +172,15 @@ class RewriteTrainer(GRPOTrainer):  # type: ignore[misc]
                 _sync_files(self._staging / name)
                 shutil.rmtree(folder / name, ignore_errors=True)
                 os.replace(self._staging / name, folder / name)
+                _sync(folder)
                 remove_old_checkpoints(folder, self._keep)
         finally:
             shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
 
 
-def grpo_config(settings: TrainSettings, folder: Path, groups: int) -> GRPOConfig:
-    """TRL's configuration for `groups` groups a step on this process."""
+def grpo_config(settings: TrainSettings, folder: Path, groups: int, max_tokens: int) -> GRPOConfig:
+    """TRL's configuration for `groups` groups a step on this process, of completions of at most `max_tokens`."""
     optimizer = settings.optimizer
     passes = groups // optimizer.groups_per_pass
     sequence_level = optimizer.loss == "gspo"
@@ -187,6 +193,7 @@ def grpo_config(settings: TrainSettings, folder: Path, groups: int) -> GRPOConfi
         gradient_accumulation_steps=passes // optimizer.updates_per_rollout,
         steps_per_generation=passes,
         shuffle_dataset=False,
+        max_completion_length=max_tokens,
         temperature=settings.temperature,
         mask_truncated_completions=True,
         loss_type="grpo" if sequence_level else optimizer.loss,
@@ -220,16 +227,29 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def remove_old_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep`, and what an interrupted run left half written."""
+    """Delete all but the newest `keep`."""
     for path in checkpoints(folder)[:-keep]:
         shutil.rmtree(path)
 
 
+def remove_unfinished_checkpoints(folder: Path) -> None:
+    """Delete what a killed run left half written."""
+    for path in folder.glob(".staging-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _sync_files(folder: Path) -> None:
     """Let no rename be durable before the files it names."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _reward_of_rollout(rollout_reward: list[float], **_: Any) -> list[float]:

@@ -84,9 +84,10 @@ def submit(
     job_id = f"rewright-train-{secrets.token_hex(8)}" if job_id is None else job_id
     _require_job_id(job_id)
     resources = resources or WorkerResources()
-    if request.engine.threads is None:
-        engine = request.engine.model_copy(update={"threads": resources.cpus})
-        request = request.model_copy(update={"engine": engine})
+    changes: dict[str, object] = {"threads": request.engine.threads or resources.cpus}
+    if not resources.gpus:
+        changes["device"] = "cpu"  # Ray may leave a machine's GPUs visible to a process that reserved none
+    request = request.model_copy(update={"engine": request.engine.model_copy(update=changes)})
     job = TrainingJob(request=request, resume=resume, workers=workers, resources=resources)
     own = resources if workers == 1 else None
     with _explained(address):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -111,7 +112,7 @@ class RolloutWorker:
         samples: int,
         temperature: float,
         adapter: str | None,
-        draw: int,
+        draw: str,
         score_experts: bool = False,
     ) -> list[RolloutGroup]:
         """A rewarded group for each demonstration, in order.
@@ -121,13 +122,21 @@ class RolloutWorker:
             samples: rewrites of each.
             temperature: of the sampling.
             adapter: name of a loaded adapter, None for the base model.
-            draw: a different number draws other rewrites; the same one repeats them.
+            draw: another name draws other rewrites; the same one repeats them.
             score_experts: score every expert, not only those of groups with a feasible rewrite.
         """
         self.seconds = {}
+        before: Counter[str] = Counter()
+        named = []
+        for row in demonstrations:
+            named.append(f"{row.id}/{draw}/{before[row.id]}")  # a row that comes again gets other rewrites
+            before[row.id] += 1
         with self._timed("rollout"):
             groups = await asyncio.gather(
-                *(self._draw(row, samples, temperature, adapter, draw) for row in demonstrations)
+                *(
+                    self._draw(row, samples, temperature, adapter, name)
+                    for row, name in zip(demonstrations, named, strict=True)
+                )
             )
         await self.reward(groups, score_experts=score_experts)
         return groups
@@ -142,14 +151,14 @@ class RolloutWorker:
                 self._pay(group)
 
     async def _draw(
-        self, row: Demonstration, samples: int, temperature: float, adapter: str | None, draw: int
+        self, row: Demonstration, samples: int, temperature: float, adapter: str | None, name: str
     ) -> RolloutGroup:
         expert_tokens = len(self._chat.completion_ids(row.expert))
         limit = token_limit(self._settings, expert_tokens)
         room = self._engine.info.max_length - limit
         prompt_ids = proposal_ids(self._chat, "rewrite", row, self._gate.task_of(row), room)
         assert prompt_ids is not None, "the rewrite proposer needs nothing but the expert"
-        seed = zlib.crc32(f"{self._settings.seed}/{row.id}/{draw}".encode())
+        seed = zlib.crc32(f"{self._settings.seed}/{name}".encode())
         sampling = Sampling(temperature=temperature, top_p=self._settings.top_p, max_tokens=limit, seed=seed)
         completions = await self._engine.generate(prompt_ids, sampling, samples, adapter)
         return RolloutGroup(row, prompt_ids, expert_tokens, [Rewrite(completion) for completion in completions])

@@ -19,6 +19,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from peft import LoraConfig
 from transformers import AutoConfig, TrainerCallback, set_seed
+from transformers.utils import logging
 
 from agent.adapters import is_name
 from agent.assembly import open_chat
@@ -37,7 +38,7 @@ from trainer.curves import draw_curves
 from trainer.data import TrainingData, load_training_data
 from trainer.evaluation import evaluate
 from trainer.exceptions import CheckpointError, TrainingSettingsError
-from trainer.grpo import CHECKPOINT_STATE, RewriteTrainer, checkpoints
+from trainer.grpo import CHECKPOINT_STATE, RewriteTrainer, checkpoints, remove_unfinished_checkpoints
 from trainer.history import History, Kind
 from trainer.metrics import rollout_metrics
 from trainer.publish import AdapterCard, DataOfTraining, publish
@@ -146,7 +147,9 @@ class _Training:
             collect=self._collect,
             state=lambda: {"curriculum": self._curriculum.state(), "best": self._best},
             on_log=self._log,
-            callbacks=[_BetweenSteps(self._after_step)],
+            callbacks=[_BetweenSteps(self._after_step, self._after_save)],
+            stop_ids=chat.stop_ids,
+            max_tokens=max(token_limit(request.rewrite, len(chat.completion_ids(row.expert))) for row in data.train),
             processes=int(os.environ.get("WORLD_SIZE", "1")),
         )
         self._is_main = self._trainer.accelerator.is_main_process
@@ -160,6 +163,7 @@ class _Training:
             self._best = state["best"]
         step = int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else -1
         if self._is_main:
+            remove_unfinished_checkpoints(self._folder)
             self._history.rewind(step)
             self._samples.rewind(step)
         if checkpoint is None:
@@ -171,7 +175,7 @@ class _Training:
         """Publish the best adapter so far as the next version; processes other than the first only name the output."""
         if not self._is_main:
             return self._request.output
-        best = self._folder / "best"
+        best = self._best_folder(int(self._best["step"]))
         records = self._history.records()
         draw_curves(records, best / "curves.png")
         shutil.copyfile(self._folder / "samples.md", best / "samples.md")
@@ -180,7 +184,7 @@ class _Training:
             base_model=files.name,
             base_revision=weights_sha256(files.path),
             data=DataOfTraining(file=self._request.source.name, rows=self._data.rows, sha256=self._data.sha256),
-            settings=self._request.model_dump(mode="json", exclude={"source", "output", "model"}),
+            settings=_without_paths(self._request),
             reward=self._settings.reward.preset,
             curves=[{"step": r.step, **r.metrics} for r in records if r.kind == "eval"],
             held_out={name: value for name, value in self._best.items() if name != "step"},
@@ -204,11 +208,11 @@ class _Training:
         idle: list[RolloutGroup] = []
         drawn: list[RolloutGroup] = []
         seconds: dict[str, float] = {}
-        for _ in range(1 + self._settings.refills):
+        for attempt in range(1 + self._settings.refills):
             rows = self._take(count - len(useful))
             if rows is None:
                 break
-            groups = self._roll_out([self._data.train[row] for row in rows], step)
+            groups = self._roll_out([self._data.train[row] for row in rows], f"{step}/{attempt}")
             for name, value in self._worker.seconds.items():
                 seconds[name] = seconds.get(name, 0.0) + value
             for row, rate in gather_object([(row, g.pass_rate) for row, g in zip(rows, groups, strict=True)]):
@@ -219,7 +223,9 @@ class _Training:
         self._pending = rollout_metrics(drawn) | {f"seconds/{name}": value for name, value in seconds.items()}
         self._write_samples(step, drawn)
         self._engine.hand_over(POLICY)
-        return (useful + idle)[:count]
+        chosen = (useful + idle)[:count]
+        updates = self._settings.optimizer.updates_per_rollout
+        return [group for update in range(updates) for group in chosen[update::updates]]
 
     def _take(self, count: int) -> list[int] | None:
         """This process's next rows; None when no process needs any."""
@@ -230,7 +236,7 @@ class _Training:
         first = sum(counts[: self._trainer.accelerator.process_index])
         return rows[first : first + count]
 
-    def _roll_out(self, rows: list[Demonstration], step: int) -> list[RolloutGroup]:
+    def _roll_out(self, rows: list[Demonstration], draw: str) -> list[RolloutGroup]:
         if not rows:
             return []
         return self._runner.run(
@@ -239,7 +245,7 @@ class _Training:
                 samples=self._settings.samples,
                 temperature=self._settings.temperature,
                 adapter=POLICY,
-                draw=step,
+                draw=draw,
             )
         )
 
@@ -272,19 +278,26 @@ class _Training:
             self._report(step, "eval", metrics)
             if not self._best or metrics["score"] > self._best["score"]:
                 self._best = {**metrics, "step": step}
-                self._save_best()
+                self._save_best(step)
         self._trainer.accelerator.wait_for_everyone()
 
-    def _save_best(self) -> None:
-        """Replace `best`: the old one is gone only when the new one is whole."""
-        new, best, old = (self._folder / name for name in ("best.new", "best", "best.old"))
-        for leftover in (new, old):
+    def _save_best(self, step: int) -> None:
+        """Keep the adapter of `step`; the one before goes when no checkpoint needs it (`_after_save`)."""
+        unfinished, best = self._folder / ".best-unfinished", self._best_folder(step)
+        for leftover in (unfinished, best):
             shutil.rmtree(leftover, ignore_errors=True)
-        self._trainer.accelerator.unwrap_model(self._trainer.model).save_pretrained(new)
-        if best.exists():
-            best.rename(old)
-        new.rename(best)
-        shutil.rmtree(old, ignore_errors=True)
+        self._trainer.accelerator.unwrap_model(self._trainer.model).save_pretrained(unfinished)
+        unfinished.rename(best)
+
+    def _best_folder(self, step: int) -> Path:
+        return self._folder / f"best-{step}"
+
+    def _after_save(self) -> None:
+        """The newest checkpoint names the best adapter so far: others are not needed any more."""
+        if self._is_main:
+            for path in self._folder.glob("best-*"):
+                if path != self._best_folder(int(self._best["step"])):
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _log(self, step: int, logs: dict[str, float]) -> None:
         if "loss" not in logs:
@@ -308,20 +321,24 @@ class _Training:
 
 
 class _BetweenSteps(TrainerCallback):
-    """Calls `after_step` with the number of finished optimiser steps; saves when it says so."""
+    """Calls `after_step` with the number of finished steps, saves when it says so, then calls `after_save`."""
 
-    def __init__(self, after_step: Callable[[int], bool]) -> None:
-        self._after_step = after_step
+    def __init__(self, after_step: Callable[[int], bool], after_save: Callable[[], None]) -> None:
+        self._after_step, self._after_save = after_step, after_save
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         control.should_save = self._after_step(state.global_step)
         return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._after_save()
 
 
 @contextmanager
 def _loaded_engine(
     runner: asyncio.Runner, files: ModelFiles, chat: ChatFormat, request: TrainingRequest
 ) -> Iterator[TransformersEngine]:
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of weights being loaded
     engine = TransformersEngine(files.name, files.path, chat.tokenizer, chat.stop_ids, request.engine)
     try:
         yield engine
@@ -376,11 +393,14 @@ def _check_output(request: TrainingRequest, folder: Path, resume: bool) -> None:
 def _claim(folder: Path, request: TrainingRequest, data: TrainingData) -> None:
     """Write down what is trained here, or compare with what was written."""
     path = folder / "request.json"
+    # What decides how the next step comes out; more steps may be asked for where they do not change the schedule.
+    free = {"save_every", "keep_checkpoints"}
+    if request.train.optimizer.schedule == "constant_with_warmup":
+        free.add("steps")
     described = {
         "data": data.sha256,
         **request.model_dump(mode="json", include={"model", "gate", "rewrite"}),
-        # More steps may be asked for; everything else decides what the next step is.
-        "train": request.train.model_dump(mode="json", exclude={"steps", "save_every", "keep_checkpoints"}),
+        "train": request.train.model_dump(mode="json", exclude=free),
     }
     if checkpoints(folder) and path.exists():
         known = json.loads(path.read_text())
@@ -391,3 +411,12 @@ def _claim(folder: Path, request: TrainingRequest, data: TrainingData) -> None:
             )
     elif os.environ.get("RANK", "0") == "0":
         path.write_text(json.dumps(described, indent=2))
+
+
+def _without_paths(request: TrainingRequest) -> dict[str, Any]:
+    """The settings as they are published: no folder of this machine."""
+    settings = request.model_dump(mode="json", exclude={"source", "output", "model"})
+    text_model = Path(request.gate.text_model)
+    if text_model.is_dir():
+        settings["gate"]["text_model"] = text_model.name
+    return settings

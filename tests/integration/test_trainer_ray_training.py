@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from agent.models import ModelFiles
-from agent.settings import EngineSettings, RewriteSettings
+from agent.settings import EngineSettings
+from trainer.history import read_history
 from trainer.ray_jobs import ENTRYPOINT, job_environment
 from trainer.request import TrainingJob, TrainingRequest
 from trainer.settings import LoraSettings, OptimizerSettings, TrainSettings
@@ -19,38 +22,42 @@ from trainer.settings import LoraSettings, OptimizerSettings, TrainSettings
 PATIENCE_S = 3600.0
 
 
-@pytest.fixture
-def request_of_test(tmp_path: Path) -> TrainingRequest:
-    source = tmp_path / "rows.jsonl"
+def request_in(folder: Path, name: str) -> TrainingRequest:
+    source = folder / "rows.jsonl"
     rows = [
         {
-            "question": f"Ida has {n} pens and buys {n + 2}. How many?",
-            "answer": f"{n}+{n + 2}={2 * n + 2}\n#### {2 * n + 2}",
+            "question": f"{name} has {a} {thing} and buys {b} more. How many {thing} does {name} have?",
+            "answer": f"{a}+{b}={a + b}\n#### {a + b}",
         }
-        for n in range(2, 8)
+        for name, thing, a, b in (
+            ("Ida", "pens", 12, 7),
+            ("Tom", "cards", 30, 14),
+            ("Eva", "plums", 9, 8),
+            ("Max", "stamps", 41, 19),
+            ("Lea", "books", 16, 6),
+            ("Jan", "coins", 55, 12),
+        )
     ]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return TrainingRequest(
         source=source,
-        output=tmp_path / "pens",
-        engine=EngineSettings(threads=1),
-        rewrite=RewriteSettings(max_tokens=24),
+        output=folder / name,
+        engine=EngineSettings(threads=1, dtype="float32"),
         train=TrainSettings(
             steps=1,
-            groups=2,
-            samples=2,
+            groups=4,
+            samples=8,
             refills=0,
             eval_rows=2,
             eval_samples=1,
             lora=LoraSettings(rank=2, target_modules=("q_proj", "v_proj")),
-            optimizer=OptimizerSettings(groups_per_pass=1),
+            optimizer=OptimizerSettings(groups_per_pass=2, warmup_steps=0),
         ),
     )
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_job_trains_and_publishes(workers: int, request_of_test: TrainingRequest, model_files: ModelFiles) -> None:
-    job = TrainingJob(request=request_of_test, workers=workers)
+def train(folder: Path, name: str, workers: int) -> Path:
+    job = TrainingJob(request=request_in(folder, name), workers=workers)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, *ENTRYPOINT.split()[1:]],
@@ -61,9 +68,30 @@ def test_a_job_trains_and_publishes(workers: int, request_of_test: TrainingReque
         timeout=PATIENCE_S,
         check=False,
     )
-    adapter = request_of_test.output / "1"
     assert done.returncode == 0, done.stdout
-    assert done.stdout.splitlines()[-1] == f"adapter published: {adapter}"
-    assert done.stdout.count("step 1/1 train: ") == 1
-    assert json.loads((adapter / "rewright.json").read_text())["data"]["rows"] == 6
-    assert (adapter / "adapter_model.safetensors").stat().st_size > 0
+    assert done.stdout.splitlines()[-1] == f"adapter published: {job.request.output / '1'}"
+    return job.request.output
+
+
+def test_two_workers_make_the_update_of_one(tmp_path: Path, model_files: ModelFiles) -> None:
+    alone, together = (train(tmp_path, name, workers) for name, workers in (("alone", 1), ("together", 2)))
+    steps = [
+        [record.metrics for record in read_history(run / "training" / "history.jsonl") if record.kind == "train"]
+        for run in (alone, together)
+    ]
+    assert [len(records) for records in steps] == [1, 1]
+    assert steps[0][0]["grad_norm"] > 0, "some group must have a signal"
+    for name in ("loss", "grad_norm"):
+        assert steps[1][0][name] == pytest.approx(steps[0][0][name], rel=1e-2, abs=1e-6), name
+    weights = [
+        torch.cat(
+            [
+                tensor.flatten()
+                for name, tensor in sorted(load_file(run / "training/checkpoint-1/adapter_model.safetensors").items())
+                if "lora_B" in name
+            ]
+        )
+        for run in (alone, together)
+    ]
+    assert weights[0].abs().max() > 0
+    assert torch.cosine_similarity(*weights, dim=0) > 0.99

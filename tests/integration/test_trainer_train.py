@@ -134,6 +134,16 @@ def test_after_a_kill_the_next_step_is_that_of_an_uninterrupted_run(uninterrupte
         assert [record.metrics[name] for record in resumed] == pytest.approx(values, rel=1e-3, abs=1e-6), name
 
 
+def test_a_step_in_which_every_rewrite_is_cut_off_changes_nothing(folder: Path) -> None:
+    (folder / "short.toml").write_text(SETTINGS.replace("steps = 3", "steps = 1") + "[rewrite]\nmax_tokens = 4\n")
+    process = start(folder, "short", "--config", "short.toml")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    [record] = train_metrics(folder / "short")
+    assert record.metrics["truncated"] == 1
+    assert record.metrics["loss"] == record.metrics["grad_norm"] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -104,7 +104,7 @@ def anchored_distance(
 def marginal_diversity(embeddings: npt.NDArray[np.float32]) -> list[float]:
     """What each adds to the mean pairwise distance (1 - cos) / 2 of the set (arXiv 2602.11220); 0 for one alone."""
     count = len(embeddings)
-    distances = _distances(embeddings)
+    distances = pairwise_distances(embeddings)
     total = distances.sum() / 2
     whole = total / (count * (count - 1) / 2) if count > 1 else 0.0
     others = (count - 1) * (count - 2) / 2
@@ -121,10 +121,10 @@ def mean_diversity(embeddings: npt.NDArray[np.float32]) -> list[float]:
     count = len(embeddings)
     if count < 2:
         return [0.0] * count
-    return [float(-math.expm1(-row.sum() / (count - 1) / _DIVERSITY_SCALE)) for row in _distances(embeddings)]
+    return [float(-math.expm1(-row.sum() / (count - 1) / _DIVERSITY_SCALE)) for row in pairwise_distances(embeddings)]
 
 
-def _distances(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def pairwise_distances(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """(1 - cos) / 2 between all rows, (K, K), exact zeros on the diagonal."""
     rows = embeddings.astype(np.float64)
     distances = np.clip((1 - rows @ rows.T) / 2, 0, 1)

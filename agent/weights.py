@@ -64,6 +64,11 @@ def read_tensors(file: Path) -> list[RawTensor]:
     return tensors
 
 
+def model_tensors(folder: Path) -> list[RawTensor]:
+    """The tensors of all safetensors files in `folder`. Raises as `read_tensors`."""
+    return [tensor for file in sorted(folder.glob("*.safetensors")) for tensor in read_tensors(file)]
+
+
 def weights_sha256(folder: Path) -> str:
     """SHA-256 over the tensors of a model: the same however they are sharded and in whatever order they lie.
 
@@ -76,7 +81,7 @@ def weights_sha256(folder: Path) -> str:
         ValueError: there are none, or a file is broken.
         OSError: a file cannot be read.
     """
-    tensors = [tensor for file in sorted(folder.glob("*.safetensors")) for tensor in read_tensors(file)]
+    tensors = model_tensors(folder)
     if not tensors:
         raise ValueError(f"{folder} holds no weights: no *.safetensors file with a tensor in it")
     digest = hashlib.sha256()

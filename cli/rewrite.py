@@ -112,8 +112,8 @@ async def _rewrite_here(settings: Settings, job: Job) -> Summary:
     }
     with open_job(job, run) as opened:
         async with engine_of(settings) as (engine, chat):
-            folder, files = settings.rewrite.adapter, resolve_model(settings.model)
-            adapter = await load_adapter(engine, Path(folder), files) if folder else None
+            folder = settings.rewrite.adapter
+            adapter = await load_adapter(engine, Path(folder), resolve_model(settings.model)) if folder else None
             rewriter = build_rewriter(engine, chat, settings.gate, settings.rewrite, adapter=adapter)
             try:
                 model, concurrency = engine.info.model, settings.rewrite.concurrency

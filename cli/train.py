@@ -109,7 +109,7 @@ def _train_here(request: TrainingRequest, *, resume: bool, as_json: bool) -> Non
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with _progress(request.train.steps * request.train.optimizer.updates_per_rollout) as report:
+        with _progress(request.train.optimizer_steps) as report:
             adapter = run_training(request, resume=resume, on_report=report)
     except KeyboardInterrupt:
         say("interrupted: the same command with --resume goes on from the last checkpoint")
@@ -130,7 +130,7 @@ def _progress(steps: int) -> Iterator[Callable[[StepReport], None]]:
     with stepping("training", steps) as show:
 
         def report(step: StepReport) -> None:
-            told = ", ".join(f"{name} {step.metrics[name]:.3f}" for name in _SHOWN if name in step.metrics)
+            told = step.told(_SHOWN)
             if step.kind == "eval":
                 say(f"held out at step {step.step}: {told}")
             else:

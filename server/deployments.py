@@ -97,7 +97,7 @@ class ApiDeployment:
         remote = RemoteEngine(engine)
         files = resolve_model(model)
         chat = open_chat(files)
-        adapter = open_adapter(Path(rewrite.adapter), files.name, base=files.path).name if rewrite.adapter else None
+        adapter = open_adapter(Path(rewrite.adapter), files.name).name if rewrite.adapter else None
         self._backend = AgentBackend(remote, chat, build_gate(remote, chat, gate), rewrite, adapter=adapter)
         self._app = create_app(self._backend, server, keys)
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
-
-import numpy as np
 
 from agent.demonstrations import Demonstration
 from agent.embeddings import Embedder
 from agent.mismatch import summarise
 from agent.records import Mismatch
+from agent.reward import pairwise_distances
 from trainer.metrics import mean, repeated_share
 from trainer.rollout import Rewrite, RolloutGroup, RolloutWorker
 
@@ -82,5 +80,5 @@ def _diversity(group: RolloutGroup, embedder: Embedder) -> float | None:
     texts = list(dict.fromkeys(rewrite.text for rewrite in group.rewrites if rewrite.feasible))
     if len(texts) < 2:
         return None
-    rows = embedder.embed(texts).astype(np.float64)
-    return mean(float(1 - rows[i] @ rows[j]) / 2 for i, j in combinations(range(len(texts)), 2))
+    distances = pairwise_distances(embedder.embed(texts))
+    return float(distances.sum() / (len(texts) * (len(texts) - 1)))

@@ -24,11 +24,10 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
+from trainer.checkpoints import STATE, UNFINISHED, checkpoint_name, remove_old_checkpoints, sync
 from trainer.packing import pack_rows, token_logprobs
 from trainer.rollout import RolloutGroup
 from trainer.settings import TrainSettings
-
-CHECKPOINT_STATE = "rewright_state.json"
 
 Collect = Callable[[int, int], list[RolloutGroup]]
 
@@ -162,17 +161,17 @@ class RewriteTrainer(GRPOTrainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write the checkpoint aside, then rename it: whatever bears the name is whole."""
         folder = Path(self.args.output_dir)
-        name = f"checkpoint-{self.state.global_step}"
+        name = checkpoint_name(self.state.global_step)
         folder.mkdir(parents=True, exist_ok=True)
-        self._staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder))
+        self._staging = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
         try:
             Trainer._save_checkpoint(self, model, trial)
             if self.args.should_save:
-                (self._staging / name / CHECKPOINT_STATE).write_text(json.dumps(self._state()))
+                (self._staging / name / STATE).write_text(json.dumps(self._state()))
                 _sync_files(self._staging / name)
                 shutil.rmtree(folder / name, ignore_errors=True)
                 os.replace(self._staging / name, folder / name)
-                _sync(folder)
+                sync(folder)
                 remove_old_checkpoints(folder, self._keep)
         finally:
             shutil.rmtree(self._staging, ignore_errors=True)
@@ -187,7 +186,7 @@ def grpo_config(settings: TrainSettings, folder: Path, groups: int, max_tokens: 
     on_gpu = torch.cuda.is_available()
     return GRPOConfig(
         output_dir=str(folder),
-        max_steps=settings.steps * optimizer.updates_per_rollout,
+        max_steps=settings.optimizer_steps,
         num_generations=settings.samples,
         per_device_train_batch_size=optimizer.groups_per_pass * settings.samples,
         gradient_accumulation_steps=passes // optimizer.updates_per_rollout,
@@ -220,36 +219,10 @@ def grpo_config(settings: TrainSettings, folder: Path, groups: int, max_tokens: 
     )
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints in `folder`, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
-def remove_old_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep`."""
-    for path in checkpoints(folder)[:-keep]:
-        shutil.rmtree(path)
-
-
-def remove_unfinished_checkpoints(folder: Path) -> None:
-    """Delete what a killed run left half written."""
-    for path in folder.glob(".staging-*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def _sync_files(folder: Path) -> None:
     """Let no rename be durable before the files it names."""
     for path in (*folder.iterdir(), folder):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
 
 
 def _reward_of_rollout(rollout_reward: list[float], **_: Any) -> list[float]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import shutil
 import tempfile
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from agent.adapters import CARD, CONFIG, WEIGHTS, adapter_versions, is_name, open_adapter, read_config
 from agent.exceptions import AdapterError
+from trainer.checkpoints import sync
 from trainer.exceptions import PublishError
 
 _EXTRAS = ("curves.png", "samples.md")
@@ -130,7 +130,7 @@ def _claim_version(folder: Path, name_folder: Path, card: AdapterCard) -> Path:
                 raise
             (folder / CARD).unlink()
             continue
-        _flush(name_folder)
+        sync(name_folder)
         return target
 
 
@@ -160,13 +160,5 @@ def _seal(folder: Path) -> None:
     """Have everything on the disk, and read-only, before the rename that publishes it."""
     for file in folder.iterdir():
         file.chmod(0o444)
-        _flush(file)
-    _flush(folder)
-
-
-def _flush(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+        sync(file)
+    sync(folder)

@@ -43,8 +43,7 @@ def read_job(environment: Mapping[str, str]) -> TrainingJob:
 
 def print_report(report: StepReport) -> None:
     """One line of the job's log on a step."""
-    told = ", ".join(f"{name} {report.metrics[name]:.3f}" for name in _LOGGED if name in report.metrics)
-    print(f"step {report.step}/{report.steps} {report.kind}: {told}", flush=True)
+    print(f"step {report.step}/{report.steps} {report.kind}: {report.told(_LOGGED)}", flush=True)
 
 
 def main() -> int:

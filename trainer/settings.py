@@ -57,6 +57,11 @@ class TrainSettings(Section):
     lora: LoraSettings = LoraSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
 
+    @property
+    def optimizer_steps(self) -> int:
+        """Updates of the whole training."""
+        return self.steps * self.optimizer.updates_per_rollout
+
     @model_validator(mode="after")
     def _divisible(self) -> TrainSettings:
         if self.groups % (self.optimizer.groups_per_pass * self.optimizer.updates_per_rollout):

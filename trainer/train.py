@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,27 +18,27 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from peft import LoraConfig
-from transformers import AutoConfig, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
-from agent.adapters import is_name
 from agent.assembly import open_chat
 from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
 from agent.embeddings import Embedder
-from agent.engine.loading import context_length
+from agent.engine.loading import context_length, load_config
 from agent.engine.transformers_engine import TransformersEngine
 from agent.gate import Gate
 from agent.gate.reasoning import ReasoningJudge
 from agent.models import ModelFiles, resolve_model
 from agent.rewriter import proposal_ids, token_limit
 from agent.weights import weights_sha256
+from trainer.checkpoints import STATE, checkpoints, remove_unfinished_checkpoints, step_of
 from trainer.curriculum import Curriculum
 from trainer.curves import draw_curves
 from trainer.data import TrainingData, load_training_data
 from trainer.evaluation import evaluate
-from trainer.exceptions import CheckpointError, TrainingSettingsError
-from trainer.grpo import CHECKPOINT_STATE, RewriteTrainer, checkpoints, remove_unfinished_checkpoints
+from trainer.folder import check_output, claim, process_count
+from trainer.grpo import RewriteTrainer
 from trainer.history import History, Kind
 from trainer.metrics import rollout_metrics
 from trainer.publish import AdapterCard, DataOfTraining, publish
@@ -64,6 +64,10 @@ class StepReport:
     kind: Kind
     metrics: dict[str, float]
 
+    def told(self, names: Sequence[str]) -> str:
+        """Those of the metrics that were measured, as one line."""
+        return ", ".join(f"{name} {self.metrics[name]:.3f}" for name in names if name in self.metrics)
+
 
 def run_training(
     request: TrainingRequest, *, resume: bool, on_report: Callable[[StepReport], None] | None = None
@@ -84,7 +88,7 @@ def run_training(
         ModelError: the base model cannot be had, or is not supported.
     """
     folder = request.output / "training"
-    _check_output(request, folder, resume)
+    check_output(request, folder, resume)
     gate = Gate(request.gate)
     files = resolve_model(request.model)
     chat = open_chat(files)
@@ -96,7 +100,7 @@ def run_training(
         eval_rows=request.train.eval_rows,
         seed=request.train.seed,
     )
-    _claim(folder, request, data)
+    claim(folder, request, data)
     with asyncio.Runner() as runner, _loaded_engine(runner, files, chat, request) as engine:
         if request.gate.reasoning:
             gate = Gate(request.gate, judge=ReasoningJudge(engine, chat, request.gate.reasoning_threshold))
@@ -150,7 +154,7 @@ class _Training:
             callbacks=[_BetweenSteps(self._after_step, self._after_save)],
             stop_ids=chat.stop_ids,
             max_tokens=max(token_limit(request.rewrite, len(chat.completion_ids(row.expert))) for row in data.train),
-            processes=int(os.environ.get("WORLD_SIZE", "1")),
+            processes=process_count(),
         )
         self._is_main = self._trainer.accelerator.is_main_process
 
@@ -158,10 +162,10 @@ class _Training:
         """The loop, from the start or from the last checkpoint."""
         checkpoint = checkpoints(self._folder)[-1] if resume else None
         if checkpoint is not None:
-            state = json.loads((checkpoint / CHECKPOINT_STATE).read_text())
+            state = json.loads((checkpoint / STATE).read_text())
             self._curriculum.restore(state["curriculum"])
             self._best = state["best"]
-        step = int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else -1
+        step = step_of(checkpoint) if checkpoint else -1
         if self._is_main:
             remove_unfinished_checkpoints(self._folder)
             self._history.rewind(step)
@@ -206,7 +210,6 @@ class _Training:
         """
         useful: list[RolloutGroup] = []
         idle: list[RolloutGroup] = []
-        drawn: list[RolloutGroup] = []
         seconds: dict[str, float] = {}
         for attempt in range(1 + self._settings.refills):
             rows = self._take(count - len(useful))
@@ -217,13 +220,13 @@ class _Training:
                 seconds[name] = seconds.get(name, 0.0) + value
             for row, rate in gather_object([(row, g.pass_rate) for row, g in zip(rows, groups, strict=True)]):
                 self._curriculum.report(row, rate)
-            drawn += groups
             useful += [group for group in groups if group.has_signal]
             idle += [group for group in groups if not group.has_signal]
+        drawn = useful + idle
         self._pending = rollout_metrics(drawn) | {f"seconds/{name}": value for name, value in seconds.items()}
         self._write_samples(step, drawn)
         self._engine.hand_over(POLICY)
-        chosen = (useful + idle)[:count]
+        chosen = drawn[:count]
         updates = self._settings.optimizer.updates_per_rollout
         return [group for update in range(updates) for group in chosen[update::updates]]
 
@@ -312,12 +315,10 @@ class _Training:
     def _write_samples(self, step: int, groups: list[RolloutGroup]) -> None:
         generation = step // self._settings.optimizer.updates_per_rollout
         if self._is_main and generation % self._settings.sample_every == 0:
-            telling = sorted(groups, key=lambda group: not group.has_signal)[:3]
-            self._samples.append(step, [sample_of(group) for group in telling])
+            self._samples.append(step, [sample_of(group) for group in groups[:3]])
 
     def _report(self, step: int, kind: Kind, metrics: dict[str, float]) -> None:
-        steps = self._settings.steps * self._settings.optimizer.updates_per_rollout
-        self._on_report(StepReport(step, steps, kind, metrics))
+        self._on_report(StepReport(step, self._settings.optimizer_steps, kind, metrics))
 
 
 class _BetweenSteps(TrainerCallback):
@@ -348,8 +349,7 @@ def _loaded_engine(
 
 def _fits(request: TrainingRequest, files: ModelFiles, chat: ChatFormat, gate: Gate) -> Callable[[Demonstration], bool]:
     """Whether prompt and longest rewrite of a row fit the context."""
-    config = AutoConfig.from_pretrained(files.path, trust_remote_code=False, local_files_only=True)
-    context = context_length(config, request.engine)
+    context = context_length(load_config(files.path), request.engine)
 
     def fits(row: Demonstration) -> bool:
         limit = token_limit(request.rewrite, len(chat.completion_ids(row.expert)))
@@ -357,60 +357,6 @@ def _fits(request: TrainingRequest, files: ModelFiles, chat: ChatFormat, gate: G
         return prompt is not None and len(prompt) + limit <= context
 
     return fits
-
-
-# -- the folder of a training --------------------------------------------------------------------
-
-
-def _check_output(request: TrainingRequest, folder: Path, resume: bool) -> None:
-    """What can be refused before anything is loaded."""
-    if not is_name(request.output.name):
-        raise TrainingSettingsError(
-            f"{request.output}: the folder's name is the adapter's; use letters, digits, '.', '_' and '-'"
-        )
-    if request.engine.kind != "transformers":
-        raise TrainingSettingsError("training needs engine.kind transformers: the trainer shares the engine's model")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    passes = request.train.optimizer.groups_per_pass * request.train.optimizer.updates_per_rollout
-    if request.train.groups % (processes * passes):
-        raise TrainingSettingsError(
-            f"train.groups ({request.train.groups}) must be divisible by {processes} workers x {passes} groups a pass"
-        )
-    if resume and not checkpoints(folder):
-        raise CheckpointError(f"{request.output}: there is no checkpoint to resume from; start without --resume")
-    if not resume and checkpoints(folder):
-        raise TrainingSettingsError(
-            f"{request.output} holds an unfinished or finished training; pass --resume, or another output"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingSettingsError(f"{request.output} cannot be written: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise TrainingSettingsError(f"{request.output} cannot be written: permission denied")
-
-
-def _claim(folder: Path, request: TrainingRequest, data: TrainingData) -> None:
-    """Write down what is trained here, or compare with what was written."""
-    path = folder / "request.json"
-    # What decides how the next step comes out; more steps may be asked for where they do not change the schedule.
-    free = {"save_every", "keep_checkpoints"}
-    if request.train.optimizer.schedule == "constant_with_warmup":
-        free.add("steps")
-    described = {
-        "data": data.sha256,
-        **request.model_dump(mode="json", include={"model", "gate", "rewrite"}),
-        "train": request.train.model_dump(mode="json", exclude=free),
-    }
-    if checkpoints(folder) and path.exists():
-        known = json.loads(path.read_text())
-        if different := [name for name in described if described[name] != known.get(name)]:
-            raise CheckpointError(
-                f"{folder}: the checkpoint was made with other {' and '.join(different)}; "
-                "resume with the same settings and data, or choose another output"
-            )
-    elif os.environ.get("RANK", "0") == "0":
-        path.write_text(json.dumps(described, indent=2))
 
 
 def _without_paths(request: TrainingRequest) -> dict[str, Any]:

@@ -56,8 +56,8 @@ class GroupPlan:
         self._sizes = [opening, *(size for group in groups for size in (group.prompt, group.completions))]
         self._masks = [
             (
-                _lower_right(opening, group.prompt, group.places_KC.device) if opening else None,
-                _lower_right(opening + group.prompt, group.places_KC.shape[1], group.places_KC.device),
+                lower_right(opening, group.prompt, group.places_KC.device) if opening else None,
+                lower_right(opening + group.prompt, group.places_KC.shape[1], group.places_KC.device),
             )
             for group in groups
         ]
@@ -102,6 +102,6 @@ def _by_completion(x_HND: Tensor, places_KC: Tensor) -> Tensor:
     return picked.view(len(x_HND), *places_KC.shape, -1).transpose(0, 1)
 
 
-def _lower_right(past: int, new: int, device: torch.device) -> Tensor:
+def lower_right(past: int, new: int, device: torch.device) -> Tensor:
     """Causal mask of `new` tokens after `past` ones, (new, past + new), True where attended."""
     return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(diagonal=past)

@@ -29,7 +29,7 @@ def load_model(path: Path, settings: EngineSettings) -> Any:
     device = pick_device(settings.device)
     AttentionInterface.register(ATTENTION_NAME, packed_attention)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        config = load_config(path)
         _check_supported(config, path)
         model = AutoModelForCausalLM.from_pretrained(
             path,
@@ -48,6 +48,12 @@ def load_model(path: Path, settings: EngineSettings) -> Any:
         raise ModelError(f"model {path}: {config.model_type} has attention code of its own; serve it with vLLM")
     placed: Any = model
     return placed.to(device).eval().requires_grad_(False)
+
+
+def load_config(path: Path) -> PreTrainedConfig:
+    """The configuration in a model's folder. Raises OSError or ValueError as transformers does."""
+    config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    return config
 
 
 def _check_supported(config: PreTrainedConfig, path: Path) -> None:

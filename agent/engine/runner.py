@@ -15,7 +15,7 @@ from torch import Tensor
 
 from agent.engine.attention import CompletionPages, DecodePlan, KeyValues, PackedPlan, Plan, PromptPages, Segment
 from agent.engine.cache import PagedCache, pages_for
-from agent.engine.groups import Group, GroupPlan, make_group
+from agent.engine.groups import Group, GroupPlan, lower_right, make_group
 
 # Rows of logits held at once while scoring.
 _LOGIT_ROWS = 128
@@ -121,7 +121,7 @@ class ModelRunner:
             for holder in prompt.holders:
                 for _ in range(pages_for(len(new))):
                     self.cache.prompts.append(holder)
-            mask = _lower_right(len(prefix), len(new)).to(self._device) if past else None
+            mask = lower_right(len(prefix), len(new), self._device) if past else None
             segments.append(Segment(len(ids), len(ids) + len(new), mask, past, prompt.holders))
             ids.extend(new)
             positions.extend(range(len(prefix), len(prompt.ids)))
@@ -206,8 +206,3 @@ class ModelRunner:
 
     def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)
-
-
-def _lower_right(past: int, new: int) -> Tensor:
-    """Causal mask of `new` tokens that come after `past` ones, (new, past + new), True where attended."""
-    return torch.ones(new, past + new, dtype=torch.bool).tril(diagonal=past)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent.adapters import CONFIG, WEIGHTS, read_config
 from agent.exceptions import AdapterError
-from agent.weights import read_tensors
+from agent.weights import model_tensors, read_tensors
 
 _PREFIX = "base_model.model."
 _FLOATS = {"BF16", "F16", "F32"}
@@ -32,7 +32,7 @@ class BaseWeights:
         self._max_rank = max_rank
         # By name of the layer, (outputs, inputs); None for a quantised one, which keeps its weight in other shapes.
         self._layers: dict[str, tuple[int, ...] | None] = {}
-        for tensor in (t for file in sorted(path.glob("*.safetensors")) for t in read_tensors(file)):
+        for tensor in model_tensors(path):
             layer, _, part = tensor.name.rpartition(".")
             if len(tensor.shape) != 2 or not any(element.isdigit() for element in layer.split(".")):
                 continue

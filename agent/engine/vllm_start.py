@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from agent.engine import Engine, EngineInfo
-from agent.engine.loading import cache_budget, context_length, pick_dtype, usable_cores
+from agent.engine.loading import cache_budget, context_length, load_config, pick_dtype, usable_cores
 from agent.engine.vllm_adapters import BaseWeights
 from agent.exceptions import ModelError
 from agent.settings import EngineSettings, VllmSettings
@@ -60,7 +60,7 @@ def _start(
         raise ModelError(f"engine.device is {settings.device}, but the installed vLLM runs on {device.type}; use auto")
     options = settings.vllm
     try:
-        length = context_length(AutoConfig.from_pretrained(path, trust_remote_code=False), settings)
+        length = context_length(load_config(path), settings)
         base = BaseWeights(path, options.max_lora_rank)
         llm = AsyncLLM.from_engine_args(
             AsyncEngineArgs(

@@ -1,0 +1,52 @@
+"""The checkpoints of one training on disk: their names, which are whole, and what may go.
+
+Not here: what is in them, which is the trainer's (`trainer.grpo`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+STATE = "rewright_state.json"
+UNFINISHED = ".staging-"
+
+_PREFIX = "checkpoint-"
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the folder with the checkpoint of a step."""
+    return f"{_PREFIX}{step}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimiser steps that the weights in `checkpoint` have seen."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints in `folder`, oldest first."""
+    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
+    return sorted(found, key=step_of)
+
+
+def remove_old_checkpoints(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep`."""
+    for path in checkpoints(folder)[:-keep]:
+        shutil.rmtree(path)
+
+
+def remove_unfinished_checkpoints(folder: Path) -> None:
+    """Delete what a killed run left half written."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

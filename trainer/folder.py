@@ -1,0 +1,69 @@
+"""The folder of one training: what is refused before anything is loaded, and whose checkpoints it holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from agent.adapters import is_name
+from trainer.checkpoints import checkpoints
+from trainer.data import TrainingData
+from trainer.exceptions import CheckpointError, TrainingSettingsError
+from trainer.request import TrainingRequest
+
+
+def process_count() -> int:
+    """Data-parallel processes of this training, this one included."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_output(request: TrainingRequest, folder: Path, resume: bool) -> None:
+    """What can be refused before anything is loaded."""
+    if not is_name(request.output.name):
+        raise TrainingSettingsError(
+            f"{request.output}: the folder's name is the adapter's; use letters, digits, '.', '_' and '-'"
+        )
+    if request.engine.kind != "transformers":
+        raise TrainingSettingsError("training needs engine.kind transformers: the trainer shares the engine's model")
+    processes = process_count()
+    passes = request.train.optimizer.groups_per_pass * request.train.optimizer.updates_per_rollout
+    if request.train.groups % (processes * passes):
+        raise TrainingSettingsError(
+            f"train.groups ({request.train.groups}) must be divisible by {processes} workers x {passes} groups a pass"
+        )
+    if resume and not checkpoints(folder):
+        raise CheckpointError(f"{request.output}: there is no checkpoint to resume from; start without --resume")
+    if not resume and checkpoints(folder):
+        raise TrainingSettingsError(
+            f"{request.output} holds an unfinished or finished training; pass --resume, or another output"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingSettingsError(f"{request.output} cannot be written: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise TrainingSettingsError(f"{request.output} cannot be written: permission denied")
+
+
+def claim(folder: Path, request: TrainingRequest, data: TrainingData) -> None:
+    """Write down what is trained here, or compare with what was written."""
+    path = folder / "request.json"
+    # What decides how the next step comes out; more steps may be asked for where they do not change the schedule.
+    free = {"save_every", "keep_checkpoints"}
+    if request.train.optimizer.schedule == "constant_with_warmup":
+        free.add("steps")
+    described = {
+        "data": data.sha256,
+        **request.model_dump(mode="json", include={"model", "gate", "rewrite"}),
+        "train": request.train.model_dump(mode="json", exclude=free),
+    }
+    if checkpoints(folder) and path.exists():
+        known = json.loads(path.read_text())
+        if different := [name for name in described if described[name] != known.get(name)]:
+            raise CheckpointError(
+                f"{folder}: the checkpoint was made with other {' and '.join(different)}; "
+                "resume with the same settings and data, or choose another output"
+            )
+    elif os.environ.get("RANK", "0") == "0":
+        path.write_text(json.dumps(described, indent=2))

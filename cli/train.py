@@ -22,7 +22,7 @@ from trainer.request import TrainingRequest, WorkerResources
 if TYPE_CHECKING:
     from trainer.train import StepReport
 
-_SHOWN = ("reward", "pass_rate", "mismatch", "no_signal", "kl", "entropy", "accepted", "score")
+_SHOWN = ("reward", "pass_rate", "mismatch", "no_signal", "kl", "entropy", "accepted", "score", "loss")
 
 
 def train(
@@ -133,6 +133,8 @@ def _progress(steps: int) -> Iterator[Callable[[StepReport], None]]:
             told = step.told(_SHOWN)
             if step.kind == "eval":
                 say(f"held out at step {step.step}: {told}")
+            elif step.kind == "warm start":
+                say(f"warm start {step.step}/{step.steps}: {told}")
             else:
                 show(step.step, told)
 

@@ -25,7 +25,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from trainer.checkpoints import STATE, UNFINISHED, checkpoint_name, remove_old_checkpoints, sync
-from trainer.packing import pack_rows, token_logprobs
+from trainer.packing import completion_logprobs
 from trainer.rollout import RolloutGroup
 from trainer.settings import TrainSettings
 
@@ -130,23 +130,13 @@ class RewriteTrainer(GRPOTrainer):  # type: ignore[misc]
         return torch.cat(logprobs), torch.cat(entropies), None
 
     def _packed_logprobs(self, model: Any, ids: Tensor, mask: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        result = torch.zeros(ids.shape[0] * width, device=ids.device)
         completion_mask = mask[:, -width:]
         if not completion_mask.any():
             # The loss masks this token out, but every process takes part in every pass.
             completion_mask = completion_mask.clone()
             completion_mask[0, 0] = 1
-        packed = pack_rows(ids[:, :-width], mask[:, :-width], ids[:, -width:], completion_mask)
-        logits = model(
-            input_ids=packed.ids_N[None],
-            position_ids=packed.positions_N[None],
-            use_cache=False,
-            logits_to_keep=packed.sources,
-            plan=packed.plan,
-        ).logits[0]
-        logprobs, entropies = token_logprobs(logits, packed.targets, self.temperature)
-        return tuple(  # type: ignore[return-value]
-            result.scatter(0, packed.cells, values).view(-1, width) for values in (logprobs, entropies)
+        return completion_logprobs(
+            model, ids[:, :-width], mask[:, :-width], ids[:, -width:], completion_mask, self.temperature
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

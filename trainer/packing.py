@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,41 @@ class PackedRows:
     targets: Tensor
     cells: Tensor
     plan: GroupPlan
+
+
+def completion_logprobs(
+    model: Any,
+    prompt_ids_BP: Tensor,
+    prompt_mask_BP: Tensor,
+    completion_ids_BC: Tensor,
+    completion_mask_BC: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of completion tokens, (B, C), nats; zero where masked.
+
+    Args:
+        model: with the attention of `agent.engine.attention`.
+        prompt_ids_BP, prompt_mask_BP: left-padded.
+        completion_ids_BC, completion_mask_BC: right-padded; rows of one prompt are neighbours.
+        temperature: logits are divided by it.
+
+    Raises:
+        ValueError: every completion is masked out.
+    """
+    packed = pack_rows(prompt_ids_BP, prompt_mask_BP, completion_ids_BC, completion_mask_BC)
+    logits = model(
+        input_ids=packed.ids_N[None],
+        position_ids=packed.positions_N[None],
+        use_cache=False,
+        logits_to_keep=packed.sources,
+        plan=packed.plan,
+    ).logits[0]
+    blank = torch.zeros(completion_ids_BC.numel(), device=completion_ids_BC.device)
+    logprobs, entropies = (
+        blank.scatter(0, packed.cells, values).view(completion_ids_BC.shape)
+        for values in token_logprobs(logits, packed.targets, temperature)
+    )
+    return logprobs, entropies
 
 
 def pack_rows(

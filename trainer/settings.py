@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -35,6 +36,17 @@ class OptimizerSettings(Section):
     gradient_checkpointing: bool = False
 
 
+class WarmStartSettings(Section):
+    """Imitation of given rewrites before the reinforcement learning, so that some rewrites pass from the first step."""
+
+    file: Path | None = Field(
+        None, description="demonstrations with a `candidate` beside them, as `rewright check` reads; None for none"
+    )
+    epochs: int = Field(2, ge=1, description="passes over the rows whose candidate passes the gate")
+    rows: int = Field(16, ge=1, description="rows an update")
+    learning_rate: float = Field(5e-4, gt=0)
+
+
 class TrainSettings(Section):
     """GRPO training of the rewriting agent."""
 
@@ -53,6 +65,7 @@ class TrainSettings(Section):
     save_every: int = Field(10, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1)
     sample_every: int = Field(10, ge=1, description="steps between two entries of samples.md")
+    warm_start: WarmStartSettings = WarmStartSettings()
     reward: RewardSettings = RewardSettings()
     lora: LoraSettings = LoraSettings()
     optimizer: OptimizerSettings = OptimizerSettings()

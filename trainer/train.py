@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate.utils import gather_object
 from peft import LoraConfig
@@ -45,6 +45,7 @@ from trainer.publish import AdapterCard, DataOfTraining, publish
 from trainer.request import TrainingRequest
 from trainer.rollout import RolloutGroup, RolloutWorker
 from trainer.samples import SamplesFile, sample_of
+from trainer.warm_start import read_warm_start, warm_start
 
 POLICY = "policy"
 
@@ -55,13 +56,13 @@ class StepReport:
 
     Attributes:
         step, steps: done and planned optimiser steps.
-        kind: `train` or `eval`.
+        kind: `train`, `eval`, or `warm start`, whose steps are counted apart.
         metrics: names as in the history.
     """
 
     step: int
     steps: int
-    kind: Kind
+    kind: Kind | Literal["warm start"]
     metrics: dict[str, float]
 
     def told(self, names: Sequence[str]) -> str:
@@ -130,6 +131,7 @@ class _Training:
         settings = request.train
         self._request, self._settings, self._folder, self._data = request, settings, folder, data
         self._engine, self._runner, self._on_report = engine, runner, on_report
+        self._chat, self._gate = chat, gate
         self._embedder = Embedder(request.gate.text_model)
         self._worker = RolloutWorker(engine, chat, gate, self._embedder, request.rewrite, settings.reward)
         lengths = [len(row.expert) for row in data.train]
@@ -171,9 +173,32 @@ class _Training:
             self._history.rewind(step)
             self._samples.rewind(step)
         if checkpoint is None:
+            self._warm_start()
             self._evaluate(0)
         self._engine.hand_over(POLICY)
         self._trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def _warm_start(self) -> None:
+        file = self._settings.warm_start.file
+        if file is None:
+            return
+        rows = self._runner.run(
+            read_warm_start(
+                file,
+                self._gate,
+                self._chat,
+                context=self._engine.info.max_length,
+                held_out={row.question for row in self._data.held_out},
+            )
+        )
+
+        def report(step: int, steps: int, loss: float) -> None:
+            self._on_report(StepReport(step, steps, "warm start", {"loss": loss}))
+
+        self._engine.hand_over(POLICY)
+        policy = self._trainer.accelerator.unwrap_model(self._trainer.model)
+        warm_start(policy, rows, self._settings, self._folder, is_main=self._is_main, on_step=report)
+        self._trainer.accelerator.wait_for_everyone()
 
     def publish(self, files: ModelFiles) -> Path:
         """Publish the best adapter so far as the next version; processes other than the first only name the output."""
@@ -362,6 +387,8 @@ def _fits(request: TrainingRequest, files: ModelFiles, chat: ChatFormat, gate: G
 def _without_paths(request: TrainingRequest) -> dict[str, Any]:
     """The settings as they are published: no folder of this machine."""
     settings = request.model_dump(mode="json", exclude={"source", "output", "model"})
+    if request.train.warm_start.file is not None:
+        settings["train"]["warm_start"]["file"] = request.train.warm_start.file.name
     text_model = Path(request.gate.text_model)
     if text_model.is_dir():
         settings["gate"]["text_model"] = text_model.name

@@ -7,7 +7,7 @@ import torch
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 from agent.engine.attention import ATTENTION_NAME, packed_attention
-from trainer.packing import pack_rows, token_logprobs
+from trainer.packing import completion_logprobs, pack_rows, token_logprobs
 
 OPENING = list(range(3, 43))
 PROMPTS = [[*OPENING, 50, 51, 52], [*OPENING, 60], [*OPENING, 70, 71]]
@@ -45,15 +45,9 @@ def padded(rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, ...]:
 
 
 def packed_logprobs(model: LlamaForCausalLM, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:
-    packed = pack_rows(*padded(rows))
-    output = model(
-        input_ids=packed.ids_N[None],
-        position_ids=packed.positions_N[None],
-        use_cache=False,
-        logits_to_keep=packed.sources,
-        plan=packed.plan,
-    )
-    return token_logprobs(output.logits[0], packed.targets, 0.7, chunk=4)[0]
+    prompt_ids, prompt_mask, completion_ids, completion_mask = padded(rows)
+    logprobs, _ = completion_logprobs(model, prompt_ids, prompt_mask, completion_ids, completion_mask, 0.7)
+    return logprobs[completion_mask.bool()]
 
 
 def plain_logprobs(model: LlamaForCausalLM, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:

@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -33,6 +32,7 @@ from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
 from agent.embeddings import Embedder
 from agent.engine import Completion
+from agent.engine.loading import pick_device, pick_dtype
 from agent.engine.transformers_engine import TransformersEngine
 from agent.gate import Gate
 from agent.intake import read_rows
@@ -131,7 +131,7 @@ def run_stock(
     with tempfile.TemporaryDirectory() as folder:
         config = grpo_config(s, Path(folder), s.groups, limit)
         trainer = GRPOTrainer(
-            model=AutoModelForCausalLM.from_pretrained(files.path, dtype=torch.bfloat16),
+            model=AutoModelForCausalLM.from_pretrained(files.path, dtype=pick_dtype("auto", pick_device("auto"))),
             reward_funcs=[reward],
             args=config,
             train_dataset=Dataset.from_dict({"prompt": prompts * s.steps, "row": [*range(len(rows))] * s.steps}),

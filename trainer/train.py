@@ -30,7 +30,8 @@ from agent.engine.transformers_engine import TransformersEngine
 from agent.gate import Gate
 from agent.gate.reasoning import ReasoningJudge
 from agent.models import ModelFiles, resolve_model
-from agent.rewriter import proposal_ids, token_limit
+from agent.prompts import proposal_prompt
+from agent.rewriter import token_limit
 from agent.weights import weights_sha256
 from trainer.checkpoints import STATE, checkpoints, remove_unfinished_checkpoints, step_of
 from trainer.curriculum import Curriculum
@@ -378,8 +379,8 @@ def _fits(request: TrainingRequest, files: ModelFiles, chat: ChatFormat, gate: G
 
     def fits(row: Demonstration) -> bool:
         limit = token_limit(request.rewrite, len(chat.completion_ids(row.expert)))
-        prompt = proposal_ids(chat, "rewrite", row, gate.task_of(row), 0)  # no room: without worked examples
-        return prompt is not None and len(prompt) + limit <= context
+        prompt = proposal_prompt("rewrite", row, gate.task_of(row), with_examples=False)
+        return prompt is not None and len(chat.prompt_ids(prompt)) + limit <= context
 
     return fits
 

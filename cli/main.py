@@ -11,11 +11,11 @@ from typing import NoReturn
 import typer
 
 from agent.exceptions import EngineClosedError, RewrightError
-from cli import adapters, check, demo, mismatch, models, rewrite, serve, train
+from cli import adapters, check, demo, mismatch, models, rewrite, serve, sft, train
 from cli.console import say
 from cli.exceptions import ServiceError
 from server.exceptions import StartError
-from trainer.exceptions import JobError
+from trainer.exceptions import DivergedError, JobError
 
 app = typer.Typer(
     name="rewright",
@@ -30,6 +30,7 @@ app.command("mismatch")(mismatch.mismatch)
 app.command("check")(check.check)
 app.command("serve")(serve.serve)
 app.command("train")(train.train)
+app.command("sft")(sft.sft)
 app.command("demo")(demo.demo)
 app.add_typer(models.app, name="models")
 app.add_typer(adapters.app, name="adapters")
@@ -39,7 +40,7 @@ def main() -> None:
     """Run the command line and exit: 0 done, 1 rows or the service failed, 2 wrong use, 130 interrupted."""
     try:
         app()
-    except (ServiceError, StartError, EngineClosedError, JobError) as error:
+    except (ServiceError, StartError, EngineClosedError, JobError, DivergedError) as error:
         _fail(error, code=1)
     except RewrightError as error:
         _fail(error, code=2)

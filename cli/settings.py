@@ -19,6 +19,7 @@ from agent.exceptions import SettingsError
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteSettings, Section
 from server.settings import ServerSettings
 from trainer.settings import TrainSettings
+from trainer.sft.settings import SftSettings
 
 _PREFIX = "REWRIGHT_"
 
@@ -31,6 +32,7 @@ class Settings(Section):
     gate: GateSettings = GateSettings()
     rewrite: RewriteSettings = RewriteSettings()
     train: TrainSettings = TrainSettings()
+    sft: SftSettings = SftSettings()
     server: ServerSettings = ServerSettings()
 
 

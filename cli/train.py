@@ -20,7 +20,7 @@ from cli.settings import Given, Settings, load_settings
 from trainer.request import TrainingRequest, WorkerResources
 
 if TYPE_CHECKING:
-    from trainer.train import StepReport
+    from trainer.report import StepReport
 
 _SHOWN = ("reward", "pass_rate", "mismatch", "no_signal", "kl", "entropy", "accepted", "score", "loss")
 

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from trainer.history import Kind, StepMetrics
+from trainer.history import StepMetrics
+from trainer.report import Kind
 
 _CHECKS_SHOWN = 7
 _WINDOW_SHARE = 0.05

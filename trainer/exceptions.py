@@ -18,7 +18,11 @@ class CheckpointError(RewrightError, ValueError):
 
 
 class PublishError(RewrightError, OSError):
-    """An adapter version cannot be written, or exists already."""
+    """An adapter version or a model cannot be written, or exists already."""
+
+
+class DivergedError(RewrightError, ArithmeticError):
+    """A loss or a gradient is not a finite number; names the rows it came from."""
 
 
 class JobError(RewrightError, RuntimeError):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from agent.adapters import is_name
 from trainer.checkpoints import checkpoints
@@ -32,23 +34,32 @@ def check_output(request: TrainingRequest, folder: Path, resume: bool) -> None:
         raise TrainingSettingsError(
             f"train.groups ({request.train.groups}) must be divisible by {processes} workers x {passes} groups a pass"
         )
+    open_folder(request.output, folder, resume)
+
+
+def open_folder(output: Path, folder: Path, resume: bool) -> None:
+    """Make the folder that a training of `output` goes on from.
+
+    Raises:
+        CheckpointError: there is nothing to resume.
+        TrainingSettingsError: there is, and it was not asked for; or nothing can be written.
+    """
     if resume and not checkpoints(folder):
-        raise CheckpointError(f"{request.output}: there is no checkpoint to resume from; start without --resume")
+        raise CheckpointError(f"{output}: there is no checkpoint to resume from; start without --resume")
     if not resume and checkpoints(folder):
         raise TrainingSettingsError(
-            f"{request.output} holds an unfinished or finished training; pass --resume, or another output"
+            f"{output} holds an unfinished or finished training; pass --resume, or another output"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrainingSettingsError(f"{request.output} cannot be written: {error.strerror}") from error
+        raise TrainingSettingsError(f"{output} cannot be written: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
-        raise TrainingSettingsError(f"{request.output} cannot be written: permission denied")
+        raise TrainingSettingsError(f"{output} cannot be written: permission denied")
 
 
 def claim(folder: Path, request: TrainingRequest, data: TrainingData) -> None:
-    """Write down what is trained here, or compare with what was written."""
-    path = folder / "request.json"
+    """Write down what is trained here, or compare with what was written. Raises as `claim_as`."""
     # What decides how the next step comes out; more steps may be asked for where they do not change the schedule.
     free = {"save_every", "keep_checkpoints"}
     if request.train.optimizer.schedule == "constant_with_warmup":
@@ -58,6 +69,16 @@ def claim(folder: Path, request: TrainingRequest, data: TrainingData) -> None:
         **request.model_dump(mode="json", include={"model", "gate", "rewrite"}),
         "train": request.train.model_dump(mode="json", exclude=free),
     }
+    claim_as(folder, described)
+
+
+def claim_as(folder: Path, described: Mapping[str, Any]) -> None:
+    """Write down what decides how the steps of a training come out, or compare with what was written.
+
+    Raises:
+        CheckpointError: the checkpoints in `folder` were made otherwise; says in what.
+    """
+    path = folder / "request.json"
     if checkpoints(folder) and path.exists():
         known = json.loads(path.read_text())
         if different := [name for name in described if described[name] != known.get(name)]:

@@ -2,15 +2,11 @@
 
 TRL keeps the loss, the advantages, the optimiser and the loop. Replaced are: generation (`rollout_func`, through the
 engine), the log-probabilities (`trainer.packing`: a shared prompt is computed once, not once a completion), the
-shuffling of samples inside a generation (groups stay whole), and the writing of checkpoints.
+shuffling of samples inside a generation (groups stay whole), and the writing of checkpoints (`trainer.staging`).
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,20 +15,20 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
-from trainer.checkpoints import STATE, UNFINISHED, checkpoint_name, remove_old_checkpoints, sync
 from trainer.packing import completion_logprobs
 from trainer.rollout import RolloutGroup
 from trainer.settings import TrainSettings
+from trainer.staging import StagedCheckpoints
 
 Collect = Callable[[int, int], list[RolloutGroup]]
 
 
-class RewriteTrainer(GRPOTrainer):  # type: ignore[misc]
+class RewriteTrainer(StagedCheckpoints, GRPOTrainer):  # type: ignore[misc]
     """GRPO on the rewriting agent's LoRA.
 
     Args:
@@ -64,10 +60,9 @@ class RewriteTrainer(GRPOTrainer):  # type: ignore[misc]
         max_tokens: int,
         processes: int = 1,
     ) -> None:
-        self._collect, self._state, self._on_log = collect, state, on_log
-        self._staging: Path | None = None
+        self._collect, self._on_log = collect, on_log
+        self.checkpoint_state, self.checkpoints_kept = state, settings.keep_checkpoints
         self._passes: list[dict[str, Tensor | None]] = []
-        self._keep = settings.keep_checkpoints
         groups = settings.groups // processes
         # Demonstrations are chosen when a step begins (curriculum, refills): TRL only counts these rows.
         rows = settings.steps * settings.groups
@@ -143,30 +138,6 @@ class RewriteTrainer(GRPOTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
         self._on_log(self.state.global_step, logs)
 
-    # -- checkpoints ---------------------------------------------------------------------------
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging) if self._staging else str(super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write the checkpoint aside, then rename it: whatever bears the name is whole."""
-        folder = Path(self.args.output_dir)
-        name = checkpoint_name(self.state.global_step)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._staging = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
-        try:
-            Trainer._save_checkpoint(self, model, trial)
-            if self.args.should_save:
-                (self._staging / name / STATE).write_text(json.dumps(self._state()))
-                _sync_files(self._staging / name)
-                shutil.rmtree(folder / name, ignore_errors=True)
-                os.replace(self._staging / name, folder / name)
-                sync(folder)
-                remove_old_checkpoints(folder, self._keep)
-        finally:
-            shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging = None
-
 
 def grpo_config(settings: TrainSettings, folder: Path, groups: int, max_tokens: int) -> GRPOConfig:
     """TRL's configuration for `groups` groups a step on this process, of completions of at most `max_tokens`."""
@@ -207,12 +178,6 @@ def grpo_config(settings: TrainSettings, folder: Path, groups: int, max_tokens: 
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
     )
-
-
-def _sync_files(folder: Path) -> None:
-    """Let no rename be durable before the files it names."""
-    for path in (*folder.iterdir(), folder):
-        sync(path)
 
 
 def _reward_of_rollout(rollout_reward: list[float], **_: Any) -> list[float]:

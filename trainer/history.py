@@ -13,13 +13,11 @@ from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 from torch.utils.tensorboard import SummaryWriter
 
 from trainer.exceptions import CheckpointError
-
-Kind = Literal["train", "eval"]
+from trainer.report import Kind
 
 
 @dataclass(frozen=True, slots=True)

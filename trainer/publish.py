@@ -28,13 +28,14 @@ from trainer.exceptions import PublishError
 _EXTRAS = ("curves.png", "samples.md")
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Of what the weights depend on."""
     packages = ("rewright", "torch", "transformers", "trl", "peft")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def _now() -> str:
+def creation_time() -> str:
+    """Now, ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -73,8 +74,8 @@ class AdapterCard:
     curves: Sequence[Mapping[str, float]]
     held_out: Mapping[str, float]
     step: int
-    versions: Mapping[str, str] = field(default_factory=_versions)
-    created: str = field(default_factory=_now)
+    versions: Mapping[str, str] = field(default_factory=package_versions)
+    created: str = field(default_factory=creation_time)
 
 
 def publish(weights: Path, name_folder: Path, card: AdapterCard) -> Path:

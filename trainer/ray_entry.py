@@ -19,7 +19,7 @@ from trainer.exceptions import JobError
 from trainer.request import TrainingJob
 
 if TYPE_CHECKING:
-    from trainer.train import StepReport
+    from trainer.report import StepReport
 
 JOB_VARIABLE = "REWRIGHT_TRAINING_JOB"
 

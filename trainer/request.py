@@ -8,6 +8,7 @@ from pydantic import Field
 
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteSettings, Section
 from trainer.settings import TrainSettings
+from trainer.sft.settings import SftSettings
 
 
 class TrainingRequest(Section):
@@ -20,6 +21,17 @@ class TrainingRequest(Section):
     gate: GateSettings = GateSettings()
     rewrite: RewriteSettings = RewriteSettings()
     train: TrainSettings = TrainSettings()
+    limit: int | None = Field(None, ge=1, description="rows of the source that are read at most")
+
+
+class SftRequest(Section):
+    """One fine-tuning of the base model. Goes through JSON unchanged."""
+
+    source: Path = Field(description="output rows of the rewriter, or raw demonstrations")
+    output: Path = Field(description="folder of the model")
+    model: ModelSettings = ModelSettings()
+    engine: EngineSettings = EngineSettings()
+    sft: SftSettings = SftSettings()
     limit: int | None = Field(None, ge=1, description="rows of the source that are read at most")
 
 

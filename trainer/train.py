@@ -10,9 +10,8 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,35 +39,16 @@ from trainer.data import TrainingData, load_training_data
 from trainer.evaluation import evaluate
 from trainer.folder import check_output, claim, process_count
 from trainer.grpo import RewriteTrainer
-from trainer.history import History, Kind
+from trainer.history import History
 from trainer.metrics import rollout_metrics
 from trainer.publish import AdapterCard, DataOfTraining, publish
+from trainer.report import Kind, StepReport
 from trainer.request import TrainingRequest
 from trainer.rollout import RolloutGroup, RolloutWorker
 from trainer.samples import SamplesFile, sample_of
 from trainer.warm_start import read_warm_start, warm_start
 
 POLICY = "policy"
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What a caller may show after each step.
-
-    Attributes:
-        step, steps: done and planned optimiser steps.
-        kind: `train`, `eval`, or `warm start`, whose steps are counted apart.
-        metrics: names as in the history.
-    """
-
-    step: int
-    steps: int
-    kind: Kind | Literal["warm start"]
-    metrics: dict[str, float]
-
-    def told(self, names: Sequence[str]) -> str:
-        """Those of the metrics that were measured, as one line."""
-        return ", ".join(f"{name} {self.metrics[name]:.3f}" for name in names if name in self.metrics)
 
 
 def run_training(

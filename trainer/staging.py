@@ -1,0 +1,61 @@
+"""Checkpoints of the Hugging Face trainers, written aside and then renamed: whatever bears the name is whole.
+
+Not here: the names, and which may go (`trainer.checkpoints`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from trainer.checkpoints import STATE, UNFINISHED, checkpoint_name, remove_old_checkpoints, sync
+
+
+_Trainer: Any = object  # a trainer in truth: TRL's, after this class in the order of bases
+
+
+class StagedCheckpoints(_Trainer):  # type: ignore[misc]
+    """Mixed in before a trainer of TRL; its `__init__` must set the two attributes before that of the base class.
+
+    Attributes:
+        checkpoint_state: what a checkpoint must hold besides weights and optimiser, as JSON.
+        checkpoints_kept: how many stay.
+    """
+
+    checkpoint_state: Callable[[], dict[str, Any]]
+    checkpoints_kept: int
+    _staging: Path | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else str(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(str(self.args.output_dir))
+        name = checkpoint_name(self.state.global_step)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._staging = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
+        try:
+            Trainer._save_checkpoint(self, model, trial)  # type: ignore[no-untyped-call]  # TRL's adds a card
+            if self.args.should_save:
+                (self._staging / name / STATE).write_text(json.dumps(self.checkpoint_state()))
+                sync_files(self._staging / name)
+                shutil.rmtree(folder / name, ignore_errors=True)
+                os.replace(self._staging / name, folder / name)
+                sync(folder)
+                remove_old_checkpoints(folder, self.checkpoints_kept)
+        finally:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging = None
+
+
+def sync_files(folder: Path) -> None:
+    """Have the files of a folder on the disk, so that no rename is durable before the files it names."""
+    for path in (*folder.iterdir(), folder):
+        sync(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -121,3 +122,12 @@ def _rate(done: int, started: float) -> float:
 def result_console() -> Console:
     """For tables that are the result of a command: standard output."""
     return Console(file=sys.stdout, highlight=False)
+
+
+def interrupt_when_terminated() -> None:
+    """Let SIGTERM end a long command as Ctrl-C does, so that it can say how to go on."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)

@@ -20,3 +20,15 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="
 MaxErrors = Annotated[int, typer.Option("--max-errors", min=0, metavar="N", help="Rows that may fail.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings as JSON and stop.")]
+
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+Ray = Annotated[
+    str | None, typer.Option("--ray", metavar="ADDRESS", help="Run as a job of this Ray cluster, http://head:8265.")
+]
+Workers = Annotated[int, typer.Option("--workers", min=1, metavar="N", help="Processes, with --ray.")]
+Cpus = Annotated[int, typer.Option("--cpus", min=1, metavar="N", help="Cores a process, with --ray.")]
+Gpus = Annotated[int, typer.Option("--gpus", min=0, metavar="N", help="GPUs a process, with --ray.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Submit, print the job's id and return.")]
+Job = Annotated[str | None, typer.Option("--job", metavar="ID", help="Follow this job instead.")]
+Stop = Annotated[bool, typer.Option("--stop", help="Stop the job --job.")]
+Status = Annotated[bool, typer.Option("--status", help="Print the status of the job --job.")]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import options
-from cli.console import say, stepping
+from cli.cluster import Cluster
+from cli.console import interrupt_when_terminated, say, stepping
 from cli.exceptions import UsageError
 from cli.settings import Given, load_settings
-from trainer.request import SftRequest
+from trainer.request import SftRequest, WorkerResources
 
 if TYPE_CHECKING:
     from trainer.report import StepReport
@@ -37,7 +37,15 @@ def sft(
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Updates to train for.")] = None,
     limit: options.Limit = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: options.Resume = False,
+    ray: options.Ray = None,
+    workers: options.Workers = 1,
+    cpus: options.Cpus = 1,
+    gpus: options.Gpus = 0,
+    detach: options.Detach = False,
+    job: options.Job = None,
+    stop: options.Stop = False,
+    status: options.Status = False,
     config: options.Config = None,
     as_json: options.AsJson = False,
     dry_run: options.DryRun = False,
@@ -46,7 +54,11 @@ def sft(
 
     The loss is on the tokens that mismatch scores. MODEL becomes a model folder with a card,
     MODEL/training what --resume goes on from.
+    With --ray IN and MODEL are paths of the cluster, and the job goes on when this command ends.
     """
+    cluster = Cluster("sft", ray)
+    if cluster.attend(job, stop=stop, status=status):
+        return
     flags = [
         Given.by_flag("model.name", "--model", model),
         Given.by_flag("model.revision", "--revision", revision),
@@ -63,13 +75,15 @@ def sft(
     request = SftRequest(
         source=source, output=output, model=settings.model, engine=settings.engine, sft=settings.sft, limit=limit
     )
-    _train_here(request, resume=resume, as_json=as_json)
+    resources = WorkerResources(cpus=cpus, gpus=gpus)
+    if not cluster.run(request, resume=resume, workers=workers, resources=resources, detach=detach):
+        _train_here(request, resume=resume, as_json=as_json)
 
 
 def _train_here(request: SftRequest, *, resume: bool, as_json: bool) -> None:
     from trainer.sft.run import run_sft
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_when_terminated()
     try:
         with _progress() as report:
             model = run_sft(request, resume=resume, on_report=report, on_note=say)
@@ -81,10 +95,6 @@ def _train_here(request: SftRequest, *, resume: bool, as_json: bool) -> None:
     if as_json:
         shown = ("initial_loss", "final_loss", "steps", "shares", "left_out")
         print(json.dumps({"model": str(model), **{name: card[name] for name in shown}}))
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 @contextmanager

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import options
-from cli.console import console, say, stepping
+from cli.cluster import Cluster
+from cli.console import interrupt_when_terminated, say, stepping
 from cli.exceptions import UsageError
 from cli.settings import Given, Settings, load_settings
 from trainer.request import TrainingRequest, WorkerResources
@@ -37,17 +36,15 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Generations to train for.")] = None,
     limit: options.Limit = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    ray: Annotated[
-        str | None, typer.Option("--ray", metavar="ADDRESS", help="Run as a job of this Ray cluster, http://head:8265.")
-    ] = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, metavar="N", help="Processes, with --ray.")] = 1,
-    cpus: Annotated[int, typer.Option("--cpus", min=1, metavar="N", help="Cores a process, with --ray.")] = 1,
-    gpus: Annotated[int, typer.Option("--gpus", min=0, metavar="N", help="GPUs a process, with --ray.")] = 0,
-    detach: Annotated[bool, typer.Option("--detach", help="Submit, print the job's id and return.")] = False,
-    job: Annotated[str | None, typer.Option("--job", metavar="ID", help="Follow this job instead.")] = None,
-    stop: Annotated[bool, typer.Option("--stop", help="Stop the job --job.")] = False,
-    status: Annotated[bool, typer.Option("--status", help="Print the status of the job --job.")] = False,
+    resume: options.Resume = False,
+    ray: options.Ray = None,
+    workers: options.Workers = 1,
+    cpus: options.Cpus = 1,
+    gpus: options.Gpus = 0,
+    detach: options.Detach = False,
+    job: options.Job = None,
+    stop: options.Stop = False,
+    status: options.Status = False,
     config: options.Config = None,
     as_json: options.AsJson = False,
     dry_run: options.DryRun = False,
@@ -57,13 +54,9 @@ def train(
     ADAPTER/1, ADAPTER/2 ... are the published versions, ADAPTER/training what --resume goes on from.
     With --ray IN and ADAPTER are paths of the cluster, and the job goes on when this command ends.
     """
-    if job is not None:
-        _attend(ray, job, stop=stop, status=status)
+    cluster = Cluster("train", ray)
+    if cluster.attend(job, stop=stop, status=status):
         return
-    if stop or status:
-        raise UsageError("--stop and --status need the job's id: --job ID")
-    if ray is None and (workers > 1 or detach):
-        raise UsageError("--workers and --detach need a cluster: --ray ADDRESS")
     flags = [
         Given.by_flag("model.name", "--model", model),
         Given.by_flag("model.revision", "--revision", revision),
@@ -77,17 +70,8 @@ def train(
     if source is None or output is None:
         raise UsageError("what to train on and where to put the adapter: rewright train IN -o ADAPTER")
     request = _request(settings, source, output, limit)
-    if ray is not None:
-        from trainer.ray_jobs import submit
-
-        resources = WorkerResources(cpus=cpus, gpus=gpus)
-        job = submit(ray, request, resume=resume, workers=workers, resources=resources)
-        say(f"submitted {job}; follow it with: rewright train --ray {ray} --job {job}")
-        if detach:
-            print(job)
-        else:
-            _follow(ray, job)
-    else:
+    resources = WorkerResources(cpus=cpus, gpus=gpus)
+    if not cluster.run(request, resume=resume, workers=workers, resources=resources, detach=detach):
         _train_here(request, resume=resume, as_json=as_json)
 
 
@@ -107,7 +91,7 @@ def _request(settings: Settings, source: Path, output: Path, limit: int | None) 
 def _train_here(request: TrainingRequest, *, resume: bool, as_json: bool) -> None:
     from trainer.train import run_training
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_when_terminated()
     try:
         with _progress(request.train.optimizer_steps) as report:
             adapter = run_training(request, resume=resume, on_report=report)
@@ -118,10 +102,6 @@ def _train_here(request: TrainingRequest, *, resume: bool, as_json: bool) -> Non
     if as_json:
         card = json.loads((adapter / "rewright.json").read_text())
         print(json.dumps({"adapter": str(adapter), "step": card["step"], "held_out": card["held_out"]}))
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -139,33 +119,3 @@ def _progress(steps: int) -> Iterator[Callable[[StepReport], None]]:
                 show(step.step, told)
 
         yield report
-
-
-def _attend(address: str | None, job_id: str, *, stop: bool, status: bool) -> None:
-    from trainer import ray_jobs
-
-    if address is None:
-        raise UsageError("--job needs the cluster: --ray ADDRESS")
-    if stop:
-        ray_jobs.stop(address, job_id)
-    if stop or status:
-        state = ray_jobs.status(address, job_id)
-        print(f"{state.status}{f': {state.message}' if state.message else ''}")
-    else:
-        _follow(address, job_id)
-
-
-def _follow(address: str, job_id: str) -> None:
-    from trainer.ray_jobs import follow
-
-    def write(text: str) -> None:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-
-    try:
-        outcome = follow(address, job_id, write)
-    except KeyboardInterrupt:
-        console.print()
-        say(f"the job goes on; stop it with: rewright train --ray {address} --job {job_id} --stop")
-        raise
-    say(f"{job_id}: {outcome.status}")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from agent.exceptions import RewrightError
+
+_NAMED_ROWS = 16
 
 
 class TrainingDataError(RewrightError, ValueError):
@@ -23,6 +27,11 @@ class PublishError(RewrightError, OSError):
 
 class DivergedError(RewrightError, ArithmeticError):
     """A loss or a gradient is not a finite number; names the rows it came from."""
+
+    def __init__(self, what: str, rows: Sequence[str]) -> None:
+        more = f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
+        named = ", ".join(rows[:_NAMED_ROWS])
+        super().__init__(f"{what} in the batch of rows {named}{more}; look at these rows, or lower the learning rate")
 
 
 class JobError(RewrightError, RuntimeError):

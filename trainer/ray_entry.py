@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 JOB_VARIABLE = "REWRIGHT_TRAINING_JOB"
 
-_LOGGED = ("reward", "pass_rate", "mismatch", "score", "loss")
+_LOGGED = ("reward", "pass_rate", "mismatch", "score", "loss", "nll")
 
 
 def read_job(environment: Mapping[str, str]) -> TrainingJob:
@@ -34,7 +34,9 @@ def read_job(environment: Mapping[str, str]) -> TrainingJob:
     """
     text = environment.get(JOB_VARIABLE)
     if text is None:
-        raise JobError(f"{JOB_VARIABLE} is not set: this command is for Ray; use `rewright train --ray ADDRESS`")
+        raise JobError(
+            f"{JOB_VARIABLE} is not set: this command is for Ray; use `rewright train --ray ADDRESS`, or `rewright sft`"
+        )
     try:
         return TrainingJob.model_validate_json(text)
     except ValidationError as error:
@@ -51,7 +53,8 @@ def main() -> int:
     # Ray installs this very handler when a process connects to it.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
     try:
-        adapter = _train(read_job(os.environ))
+        job = read_job(os.environ)
+        written = _train(job)
     except RewrightError as error:
         print(f"error: {error}", flush=True)
         return 1
@@ -60,8 +63,23 @@ def main() -> int:
             raise
         print("stopped; the same training with --resume goes on from its last checkpoint", flush=True)
         return 128 + signal.SIGTERM
-    print(f"adapter published: {adapter}", flush=True)
+    print(f"{'model written' if job.request.kind == 'sft' else 'adapter published'}: {written}", flush=True)
     return 0
+
+
+def run_request(job: TrainingJob) -> Path:
+    """Run a job in this process; returns what it wrote, or where, in a process that writes nothing."""
+    if job.request.kind == "sft":
+        from trainer.sft.run import run_sft
+
+        return run_sft(job.request, resume=job.resume, on_report=print_report, on_note=_print_note)
+    from trainer.train import run_training
+
+    return run_training(job.request, resume=job.resume, on_report=print_report)
+
+
+def _print_note(note: str) -> None:
+    print(note, flush=True)
 
 
 def _train(job: TrainingJob) -> Path:
@@ -69,9 +87,7 @@ def _train(job: TrainingJob) -> Path:
         from trainer.ray_workers import train_on_workers
 
         return train_on_workers(job)
-    from trainer.train import run_training
-
-    return run_training(job.request, resume=job.resume, on_report=print_report)
+    return run_request(job)
 
 
 if __name__ == "__main__":

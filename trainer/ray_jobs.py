@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, cast
 from agent.tables import HUB_NAME
 from trainer.exceptions import JobError
 from trainer.ray_entry import JOB_VARIABLE
-from trainer.request import TrainingJob, TrainingRequest, WorkerResources
+from trainer.request import SftRequest, TrainingJob, TrainingRequest, WorkerResources
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -56,7 +56,7 @@ class JobState:
 
 def submit(
     address: str,
-    request: TrainingRequest,
+    request: TrainingRequest | SftRequest,
     *,
     resume: bool = False,
     workers: int = 1,
@@ -81,7 +81,7 @@ def submit(
         UnreachableError: there is no cluster at `address`.
     """
     _require_absolute_paths(request)
-    job_id = f"rewright-train-{secrets.token_hex(8)}" if job_id is None else job_id
+    job_id = f"rewright-{request.kind}-{secrets.token_hex(8)}" if job_id is None else job_id
     _require_job_id(job_id)
     resources = resources or WorkerResources()
     changes: dict[str, object] = {"threads": request.engine.threads or resources.cpus}
@@ -249,7 +249,7 @@ def _require_job_id(job_id: str) -> None:
         raise JobError(f"job id {job_id!r}: use 1 to 64 letters, digits, '-' and '_', the first no sign")
 
 
-def _require_absolute_paths(request: TrainingRequest) -> None:
+def _require_absolute_paths(request: TrainingRequest | SftRequest) -> None:
     for name, path in (("source", request.source), ("output", request.output)):
         of_hub = name == "source" and HUB_NAME.fullmatch(str(path)) and not path.exists()
         if not path.is_absolute() and not of_hub:

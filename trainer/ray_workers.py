@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.exceptions import RewrightError
-from trainer.ray_entry import print_report
+from trainer.ray_entry import run_request
 from trainer.request import TrainingJob, WorkerResources
 
 _START_TIMEOUT_S = 600
@@ -26,7 +26,7 @@ def train_on_workers(job: TrainingJob) -> Path:
     Source and output must lie on storage that all its nodes see.
 
     Returns:
-        The published adapter, as rank 0 reports it.
+        What was written, as rank 0 reports it.
 
     Raises:
         RewrightError: that of a worker which raised one.
@@ -70,13 +70,11 @@ def _fit(job: TrainingJob) -> Path:
 
 def _train(config: dict[str, Any]) -> str:
     """On every worker, in a thread of its own, with the process group joined."""
-    from trainer.train import run_training
-
     job = TrainingJob.model_validate_json(config["job"])
     if not job.resources.gpus:
         # Without it Accelerate, seeing no accelerator, would train every process by itself.
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    return str(run_training(job.request, resume=job.resume, on_report=print_report))
+    return str(run_request(job))
 
 
 def _reserved(resources: WorkerResources) -> dict[str, float]:

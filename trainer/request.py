@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -14,6 +15,7 @@ from trainer.sft.settings import SftSettings
 class TrainingRequest(Section):
     """One training of the rewriting agent. Goes through JSON unchanged."""
 
+    kind: Literal["train"] = "train"
     source: Path = Field(description="demonstrations")
     output: Path = Field(description="folder of the adapter's name; versions are published inside")
     model: ModelSettings = ModelSettings()
@@ -27,6 +29,7 @@ class TrainingRequest(Section):
 class SftRequest(Section):
     """One fine-tuning of the base model. Goes through JSON unchanged."""
 
+    kind: Literal["sft"] = "sft"
     source: Path = Field(description="output rows of the rewriter, or raw demonstrations")
     output: Path = Field(description="folder of the model")
     model: ModelSettings = ModelSettings()
@@ -46,7 +49,7 @@ class WorkerResources(Section):
 class TrainingJob(Section):
     """A training as a cluster runs it; its paths are paths of the cluster's machines."""
 
-    request: TrainingRequest
+    request: TrainingRequest | SftRequest = Field(discriminator="kind")
     resume: bool = Field(False, description="go on from the last checkpoint")
     workers: int = Field(1, ge=1, description="data-parallel training processes")
     resources: WorkerResources = Field(WorkerResources(), description="of each worker")

@@ -17,7 +17,6 @@ from transformers import Trainer
 
 from trainer.checkpoints import STATE, UNFINISHED, checkpoint_name, remove_old_checkpoints, sync
 
-
 _Trainer: Any = object  # a trainer in truth: TRL's, after this class in the order of bases
 
 
@@ -42,7 +41,7 @@ class StagedCheckpoints(_Trainer):  # type: ignore[misc]
         folder.mkdir(parents=True, exist_ok=True)
         self._staging = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
         try:
-            Trainer._save_checkpoint(self, model, trial)  # type: ignore[no-untyped-call]  # TRL's adds a card
+            Trainer._save_checkpoint(self, model, trial)  # TRL adds a card of its own
             if self.args.should_save:
                 (self._staging / name / STATE).write_text(json.dumps(self.checkpoint_state()))
                 sync_files(self._staging / name)

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate.utils import gather_object
 from peft import LoraConfig
@@ -367,7 +367,7 @@ def _fits(request: TrainingRequest, files: ModelFiles, chat: ChatFormat, gate: G
 
 def _without_paths(request: TrainingRequest) -> dict[str, Any]:
     """The settings as they are published: no folder of this machine."""
-    settings = request.model_dump(mode="json", exclude={"source", "output", "model"})
+    settings = request.model_dump(mode="json", exclude={"kind", "source", "output", "model"})
     if request.train.warm_start.file is not None:
         settings["train"]["warm_start"]["file"] = request.train.warm_start.file.name
     text_model = Path(request.gate.text_model)

@@ -18,8 +18,9 @@ from agent.settings import EngineSettings, ModelSettings, RewriteSettings
 from trainer.exceptions import JobError
 from trainer.ray_entry import JOB_VARIABLE, main, read_job
 from trainer.ray_jobs import ENTRYPOINT, _Log, follow, job_environment, stop, submit
-from trainer.request import TrainingJob, TrainingRequest, WorkerResources
+from trainer.request import SftRequest, TrainingJob, TrainingRequest, WorkerResources
 from trainer.settings import TrainSettings
+from trainer.sft.settings import SftSettings
 
 NASTY = '/data/it\'s "$(touch /tmp/x)" `id` ${HOME} $PATH\n;&|/ä\\u0024\\$'
 NOWHERE = "http://127.0.0.1:9"
@@ -45,6 +46,13 @@ def test_a_request_goes_through_json_unchanged() -> None:
         limit=5,
     )
     assert TrainingRequest.model_validate_json(request.model_dump_json()) == request
+
+
+def test_a_job_says_itself_what_kind_of_training_it_is() -> None:
+    tuning = SftRequest(source=Path("/data/x.jsonl"), output=Path("/models/tuned"), sft=SftSettings(steps=3))
+    for request in (tuning, request_of("/data/x.jsonl")):
+        job = TrainingJob(request=request)
+        assert read_job(job_environment(job)) == job
 
 
 def test_an_unknown_field_of_a_request_is_refused() -> None:

@@ -26,7 +26,6 @@ from trainer.sft.settings import SftSettings
 from trainer.staging import StagedCheckpoints
 
 IGNORED = -100
-_NAMED_ROWS = 16
 
 
 class DownstreamTrainer(StagedCheckpoints, SFTTrainer):  # type: ignore[misc]
@@ -121,12 +120,7 @@ class DownstreamTrainer(StagedCheckpoints, SFTTrainer):  # type: ignore[misc]
         return norm
 
     def _diverged(self, what: str, rows: Sequence[int]) -> DivergedError:
-        ids = ", ".join(self._rows[row].id for row in rows[:_NAMED_ROWS])
-        more = f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
-        return DivergedError(
-            f"step {self.state.global_step + 1}: {what} in the batch of rows {ids}{more}; "
-            "look at these rows, or lower sft.learning_rate"
-        )
+        return DivergedError(f"step {self.state.global_step + 1}: {what}", [self._rows[row].id for row in rows])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # the summary of the whole run has none

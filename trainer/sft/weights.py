@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.checkpoints import sync
+from trainer.exceptions import DivergedError
 from trainer.sft.data import SftRow
 from trainer.sft.loss import completion_logits, pack, token_losses, top_entropy
 from trainer.sft.settings import WeightSettings
@@ -98,20 +99,27 @@ def base_tokens(
     if (known := _read(file, lengths)) is not None:
         return known
     processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    own = list(_ask(model, rows[rank::processes], settings.entropy_top_k))
+    asked = list(_ask(model, rows[rank::processes], settings.entropy_top_k))
     if processes > 1:
-        shares: list[list[BaseTokens]] = gather_object([own])
-        asked = [shares[i % processes][i // processes] for i in range(len(rows))]
-    else:
-        asked = own
+        # As lists: a tensor that is part of another is sent with all of it.
+        own = [(row.surprisal_T.tolist(), row.entropy_T.tolist()) for row in asked]
+        shares: list[list[tuple[list[float], list[float]]]] = gather_object([own])
+        spread = (shares[i % processes][i // processes] for i in range(len(rows)))
+        asked = [BaseTokens(torch.tensor(surprisal), torch.tensor(entropy)) for surprisal, entropy in spread]
     if rank == 0:
         _write(file, asked)
     return asked
 
 
 def mean_surprisal(model: Any, rows: Sequence[SftRow]) -> float:
-    """Mean over all completion tokens of `rows`, nats per token: the loss without weights."""
+    """Mean over all completion tokens of `rows`, nats per token: the loss without weights.
+
+    Raises:
+        DivergedError: it is not finite; names the rows.
+    """
     nats = [row.surprisal_T.double().sum().item() for row in _ask(model, rows, None)]
+    if broken := [row.id for row, value in zip(rows, nats, strict=True) if not math.isfinite(value)]:
+        raise DivergedError("the measured loss is not a finite number", broken)
     return math.fsum(nats) / sum(len(row.completion_ids) for row in rows)
 
 

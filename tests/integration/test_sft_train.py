@@ -1,0 +1,225 @@
+"""Fine-tuning on a tiny model: TRL's own loss, weights that count, the anchor, SIGKILL and what stops it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from agent.models import resolve_model
+from agent.settings import EngineSettings, ModelSettings
+from tests.tiny_chat import NO_SYSTEM, tiny_model, write_tiny_model
+from trainer.exceptions import CheckpointError, DivergedError, TrainingDataError, TrainingSettingsError
+from trainer.history import StepMetrics, read_history
+from trainer.request import SftRequest
+from trainer.sft.run import run_sft
+from trainer.sft.settings import SftSettings
+
+ROOT = Path(__file__).parents[2]
+ROWS: list[dict[str, Any]] = [
+    {"question": "What is 1 + 2 ?", "answer": "It is 3"},
+    {"question": "What is 2 + 2 ?", "answer": "It is 4"},
+    {"question": "Name a fruit", "answer": "Plum"},
+    {"question": "What is 4 + 5 ?", "answer": "so then It is 9"},
+    {"question": "Hi", "answer": "Hello Hello so brief"},
+    {"question": "What is 3 + 4 ?", "answer": "It is 7"},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sft")
+    write_tiny_model(folder / "tiny")
+    write_tiny_model(folder / "no-system", NO_SYSTEM)
+    write_rows(folder / "rows.jsonl", ROWS)
+    return folder
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def request_for(folder: Path, name: str, source: str = "rows.jsonl", model: str = "tiny", **sft: Any) -> SftRequest:
+    small: dict[str, Any] = {
+        "batch_rows": 4,
+        "rows_per_pass": 2,
+        "learning_rate": 1e-2,
+        "lora": {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]},
+        "save_every": 1,
+        "keep_checkpoints": 2,
+    }
+    return SftRequest(
+        source=folder / source,
+        output=folder / name,
+        model=ModelSettings(name=str(folder / model)),
+        engine=EngineSettings(dtype="float32", threads=1),
+        sft=SftSettings.model_validate({**small, **sft}),
+    )
+
+
+def run(request: SftRequest, *, resume: bool = False) -> list[StepMetrics]:
+    run_sft(request, resume=resume)
+    return read_history(request.output / "training" / "history.jsonl")
+
+
+def training(records: list[StepMetrics], name: str) -> list[float]:
+    return [record.metrics[name] for record in records if record.kind == "train"]
+
+
+@pytest.mark.parametrize("loss", ["nll", "dft"])
+def test_the_loss_is_that_of_trl_on_padded_rows(folder: Path, tmp_path: Path, loss: str) -> None:
+    request = request_for(folder, f"as-trl-{loss}", method="full", loss=loss, steps=1, batch_rows=6, rows_per_pass=2)
+    ours = training(run(request), "loss")
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "completion_mask": []}
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tiny")
+    for row in ROWS:
+        prompt = f"<|im_start|> user {row['question']} <|im_end|> <|im_start|> assistant"
+        prompt_ids, answer = tokenizer.encode(prompt), tokenizer.encode(f"{row['answer']} <|im_end|>")
+        columns["input_ids"].append(prompt_ids + answer)
+        columns["completion_mask"].append([0] * len(prompt_ids) + [1] * len(answer))
+    trainer = SFTTrainer(
+        model=tiny_model(),
+        args=SFTConfig(
+            output_dir=str(tmp_path),
+            max_steps=1,
+            per_device_train_batch_size=6,
+            completion_only_loss=True,
+            loss_type=loss,
+            use_cpu=True,
+            bf16=False,
+            report_to=[],
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_dict(columns),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    assert ours == pytest.approx([trainer.state.log_history[0]["loss"]], rel=1e-5)
+
+
+def test_a_dropped_token_changes_no_weight(folder: Path) -> None:
+    """With everything but one row masked out, training is that on the row alone."""
+    status = {"status": "fallback", "proposer": "expert"}
+    turns = [([{"role": "user", "content": r["question"]}], r["answer"]) for r in ROWS[:2]]
+    rows = [{"prompt": q, "completion": [{"role": "assistant", "content": a}], **status} for q, a in turns]
+    write_rows(folder / "mixed.jsonl", [{**rows[0], "status": "rewritten"}, rows[1]])
+    write_rows(folder / "alone.jsonl", [{**rows[0], "status": "rewritten"}])
+    # No token of a random model has a perplexity as low as 1.1: all of the fallback row are dropped.
+    mask = {"weights": {"kind": "mask", "mask_perplexity": 1.1}, "method": "full", "steps": 2, "batch_rows": 2}
+    mixed = run(request_for(folder, "mixed", "mixed.jsonl", **mask))
+    alone = run(request_for(folder, "alone", "alone.jsonl", **mask))
+    assert training(mixed, "loss") == pytest.approx(training(alone, "loss"), rel=1e-5)
+    tensors = [load_file(folder / name / "model.safetensors") for name in ("mixed", "alone")]
+    for name, tensor in tensors[0].items():
+        assert torch.allclose(tensor, tensors[1][name], atol=1e-5), name
+    card = json.loads((folder / "mixed" / "sft.json").read_text())
+    assert card["tokens"]["without_weight"] == 4
+    with pytest.raises(TrainingDataError, match="leaves no token to train on"):
+        run(request_for(folder, "nothing", **{**mask, "weights": {**mask["weights"], "apply_to": "all"}}))
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_anchor_holds_the_model_near_the_base(folder: Path, method: str) -> None:
+    further: dict[str, Any] = {"method": method, "steps": 6, "schedule": "constant_with_warmup", "warmup": 0}
+    free, held = (
+        run(request_for(folder, f"anchor-{method}-{weight}", kl_weight=weight, **further)) for weight in (1e-6, 20.0)
+    )
+    assert training(free, "kl")[0] == pytest.approx(0, abs=1e-6)
+    assert 0 < training(held, "kl")[-1] < 0.5 * training(free, "kl")[-1]
+
+
+def test_checkpointed_gradients_are_the_same(folder: Path) -> None:
+    plain, saved = (
+        run(request_for(folder, f"gradients-{way}", steps=2, gradient_checkpointing=way)) for way in (False, True)
+    )
+    for name in ("loss", "grad_norm"):
+        assert training(saved, name) == pytest.approx(training(plain, name), rel=1e-4), name
+
+
+KILLED = """
+import os, signal, sys
+from trainer.request import SftRequest
+from trainer.sft.run import run_sft
+
+def report(step):
+    if step.kind == "train" and step.step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run_sft(SftRequest.model_validate_json(sys.argv[1]), resume=False, on_report=report)
+"""
+
+
+def test_after_a_kill_training_goes_on_as_if_nothing_had_been(folder: Path) -> None:
+    """Killed in the second pass over the data, before the step's checkpoint was written."""
+    settings: dict[str, Any] = {"epochs": 3, "weights": {"kind": "prob", "apply_to": "all"}, "kl_weight": 0.1}
+    whole = run(request_for(folder, "whole", **settings))
+    request = request_for(folder, "killed", **settings)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, request.model_dump_json()], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (request.output / "sft.json").exists()
+    before = {path.name: path.stat().st_mtime_ns for path in (request.output / "training").glob("base-tokens-*")}
+    resumed = run(request, resume=True)
+    assert [record.step for record in resumed] == [0, 1, 2, 3, 4, 5, 6, 6]
+    for name in ("loss", "nll", "kl", "grad_norm", "learning_rate", "completion_tokens"):
+        assert training(resumed, name) == pytest.approx(training(whole, name), rel=1e-4), name
+    tensors = [load_file(folder / name / "model.safetensors") for name in ("whole", "killed")]
+    for name, tensor in tensors[0].items():
+        assert torch.allclose(tensor, tensors[1][name], atol=1e-6), name
+    after = {path.name: path.stat().st_mtime_ns for path in (request.output / "training").glob("base-tokens-*")}
+    assert before == after, "the base model is asked once"
+    with pytest.raises(CheckpointError, match="made with other sft"):
+        run_sft(request_for(folder, "killed", **settings, seed=1), resume=True)
+    with pytest.raises(TrainingSettingsError, match="already"):
+        run_sft(request, resume=False)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_rows_named(folder: Path) -> None:
+    wild = request_for(folder, "diverged", method="full", learning_rate=1e30, warmup=0, rows_per_pass=1, batch_rows=1)
+    with pytest.raises(DivergedError, match=r"step 2: the loss is (nan|inf) in the batch of rows row-\d; look"):
+        run(wild)
+    assert not (folder / "diverged" / "sft.json").exists()
+
+
+def test_a_model_that_is_broken_before_the_first_update_is_not_trained(folder: Path) -> None:
+    broken = tiny_model()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tiny")
+    broken.model.embed_tokens.weight.data[tokenizer.convert_tokens_to_ids("Plum")] = float("nan")
+    broken.save_pretrained(folder / "broken")
+    tokenizer.save_pretrained(folder / "broken")
+    with pytest.raises(DivergedError, match=r"measured loss is not a finite number in the batch of rows row-3;"):
+        run(request_for(folder, "broken-out", model="broken"))
+
+
+def test_bad_data_is_said_before_the_model_is_opened(folder: Path) -> None:
+    (folder / "no-system" / "model.safetensors").write_bytes(b"would not load")
+    turns = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi"}]
+    write_rows(folder / "system.jsonl", [{"messages": [*turns, {"role": "assistant", "content": "Hello"}]}])
+    with pytest.raises(TrainingDataError, match="System role not supported"):
+        run(request_for(folder, "refused", "system.jsonl", model="no-system"))
+    write_rows(folder / "empty.jsonl", [{"prompt": "Hi", "completion": ""}])
+    with pytest.raises(TrainingDataError, match="no row can be trained on"):
+        run(request_for(folder, "refused", "empty.jsonl", model="no-system"))
+
+
+def test_a_file_of_fallbacks_alone_is_trained_on_with_a_warning(folder: Path) -> None:
+    turns = {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hello"}]}
+    write_rows(folder / "fallback.jsonl", [{**turns, "status": "fallback", "proposer": "expert"}])
+    said: list[str] = []
+    model = run_sft(request_for(folder, "fallback", "fallback.jsonl", steps=1), resume=False, on_note=said.append)
+    assert "every row is a fallback" in said[0]
+    assert json.loads((model / "sft.json").read_text())["shares"] == {"fallback": 1.0}
+    assert resolve_model(ModelSettings(name=str(model))).path == model

@@ -103,7 +103,7 @@ def publish(weights: Path, name_folder: Path, card: AdapterCard) -> Path:
             folder = Path(unfinished) / "adapter"
             folder.mkdir()
             _write_weights(weights / WEIGHTS, folder / WEIGHTS)
-            _write_json(folder / CONFIG, _portable(read_config(weights), card.base_model))
+            _write_json(folder / CONFIG, portable_config(read_config(weights), card.base_model))
             for extra in _EXTRAS:
                 if (weights / extra).is_file():
                     shutil.copyfile(weights / extra, folder / extra)
@@ -135,7 +135,7 @@ def _claim_version(folder: Path, name_folder: Path, card: AdapterCard) -> Path:
         return target
 
 
-def _portable(config: dict[str, Any], base_model: str) -> dict[str, Any]:
+def portable_config(config: dict[str, Any], base_model: str) -> dict[str, Any]:
     """PEFT's configuration without what it notes of the machine that trained; its modules are a set, so sorted."""
     targets = config["target_modules"]
     return config | {

@@ -223,3 +223,11 @@ def test_a_file_of_fallbacks_alone_is_trained_on_with_a_warning(folder: Path) ->
     assert "every row is a fallback" in said[0]
     assert json.loads((model / "sft.json").read_text())["shares"] == {"fallback": 1.0}
     assert resolve_model(ModelSettings(name=str(model))).path == model
+
+
+def test_weights_for_fallbacks_are_said_to_do_nothing_where_there_is_none(folder: Path) -> None:
+    said: list[str] = []
+    request = request_for(folder, "raw", weights={"kind": "mask"}, steps=1)
+    run_sft(request, resume=False, on_note=said.append)
+    assert "no row is a fallback" in said[0]
+    assert not list((request.output / "training").glob("base-tokens-*")), "nothing is asked of the base model"

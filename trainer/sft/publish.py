@@ -17,13 +17,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from agent.adapters import CONFIG, read_config
 from trainer.checkpoints import sync
 from trainer.exceptions import PublishError
-from trainer.publish import DataOfTraining, creation_time, package_versions
+from trainer.publish import DataOfTraining, creation_time, package_versions, portable_config
 
 CARD = "sft.json"
 ADAPTER = "adapter"
 README = "README.md"
+
+_UNFINISHED = ".unfinished-"
 
 # Without its configuration a folder is no model, and without its card it is not known to be whole: these come last.
 _LAST = ("config.json", CARD)
@@ -91,7 +94,9 @@ def write_model(model: Any, tokenizer: PreTrainedTokenizerBase, output: Path, ca
     """
     sft = card.settings["sft"]
     try:
-        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=output) as unfinished:
+        for leftover in output.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=output) as unfinished:
             folder = Path(unfinished)
             if sft["method"] == "lora":
                 model.save_pretrained(folder / ADAPTER)
@@ -114,10 +119,9 @@ def write_model(model: Any, tokenizer: PreTrainedTokenizerBase, output: Path, ca
 
 def _make_portable(folder: Path, base_model: str) -> None:
     """Leave what serving reads; PEFT notes the folder of the base model, and writes a card of its own."""
-    (folder / "README.md").unlink(missing_ok=True)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    config |= {"base_model_name_or_path": base_model, "inference_mode": True, "auto_mapping": None}
-    (folder / "adapter_config.json").write_text(f"{json.dumps(config, indent=2)}\n")
+    (folder / README).unlink(missing_ok=True)
+    config = portable_config(read_config(folder), base_model)
+    (folder / CONFIG).write_text(f"{json.dumps(config, indent=2)}\n", encoding="utf-8")
 
 
 def _move(folder: Path, output: Path) -> None:

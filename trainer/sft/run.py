@@ -76,6 +76,8 @@ def run_sft(
     context = context_length(load_config(files.path), request.engine)
     max_length = min(request.sft.max_length or context, context)
     data = load_sft_data(request.source, chat, max_length=max_length, limit=request.limit)
+    if request.sft.weights.kind != "none" and not any(is_weighted(request.sft.weights, row) for row in data.rows):
+        data.notes.append('no row is a fallback, so sft.weights changes nothing; apply_to = "all" weights every row')
     for note in data.notes:
         if on_note:
             on_note(note)
@@ -277,7 +279,7 @@ def _published_settings(request: SftRequest) -> dict[str, Any]:
 
 def _described(request: SftRequest, data: SftData) -> dict[str, Any]:
     """What decides how the next step comes out; saving does not."""
-    free = {"save_every", "keep_checkpoints", "merge", "loss_rows"}
+    free = {"save_every", "keep_checkpoints", "merge"}
     if request.sft.schedule == "constant_with_warmup" and not request.sft.warmup:
         free |= {"steps", "epochs"}
     return {

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from agent.exceptions import SettingsError
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteSettings, Section
 from server.settings import ServerSettings
+from trainer.exam.settings import EvaluateSettings
 from trainer.settings import TrainSettings
 
 _PREFIX = "REWRIGHT_"
@@ -31,6 +32,7 @@ class Settings(Section):
     gate: GateSettings = GateSettings()
     rewrite: RewriteSettings = RewriteSettings()
     train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
     server: ServerSettings = ServerSettings()
 
 

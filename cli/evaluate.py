@@ -103,9 +103,11 @@ def evaluate(
 def _run(request: EvaluationRequest, *, resume: bool) -> EvaluationResult:
     from agent.models import resolve_model
     from trainer.exam.files import check_output
+    from trainer.exam.request import read_tasks
     from trainer.exam.run import run_evaluation
 
     check_output(request.output, resume=resume)
+    read_tasks(request.tasks)
     for model in filter(None, (request.model, request.base)):
         with fetching(model.name) as on_progress:
             resolve_model(model, on_progress=on_progress)

@@ -33,13 +33,17 @@ class BaseDraw:
 
     Attributes:
         row: id of the question.
-        prompt_ids: the question in the chat format.
-        ids: the completion, its end token included.
+        prompt: the question in the chat format, as text.
+        prompt_ids: the same as token ids.
+        text: the completion.
+        ids: the same as token ids, its end token included.
         logprobs: of `ids` under the base model, nats.
     """
 
     row: str
+    prompt: str
     prompt_ids: list[int]
+    text: str
     ids: list[int]
     logprobs: list[float]
 
@@ -55,13 +59,13 @@ async def draw_from_base(
             max_tokens=settings.kl_max_tokens, seed=zlib.crc32(f"kl/{settings.seed}/{question.row.id}".encode())
         )
         try:
-            drawn = await engine.generate(prompt, sampling, settings.kl_samples)
+            completions = await engine.generate(prompt, sampling, settings.kl_samples)
         except PromptTooLongError:
             return []
-        scores = await asyncio.gather(*(engine.score(prompt, completion.ids) for completion in drawn))
+        scores = await asyncio.gather(*(engine.score(prompt, completion.ids) for completion in completions))
         return [
-            BaseDraw(question.row.id, prompt, completion.ids, score)
-            for completion, score in zip(drawn, scores, strict=True)
+            BaseDraw(question.row.id, chat.prompt_text(question.row.prompt), prompt, drawn.text, drawn.ids, score)
+            for drawn, score in zip(completions, scores, strict=True)
         ]
 
     async with aclosing(map_in_order(draw, questions[: settings.kl_rows], settings.concurrency)) as draws:
@@ -92,6 +96,8 @@ async def measure_divergence(
         nats = [base - now for base, now in zip(draw.logprobs, tuned, strict=True)]
         return {
             "row": draw.row,
+            "prompt": draw.prompt,
+            "text": draw.text,
             "tokens": len(draw.ids),
             "kl": math.fsum(nats),
             "ids": draw.ids,

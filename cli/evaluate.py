@@ -157,7 +157,8 @@ def _print(result: EvaluationResult) -> None:
     ]
     columns = ("task", "metric", "value", "stderr", "rows", "left out")
     who = result.model.name + (f" with {result.model.adapter}" if result.model.adapter else "")
-    print_table(who, columns, rows, to=result_console())
+    if rows:
+        print_table(who, columns, rows, to=result_console())
 
 
 def _tell_not_run(result: EvaluationResult) -> bool:

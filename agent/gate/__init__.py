@@ -49,29 +49,8 @@ class Gate:
         return self._answers.timeouts
 
     def task_of(self, demonstration: Demonstration) -> str:
-        """Which task's check applies: the row's own `task`, else what the row's shape says.
-
-        `choice` where the prompt lists lettered options and the reference is one of the letters, `math` where there
-        is another reference answer, given or in the expert's text, and `text` for the rest.
-
-        Raises:
-            GateError: the row's `task` is unknown, or the row lacks the reference answer it needs.
-        """
-        task, reference = demonstration.task, expected_answer(demonstration)
-        if task is None:
-            if reference is None:
-                return "text"
-            return "choice" if _letter(reference) in options(_prompt(demonstration)) else "math"
-        if task not in TASKS:
-            raise GateError(f"unknown task {task!r}: use one of {', '.join(TASKS)}, or leave it out")
-        if task == "math" and reference is None:
-            raise GateError(
-                "task 'math' needs a reference answer: add `reference_answer`, or end the expert solution "
-                r"with \boxed{...} or a line `#### ...`"
-            )
-        if task == "choice" and _letter(reference) is None:
-            raise GateError("task 'choice' needs the letter of the right option in `reference_answer`")
-        return task
+        """See the function `task_of`."""
+        return task_of(demonstration)
 
     async def check(self, demonstration: Demonstration, candidate: str, *, finished: bool = True) -> Verdict:
         """The verdict on one candidate.
@@ -119,6 +98,32 @@ class Gate:
                 yield check_steps(candidate, demonstration.expert)
         if self._judge is not None:
             yield await self._judge(demonstration, candidate)
+
+
+def task_of(demonstration: Demonstration) -> str:
+    """Which task's check applies: the row's own `task`, else what the row's shape says.
+
+    `choice` where the prompt lists lettered options and the reference is one of the letters, `math` where there
+    is another reference answer, given or in the expert's text, and `text` for the rest.
+
+    Raises:
+        GateError: the row's `task` is unknown, or the row lacks the reference answer it needs.
+    """
+    task, reference = demonstration.task, expected_answer(demonstration)
+    if task is None:
+        if reference is None:
+            return "text"
+        return "choice" if _letter(reference) in options(_prompt(demonstration)) else "math"
+    if task not in TASKS:
+        raise GateError(f"unknown task {task!r}: use one of {', '.join(TASKS)}, or leave it out")
+    if task == "math" and reference is None:
+        raise GateError(
+            "task 'math' needs a reference answer: add `reference_answer`, or end the expert solution "
+            r"with \boxed{...} or a line `#### ...`"
+        )
+    if task == "choice" and _letter(reference) is None:
+        raise GateError("task 'choice' needs the letter of the right option in `reference_answer`")
+    return task
 
 
 def _prompt(demonstration: Demonstration) -> str:

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.demonstrations import Demonstration, Message
-from agent.gate import Gate
 from agent.gate.answer_checker import AnswerChecker
-from agent.settings import GateSettings
 from trainer.exam.accuracy import Question, accuracy_metrics, grade, last_number, load_questions, subset
 from trainer.exceptions import EvaluationError
 
@@ -21,11 +19,6 @@ def answers() -> Iterator[AnswerChecker]:
     checker = AnswerChecker()
     yield checker
     checker.close()
-
-
-@pytest.fixture(scope="module")
-def gate() -> Gate:
-    return Gate(GateSettings())
 
 
 @pytest.mark.parametrize(
@@ -108,7 +101,7 @@ def test_means_are_over_questions_and_samples_count_as_their_mean() -> None:
     assert "avg@2/strict" not in accuracy_metrics(records, samples=0)
 
 
-def test_rows_that_cannot_be_asked_are_counted(tmp_path: Path, gate: Gate) -> None:
+def test_rows_that_cannot_be_asked_are_counted(tmp_path: Path) -> None:
     rows = [
         {"question": "1 + 1?", "answer": "#### 2"},
         {"Body": "Ann has 3 pears", "Question": "How many are 2 more?", "Answer": 5.0},
@@ -117,15 +110,15 @@ def test_rows_that_cannot_be_asked_are_counted(tmp_path: Path, gate: Gate) -> No
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows) + "no json\n")
-    found = load_questions("sums", file, gate, limit=None, seed=0)
+    found = load_questions("sums", file, limit=None, seed=0)
     assert [question.reference for question in found.asked] == ["2", "5"]
     assert found.left_out == {"cannot be read": 2, "no reference answer in mathematics": 1}
-    one = load_questions("sums", file, gate, limit=1, seed=0)
-    assert one.asked == load_questions("sums", file, gate, limit=1, seed=0).asked
+    one = load_questions("sums", file, limit=1, seed=0)
+    assert one.asked == load_questions("sums", file, limit=1, seed=0).asked
     assert len(one.asked) == 1
     file.write_text('{"question": "Who are you?", "answer": "Nobody."}')
     with pytest.raises(EvaluationError, match=r"sums: .*rows\.jsonl has no row"):
-        load_questions("sums", file, gate, limit=None, seed=0)
+        load_questions("sums", file, limit=None, seed=0)
 
 
 def test_a_subset_is_drawn_by_its_seed() -> None:

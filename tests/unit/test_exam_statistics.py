@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from trainer.exam.results import Measure
 from trainer.exam.statistics import bits, mean, perplexity, ratio
 
 
@@ -34,3 +35,11 @@ def test_perplexity_and_bits_are_of_the_log_likelihood_over_the_weights() -> Non
     assert perplexity(terms).stderr == pytest.approx(0.4 * math.e)
     assert bits(terms).value == pytest.approx(1 / math.log(2))
     assert bits(terms).stderr == pytest.approx(0.4 / math.log(2))
+
+
+def test_a_model_that_diverged_has_figures_that_can_be_written_and_read() -> None:
+    lost = perplexity([(-1000.0, 1.0), (-2000.0, 1.0)])
+    assert lost.value == math.inf
+    assert Measure.model_validate_json(lost.model_dump_json()) == lost
+    broken = mean([math.nan, 1.0])
+    assert math.isnan(Measure.model_validate_json(broken.model_dump_json()).value)

@@ -20,7 +20,7 @@ from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
 from agent.engine import Completion, Engine, Sampling
 from agent.exceptions import GateError, PromptTooLongError
-from agent.gate import Gate, expected_answer
+from agent.gate import expected_answer, task_of
 from agent.gate.answer_checker import AnswerChecker
 from agent.gate.answers import extract_answer
 from agent.gate.math_answer import check_math_answer, percent_asked
@@ -80,7 +80,7 @@ class Grade:
     detail: str
 
 
-def load_questions(name: str, path: Path, gate: Gate, *, limit: int | None, seed: int) -> Questions:
+def load_questions(name: str, path: Path, *, limit: int | None, seed: int) -> Questions:
     """The questions of `path`, at most `limit` of them, drawn by `seed`.
 
     Raises:
@@ -92,7 +92,7 @@ def load_questions(name: str, path: Path, gate: Gate, *, limit: int | None, seed
     for row in read_rows(path):
         if not isinstance(row, Demonstration):
             left_out["cannot be read"] += 1
-        elif (reference := _reference(row, gate)) is None:
+        elif (reference := _reference(row)) is None:
             left_out["no reference answer in mathematics"] += 1
         else:
             asked.append(Question(row, reference))
@@ -221,8 +221,8 @@ def _record(question: Question, draw: str | int, completion: Completion, found: 
     }
 
 
-def _reference(row: Demonstration, gate: Gate) -> str | None:
+def _reference(row: Demonstration) -> str | None:
     try:
-        return expected_answer(row) if gate.task_of(row) == "math" else None
+        return expected_answer(row) if task_of(row) == "math" else None
     except GateError:
         return None

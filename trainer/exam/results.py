@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from agent.settings import Section
 
@@ -12,7 +12,9 @@ Kind = Literal["accuracy", "divergence", "retention"]
 
 
 class Measure(Section):
-    """A figure and its standard error, None for fewer than two rows."""
+    """A figure and its standard error, None for fewer than two rows; of a model that diverged either may be NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     value: float
     stderr: float | None

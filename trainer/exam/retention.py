@@ -8,6 +8,7 @@ subset and a row that cannot be read stops nothing.
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -212,15 +213,21 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _quietly(datasets: Any) -> Iterator[None]:
-    """Without the bars of lm-eval and of `datasets`: progress is told in one place, the command line."""
+    """Without the bars of lm-eval and of `datasets`, and lm-eval's remarks on its own definitions.
+
+    Progress is told in one place, the command line.
+    """
     from lm_eval.api import task
 
-    bar, shown = task.tqdm, datasets.utils.logging.is_progress_bar_enabled()
+    log = logging.getLogger("lm_eval")
+    bar, level, shown = task.tqdm, log.level, datasets.utils.logging.is_progress_bar_enabled()
     task.tqdm = partial(bar, disable=True)
+    log.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     try:
         yield
     finally:
         task.tqdm = bar
+        log.setLevel(level)
         if shown:
             datasets.enable_progress_bars()

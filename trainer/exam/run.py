@@ -13,7 +13,6 @@ from agent.adapters import open_adapter
 from agent.assembly import load_adapter, open_chat, open_engine
 from agent.chat import ChatFormat
 from agent.engine import Engine
-from agent.gate import Gate
 from agent.gate.answer_checker import AnswerChecker
 from agent.models import ModelFiles, resolve_model
 from agent.weights import weights_sha256
@@ -82,10 +81,9 @@ class _Exam:
         tasks = read_tasks(request.tasks)
         if tasks.retention:
             retention.check_installed()
-        gate, seed = Gate(request.gate), request.evaluate.seed
+        seed = request.evaluate.seed
         self._questions: dict[str, Questions] = {
-            name: load_questions(name, path, gate, limit=request.limit, seed=seed)
-            for name, path in tasks.accuracy.items()
+            name: load_questions(name, path, limit=request.limit, seed=seed) for name, path in tasks.accuracy.items()
         }
         self._local: dict[str, LocalRows] = {}
         if request.data is not None:

@@ -8,11 +8,14 @@ sqrt(n / (n - 1) * sum((value_i - ratio * weight_i)^2)) / sum(weight), which for
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 
 from trainer.exam.results import Measure
 
 Term = tuple[float, float]
+
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
 def ratio(terms: Sequence[Term]) -> Measure:
@@ -34,7 +37,7 @@ def mean(values: Iterable[float]) -> Measure:
 def perplexity(terms: Sequence[Term]) -> Measure:
     """exp(-ratio) of `(log-likelihood, words)` of each row; the error by the delta method."""
     log = ratio(terms)
-    value = math.exp(-log.value)
+    value = math.exp(-log.value) if -log.value < _LARGEST_EXPONENT else math.inf
     return Measure(value=value, stderr=None if log.stderr is None else value * log.stderr)
 
 

@@ -56,9 +56,13 @@ class ChatFormat:
                 text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
         return text
 
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The turns and the opening of the assistant's answer, control tokens spelled out."""
+        return self._template_text(messages, add_generation_prompt=True)
+
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the turns and the opening of the assistant's answer."""
-        return self._template([*messages], add_generation_prompt=True)
+        return self._template(messages, add_generation_prompt=True)
 
     def completion_ids(self, text: str) -> list[int]:
         """Token ids of an assistant's answer, the end-of-turn token included."""
@@ -70,10 +74,15 @@ class ChatFormat:
         return [str(self.tokenizer.decode([i], clean_up_tokenization_spaces=False)) for i in ids]
 
     def _template(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
-        turns = [{"role": m.role, "content": self.neutralise(m.content)} for m in messages]
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+        text = self._template_text(messages, add_generation_prompt=add_generation_prompt)
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
+
+    def _template_text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        turns = [{"role": m.role, "content": self.neutralise(m.content)} for m in messages]
+        return str(
+            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+        )
 
     def _find_end_of_turn(self) -> int:
         """The first special token that the template writes after an assistant's content."""

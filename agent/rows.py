@@ -8,6 +8,8 @@ and a field that is null counts as absent:
 3. `prompt` and `completion`: each a string or chat turns.
 4. `instruction`, perhaps `input`, and `output`.
 5. `problem` or `question`, and `solution` or `answer`. With a solution, the answer is the reference answer.
+6. `Body`, `Question` and `Answer`, as in SVAMP: the number is the reference answer, and with the row's `Equation`,
+   if it has one, the expert text.
 
 Optional everywhere: `id`, `reference_answer`, `task`. GSM8K's `#### 42` on the last line is the reference
 answer unless the row states one, and its calculator annotations `<<3*2=6>>` are left out of the expert text.
@@ -30,7 +32,7 @@ _ROLES = ("system", "user", "assistant", "tool")
 _SPEAKERS = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 _SHAPES = (
     "messages; conversations; prompt and completion; instruction and output; "
-    "problem or question, and solution or answer"
+    "problem or question, and solution or answer; Body, Question and Answer"
 )
 _KINDS: dict[type, str] = {
     type(None): "null",
@@ -42,6 +44,8 @@ _KINDS: dict[type, str] = {
     dict: "an object",
 }
 _CALCULATOR = re.compile(r"<<[-+*/()^%$.,:=\d\s]*>>")
+_WHOLE_FLOAT = re.compile(r"(?<=\d)\.0+(?!\d)")
+_SENTENCE_ENDS = (".", "!", "?", ",")
 _GROUPED_NUMBER = re.compile(r"[-+]?\$?\d{1,3}(,\d{3})+(\.\d+)?")
 
 
@@ -107,6 +111,8 @@ def _read_shape(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], str, str |
         return (Message("user", _instruction(row)),), _text(row, "output"), None
     if present & {"problem", "question"} and present & {"solution", "answer"}:
         return _problem(row)
+    if {"Body", "Question", "Answer"} <= present:
+        return _body(row)
     raise _missing(present)
 
 
@@ -131,6 +137,20 @@ def _problem(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], str, str | No
     if row.get("solution") is None:
         return prompt, _text(row, "answer"), None
     return prompt, _text(row, "solution"), _short_answer(row, "answer")
+
+
+def _body(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], str, str | None]:
+    """A row of SVAMP: its body may lack the full stop, its numbers are floats."""
+    body, question = _text(row, "Body").strip(), _text(row, "Question").strip()
+    answer = _short_answer(row, "Answer")
+    if answer is None:
+        raise RowError("empty: write the answer, or leave the row out", field="Answer")
+    answer = _WHOLE_FLOAT.sub("", answer)
+    prompt = (Message("user", f"{body if body.endswith(_SENTENCE_ENDS) else f'{body}.'} {question}"),)
+    if row.get("Equation") is None:
+        return prompt, f"The answer is {answer}.", answer
+    equation = _WHOLE_FLOAT.sub("", _text(row, "Equation").strip())
+    return prompt, f"{equation} = {answer}\nThe answer is {answer}.", answer
 
 
 def _instruction(row: Mapping[str, Any]) -> str:

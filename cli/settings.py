@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from agent.exceptions import SettingsError
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteSettings, Section
 from server.settings import ServerSettings
+from trainer.exam.settings import EvaluateSettings
 from trainer.settings import TrainSettings
 from trainer.sft.settings import SftSettings
 
@@ -33,6 +34,7 @@ class Settings(Section):
     rewrite: RewriteSettings = RewriteSettings()
     train: TrainSettings = TrainSettings()
     sft: SftSettings = SftSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
     server: ServerSettings = ServerSettings()
 
 

@@ -59,8 +59,10 @@ class EngineDeployment:
     ) -> list[Completion] | RewrightError:
         return await self._answer(self._engine.generate(prompt_ids, sampling, n, adapter))
 
-    async def score(self, prompt_ids: list[int], completion_ids: list[int]) -> list[float] | RewrightError:
-        return await self._answer(self._engine.score(prompt_ids, completion_ids))
+    async def score(
+        self, prompt_ids: list[int], completion_ids: list[int], adapter: str | None
+    ) -> list[float] | RewrightError:
+        return await self._answer(self._engine.score(prompt_ids, completion_ids, adapter))
 
     async def _answer(self, work: Awaitable[T]) -> T | RewrightError:
         try:

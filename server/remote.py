@@ -47,8 +47,10 @@ class RemoteEngine:
     ) -> list[Completion]:
         return cast(list[Completion], await self._call("generate", list(prompt_ids), sampling, n, adapter))
 
-    async def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
-        return cast(list[float], await self._call("score", list(prompt_ids), list(completion_ids)))
+    async def score(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], adapter: str | None = None
+    ) -> list[float]:
+        return cast(list[float], await self._call("score", list(prompt_ids), list(completion_ids), adapter))
 
     async def load_adapter(self, name: str, path: Path) -> None:
         raise AdapterError(f"adapter {name!r} cannot be loaded into a running service")

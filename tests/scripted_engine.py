@@ -32,7 +32,9 @@ class ScriptedEngine:
         whole = len(ids) == len(self._reply_ids)
         return [Completion(ids, self._reply, [-1.0] * len(ids), "stop" if whole else "length") for _ in range(n)]
 
-    async def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
+    async def score(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], adapter: str | None = None
+    ) -> list[float]:
         self._check_length(len(prompt_ids) + len(completion_ids))
         nats = 1.0 if list(completion_ids) == self._reply_ids else 2.0
         return [-nats] * len(completion_ids)

@@ -36,3 +36,7 @@ class DivergedError(RewrightError, ArithmeticError):
 
 class JobError(RewrightError, RuntimeError):
     """A Ray job could not be submitted, followed or stopped, or it failed."""
+
+
+class EvaluationError(RewrightError, ValueError):
+    """An exam cannot be held: an unknown task, a benchmark file that is missing, no row to measure."""

@@ -68,7 +68,7 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    """Samples from the base model or an adapter of it, and scores under the base model.
+    """Samples from the base model or an adapter of it, and scores under either.
 
     Callers submit rows concurrently; the engine batches. Requests in flight finish on the adapter
     version they began with.
@@ -90,12 +90,14 @@ class Engine(Protocol):
         """
         ...
 
-    async def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
-        """Log-probability of each completion token under the base model (no adapter), nats.
+    async def score(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], adapter: str | None = None
+    ) -> list[float]:
+        """Log-probability of each completion token, nats: under the base model unless `adapter` is given.
 
         Raises:
             PromptTooLongError: the two together do not fit the context.
-            EngineMemoryError, EngineClosedError: as in `generate`.
+            AdapterError, EngineMemoryError, EngineClosedError: as in `generate`.
         """
         ...
 

@@ -32,6 +32,7 @@ class ScoreRequest:
 
     prompt_ids: Sequence[int]
     completion_ids: Sequence[int]
+    adapter: str | None
     future: Future[list[float]]
 
 

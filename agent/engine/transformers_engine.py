@@ -83,13 +83,15 @@ class TransformersEngine:
         self._worker.submit(GenerationRequest(prompt_ids, sampling, n, adapter, future))
         return await asyncio.wrap_future(future)
 
-    async def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
+    async def score(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], adapter: str | None = None
+    ) -> list[float]:
         """See `Engine.score`."""
         check_score(self.info, prompt_ids, completion_ids)
         if not completion_ids:
             return []
         future: Future[list[float]] = Future()
-        self._worker.submit(ScoreRequest(prompt_ids, completion_ids, future))
+        self._worker.submit(ScoreRequest(prompt_ids, completion_ids, adapter, future))
         return await asyncio.wrap_future(future)
 
     async def load_adapter(self, name: str, path: Path) -> None:

@@ -112,17 +112,14 @@ class VllmEngine:
             ignore_eos=True,
             logprobs=0,
         )
-        if adapter is None:
-            output = await self._run(prompt_ids, params)
-        else:
-            loaded = self._loaded(adapter)
-            with loaded.users:
-                output = await self._run(prompt_ids, params, loaded.lora)
+        output = await self._run_with(adapter, prompt_ids, params)
         # vLLM refuses several greedy samples of a prompt; they are the same.
         samples = output.outputs * n if greedy else output.outputs
         return [self._completion(sample) for sample in samples]
 
-    async def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
+    async def score(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], adapter: str | None = None
+    ) -> list[float]:
         """See `Engine.score`. One token is scored on the cached prompt, several compute the prompt again."""
         check_score(self.info, prompt_ids, completion_ids)
         if not completion_ids:
@@ -134,7 +131,7 @@ class VllmEngine:
         params = SamplingParams(
             temperature=0, max_tokens=1, prompt_logprobs=0 if before else None, logprob_token_ids=[last]
         )
-        output = await self._run([*prompt_ids, *before], params)
+        output = await self._run_with(adapter, [*prompt_ids, *before], params)
         # The first token of the prompt has no log-probability; the token generated comes before the one asked for.
         known = output.prompt_logprobs.logprobs[len(prompt_ids) - 1 :] if before else []
         return [*known, output.outputs[0].logprobs.logprobs[1]]
@@ -199,6 +196,14 @@ class VllmEngine:
         self._closing = True
         await self._requests.gone.wait()
         await asyncio.to_thread(self._llm.shutdown)
+
+    async def _run_with(self, adapter: str | None, prompt_ids: Sequence[int], params: SamplingParams) -> Any:
+        """As `_run`, under a loaded adapter, which stays while the request runs."""
+        if adapter is None:
+            return await self._run(prompt_ids, params)
+        loaded = self._loaded(adapter)
+        with loaded.users:
+            return await self._run(prompt_ids, params, loaded.lora)
 
     async def _run(self, prompt_ids: Sequence[int], params: SamplingParams, lora: LoRARequest | None = None) -> Any:
         """The final RequestOutput. Cancelling it makes vLLM drop the request."""

@@ -141,13 +141,23 @@ class Worker(threading.Thread):
                 case GenerationRequest():
                     self._queue_generation(request)
                 case ScoreRequest():
-                    self._scores.append(request)
+                    self._queue_score(request)
                 case AdapterRequest():
                     self._adapter_requests.append(request)
 
+    def _queue_score(self, request: ScoreRequest) -> None:
+        if self._knows(request.adapter):
+            self._scores.append(request)
+        else:
+            fail(request.future, AdapterError(f"adapter {request.adapter!r} is not loaded"))
+
+    def _knows(self, adapter: str | None) -> bool:
+        """Whether new requests may name it: loaded and not about to leave."""
+        leaving = any(r.path is None and r.name == adapter for r in self._adapter_requests)
+        return adapter is None or (adapter in self._adapters and not leaving)
+
     def _queue_generation(self, request: GenerationRequest) -> None:
-        leaving = any(r.path is None and r.name == request.adapter for r in self._adapter_requests)
-        if request.adapter is not None and (leaving or request.adapter not in self._adapters):
+        if not self._knows(request.adapter):
             fail(request.future, AdapterError(f"adapter {request.adapter!r} is not loaded"))
             return
         groups = split_into_groups(request, _GROUP_WIDTH)
@@ -163,7 +173,7 @@ class Worker(threading.Thread):
 
     def _serve_adapter_requests(self) -> None:
         for request in list(self._adapter_requests):
-            if request.path is None and any(g.request.adapter == request.name for g in self._groups()):
+            if request.path is None and request.name in self._adapters_in_use():
                 continue
             self._adapter_requests.remove(request)
             try:
@@ -179,6 +189,9 @@ class Worker(threading.Thread):
 
     def _groups(self) -> list[Group]:
         return [*self._waiting, *self._running]
+
+    def _adapters_in_use(self) -> set[str | None]:
+        return {g.request.adapter for g in self._groups()} | {s.adapter for s in self._scores}
 
     # -- generation ----------------------------------------------------------------------------
 
@@ -301,10 +314,11 @@ class Worker(threading.Thread):
     # -- scoring -------------------------------------------------------------------------------
 
     def _score(self) -> None:
-        """Score one pack of waiting completions; those of the same prompt form one tree."""
+        """Score one pack of waiting completions, all under one adapter; those of the same prompt form one tree."""
         trees: dict[tuple[int, ...], list[ScoreRequest]] = {}
         tokens = 0
-        while self._scores and tokens < self._pack_tokens:
+        adapter = self._scores[0].adapter if self._scores else None
+        while self._scores and tokens < self._pack_tokens and self._scores[0].adapter == adapter:
             request = self._scores.popleft()
             if request.future.done():
                 continue
@@ -312,19 +326,19 @@ class Worker(threading.Thread):
             tokens += len(request.completion_ids) + (0 if prompt in trees else len(prompt))
             trees.setdefault(prompt, []).append(request)
         if trees:
-            self._score_trees(trees)
+            self._score_trees(trees, adapter)
 
-    def _score_trees(self, trees: dict[tuple[int, ...], list[ScoreRequest]]) -> None:
+    def _score_trees(self, trees: dict[tuple[int, ...], list[ScoreRequest]], adapter: str | None) -> None:
         requests = [request for branch in trees.values() for request in branch]
 
         def compute() -> list[list[list[float]]]:
-            self._adapters.activate(None)
+            self._adapters.activate(adapter)
             return self._runner.score([Tree(p, [r.completion_ids for r in branch]) for p, branch in trees.items()])
 
         scores = self._guarded(compute, requests if len(requests) == 1 else [])
         if scores is None and len(requests) > 1:
             for request in requests:
-                self._score_trees({tuple(request.prompt_ids): [request]})
+                self._score_trees({tuple(request.prompt_ids): [request]}, adapter)
         elif scores is not None:
             for branch, branch_scores in zip(trees.values(), scores, strict=True):
                 for request, logprobs in zip(branch, branch_scores, strict=True):

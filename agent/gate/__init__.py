@@ -22,6 +22,7 @@ from agent.gate.choice import check_choice, option_letter, options, stated_lette
 from agent.gate.grounding import check_grounding
 from agent.gate.hygiene import check_hygiene
 from agent.gate.language import check_language
+from agent.gate.math_answer import check_math_answer
 from agent.gate.reasoning import ReasoningJudge
 from agent.gate.similarity import TextCheck
 from agent.gate.steps import check_steps
@@ -31,8 +32,6 @@ from agent.settings import GateSettings
 _NUMBER = re.compile(r"-?\d{1,30}(?:\.\d{1,30})?")
 
 TASKS = ("math", "choice", "text")
-
-_PERCENT_ASKED = re.compile(r"(?:\bpercent(?:age)?\b|%|\bпроцент\w*)[^.?!]*\?\s*\Z", re.IGNORECASE)
 
 
 class Gate:
@@ -50,29 +49,8 @@ class Gate:
         return self._answers.timeouts
 
     def task_of(self, demonstration: Demonstration) -> str:
-        """Which task's check applies: the row's own `task`, else what the row's shape says.
-
-        `choice` where the prompt lists lettered options and the reference is one of the letters, `math` where there
-        is another reference answer, given or in the expert's text, and `text` for the rest.
-
-        Raises:
-            GateError: the row's `task` is unknown, or the row lacks the reference answer it needs.
-        """
-        task, reference = demonstration.task, _reference(demonstration)
-        if task is None:
-            if reference is None:
-                return "text"
-            return "choice" if _letter(reference) in options(_prompt(demonstration)) else "math"
-        if task not in TASKS:
-            raise GateError(f"unknown task {task!r}: use one of {', '.join(TASKS)}, or leave it out")
-        if task == "math" and reference is None:
-            raise GateError(
-                "task 'math' needs a reference answer: add `reference_answer`, or end the expert solution "
-                r"with \boxed{...} or a line `#### ...`"
-            )
-        if task == "choice" and _letter(reference) is None:
-            raise GateError("task 'choice' needs the letter of the right option in `reference_answer`")
-        return task
+        """See the function `task_of`."""
+        return task_of(demonstration)
 
     async def check(self, demonstration: Demonstration, candidate: str, *, finished: bool = True) -> Verdict:
         """The verdict on one candidate.
@@ -108,42 +86,51 @@ class Gate:
         if task == "text":
             yield await self._text(candidate, demonstration.expert)
         elif task == "choice":
-            letter = _letter(_reference(demonstration)) or ""
+            letter = _letter(expected_answer(demonstration)) or ""
             yield check_choice(candidate, letter, options(_prompt(demonstration)))
         else:
-            yield await self._math(demonstration, candidate)
+            reference = expected_answer(demonstration) or ""
+            yield await check_math_answer(self._answers, demonstration, reference, candidate)
             if self._settings.arithmetic:
-                yield check_arithmetic(candidate, demonstration.expert, _plain_number(_reference(demonstration)))
+                yield check_arithmetic(candidate, demonstration.expert, _plain_number(expected_answer(demonstration)))
                 yield check_grounding(candidate, demonstration.expert, _prompt(demonstration))
             if self._settings.steps:
                 yield check_steps(candidate, demonstration.expert)
         if self._judge is not None:
             yield await self._judge(demonstration, candidate)
 
-    async def _math(self, demonstration: Demonstration, candidate: str) -> Check:
-        stated = extract_answer(candidate)
-        if stated is None:
-            return Check("math_answer", False, r"states no final answer: no \boxed{}, no ####, no \"the answer is\"")
-        if stated.retracted:
-            return Check("math_answer", False, f"takes its answer {stated.text[:60]!r} back")
-        if stated.goes_on:
-            return Check("math_answer", False, f"reckons on after its answer {stated.text[:60]!r}")
-        percent_asked = bool(_PERCENT_ASKED.search(demonstration.question))
-        reference = _reference(demonstration) or ""
-        compared = await self._answers.equal(stated.text, reference, percent_asked=percent_asked)
-        if not compared.equal:
-            return Check("math_answer", False, compared.detail)
-        for rival in stated.rivals:
-            if not (await self._answers.equal(rival, stated.text, percent_asked=percent_asked)).equal:
-                return Check("math_answer", False, f"contradicts itself: {stated.text[:60]!r} and {rival[:60]!r}")
-        return Check("math_answer", True, compared.detail)
+
+def task_of(demonstration: Demonstration) -> str:
+    """Which task's check applies: the row's own `task`, else what the row's shape says.
+
+    `choice` where the prompt lists lettered options and the reference is one of the letters, `math` where there
+    is another reference answer, given or in the expert's text, and `text` for the rest.
+
+    Raises:
+        GateError: the row's `task` is unknown, or the row lacks the reference answer it needs.
+    """
+    task, reference = demonstration.task, expected_answer(demonstration)
+    if task is None:
+        if reference is None:
+            return "text"
+        return "choice" if _letter(reference) in options(_prompt(demonstration)) else "math"
+    if task not in TASKS:
+        raise GateError(f"unknown task {task!r}: use one of {', '.join(TASKS)}, or leave it out")
+    if task == "math" and reference is None:
+        raise GateError(
+            "task 'math' needs a reference answer: add `reference_answer`, or end the expert solution "
+            r"with \boxed{...} or a line `#### ...`"
+        )
+    if task == "choice" and _letter(reference) is None:
+        raise GateError("task 'choice' needs the letter of the right option in `reference_answer`")
+    return task
 
 
 def _prompt(demonstration: Demonstration) -> str:
     return "\n".join(message.content for message in demonstration.prompt)
 
 
-def _reference(demonstration: Demonstration) -> str | None:
+def expected_answer(demonstration: Demonstration) -> str | None:
     """The answer a candidate must reach: given by the row, else stated by the expert."""
     if demonstration.reference_answer is not None and demonstration.reference_answer.strip():
         given = demonstration.reference_answer

@@ -220,7 +220,26 @@ async def test_greedy_completions_of_an_adapter_equal_those_of_peft(
     assert [group[0].ids for group in groups] == expected
 
 
-async def test_an_adapter_changes_completions_and_never_scores(
+async def test_scores_are_of_the_base_model_or_of_the_adapter_that_is_named(
+    engine: Engine,
+    model_files: ModelFiles,
+    chat: ChatFormat,
+    plain: torch.nn.Module,
+    adapted: torch.nn.Module,
+    adapter_folder: Path,
+):
+    name = await load_adapter(engine, adapter_folder, model_files)
+    pairs = [(prompt, chat.completion_ids("She has 19 pears.")) for prompt in prompts(chat)]
+    mixed = [(pair, adapter) for pair in pairs for adapter in (None, name)]
+    scores = await asyncio.gather(*(engine.score(*pair, adapter=adapter) for pair, adapter in mixed))
+    await engine.unload_adapter(name)
+    for (pair, adapter), score in zip(mixed, scores, strict=True):
+        assert score == pytest.approx(plain_logprobs(adapted if adapter else plain, *pair), abs=1e-3)
+    with pytest.raises(AdapterError, match=name):
+        await engine.score(*pairs[0], adapter=name)
+
+
+async def test_an_adapter_changes_completions_and_not_the_scores_of_the_base_model(
     engine: Engine, model_files: ModelFiles, chat: ChatFormat, adapter_folder: Path
 ):
     prompt = prompts(chat)[2]

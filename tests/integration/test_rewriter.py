@@ -47,7 +47,9 @@ class ScriptedEngine:
             raise answer
         return [Completion([*range(9)], text, [0.0] * 9, "stop") for text in answer]
 
-    async def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
+    async def score(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], adapter: str | None = None
+    ) -> list[float]:
         self.scored_after.append(prompt_ids)
         return [-self._nats.get(tuple(completion_ids), 1.0)] * len(completion_ids)
 

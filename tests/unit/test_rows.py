@@ -240,3 +240,23 @@ def test_every_shape_of_one_conversation_reads_the_same(question: str, expert: s
         assert [(m.role, m.content) for m in row.prompt] == said[:-1]
         assert row.expert == expert
         assert row.source == shape
+
+
+def test_a_row_of_svamp_is_a_problem_with_its_equation() -> None:
+    row = {
+        "Body": "Allan brought 6 balloons and Jake brought 2 balloons. Jake then bought 3 more balloons",
+        "Question": "How many more balloons did Allan have than Jake?",
+        "Equation": "( 6.0 - ( 2.0 + 3.0 ) )",
+        "Answer": 1.0,
+    }
+    read = parse_row(row, line=1, number=1)
+    assert read.question == (
+        "Allan brought 6 balloons and Jake brought 2 balloons. Jake then bought 3 more balloons. "
+        "How many more balloons did Allan have than Jake?"
+    )
+    assert read.reference_answer == "1"
+    assert read.expert == "( 6 - ( 2 + 3 ) ) = 1\nThe answer is 1."
+    del row["Equation"]
+    assert parse_row(row | {"Answer": "2.50"}, line=1, number=1).expert == "The answer is 2.50."
+    with pytest.raises(RowError, match="'Question': must be a string"):
+        parse_row(row | {"Question": 3}, line=1, number=1)

@@ -1,0 +1,43 @@
+"""The `math_answer` check: the stated final answer of a solution equals the reference.
+
+The same check decides in the gate and in evaluation. Not here: finding the stated answer (`answers`), comparing
+(`answer_checker`).
+"""
+
+from __future__ import annotations
+
+import re
+
+from agent.demonstrations import Demonstration
+from agent.gate.answer_checker import AnswerChecker
+from agent.gate.answers import extract_answer
+from agent.records import Check
+
+_NAME = "math_answer"
+_PERCENT_ASKED = re.compile(r"(?:\bpercent(?:age)?\b|%|\bпроцент\w*)[^.?!]*\?\s*\Z", re.IGNORECASE)
+
+
+def percent_asked(demonstration: Demonstration) -> bool:
+    """Whether the question wants a percentage, so that 50% means 50 and not 0.5."""
+    return bool(_PERCENT_ASKED.search(demonstration.question))
+
+
+async def check_math_answer(
+    answers: AnswerChecker, demonstration: Demonstration, reference: str, candidate: str
+) -> Check:
+    """Whether `candidate` states an answer, one only, stands by it, and it equals `reference`."""
+    stated = extract_answer(candidate)
+    if stated is None:
+        return Check(_NAME, False, r"states no final answer: no \boxed{}, no ####, no \"the answer is\"")
+    if stated.retracted:
+        return Check(_NAME, False, f"takes its answer {stated.text[:60]!r} back")
+    if stated.goes_on:
+        return Check(_NAME, False, f"reckons on after its answer {stated.text[:60]!r}")
+    percent = percent_asked(demonstration)
+    compared = await answers.equal(stated.text, reference, percent_asked=percent)
+    if not compared.equal:
+        return Check(_NAME, False, compared.detail)
+    for rival in stated.rivals:
+        if not (await answers.equal(rival, stated.text, percent_asked=percent)).equal:
+            return Check(_NAME, False, f"contradicts itself: {stated.text[:60]!r} and {rival[:60]!r}")
+    return Check(_NAME, True, compared.detail)

@@ -1,0 +1,96 @@
+"""Which tasks are asked for, and what their files hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.exam.benchmarks import load_local
+from trainer.exam.request import read_tasks
+from trainer.exceptions import EvaluationError
+
+CHOICES = {"query": "Question: What is wet?\n", "choices": ["water", "sand"], "gold": 0}
+
+
+def write(folder: Path, name: str, *rows: Any) -> Path:
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(row if isinstance(row, str) else f"{json.dumps(row)}\n" for row in rows))
+    return folder
+
+
+def test_files_of_questions_have_names_of_their_own() -> None:
+    tasks = read_tasks(["piqa", " sums=a=b.jsonl", "ifeval"])
+    assert tasks.accuracy == {"sums": Path("a=b.jsonl")}
+    assert tasks.retention == ("piqa", "ifeval")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["hellaswg"], "unknown task 'hellaswg': known are hellaswag, arc_easy, piqa, lambada, wikitext, ifeval"),
+        ([""], "unknown task ''"),
+        (["piqa", "piqa"], "'piqa' is given twice"),
+        (["a=x", "a=y"], "'a' is given twice"),
+        (["piqa=x.jsonl"], "with a name of its own"),
+        (["a="], "NAME=PATH"),
+        (["a b=x"], "NAME=PATH"),
+        ([], "no task is given"),
+    ],
+)
+def test_tasks_that_make_no_sense_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        read_tasks(names)
+
+
+def test_rows_keep_their_lines_and_bad_ones_are_counted(tmp_path: Path) -> None:
+    bad = [
+        "no json\n",
+        "\n",
+        "[1]\n",
+        {**CHOICES, "gold": 2},
+        {**CHOICES, "gold": True},
+        {**CHOICES, "gold": None},
+        {**CHOICES, "choices": ["water", " "]},
+        {**CHOICES, "choices": ["water"]},
+        {**CHOICES, "query": 3},
+        {"query": "x"},
+    ]
+    found = load_local("piqa", write(tmp_path, "piqa/validation.jsonl", *bad, CHOICES))
+    assert found.rows == [{"row": 11, "query": "Question: What is wet?", "choices": ["water", "sand"], "gold": 0}]
+    assert found.left_out == {"cannot be read": 9}
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "row"),
+    [
+        (
+            "hellaswag",
+            "hellaswag/validation_9.jsonl",
+            {"activity_label": "a", "ctx_a": "b", "ctx_b": "", "endings": ["c", "d"], "label": "4"},
+        ),
+        ("lambada", "lambada/test.jsonl", {"context": "a", "continuation": " "}),
+        ("ifeval", "ifeval/input_data.jsonl", {"key": 1, "prompt": "a", "instruction_id_list": ["b"], "kwargs": []}),
+        ("wikitext", "wikitext2/test.txt", " \n"),
+    ],
+)
+def test_a_file_without_a_usable_row_is_refused(tmp_path: Path, name: str, file: str, row: Any) -> None:
+    with pytest.raises(EvaluationError, match="has no row that can be used"):
+        load_local(name, write(tmp_path, file, row))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"benchmark lambada: there is no file .*lambada/test\*\.jsonl"):
+        load_local("lambada", tmp_path)
+
+
+def test_a_text_is_cut_at_the_titles_of_its_articles(tmp_path: Path) -> None:
+    first = " = Robert = \n \n Robert is an actor . \n \n = = Career = = \n \n He acts . \n \n"
+    second = " = Du Fu = \n \n A poet of 712 = 770 . \n"
+    found = load_local("wikitext", write(tmp_path, "wikitext2/test.txt", f" \n{first}", second))
+    assert [(row["row"], row["page"]) for row in found.rows] == [(1, first), (2, second)]
+    whole = load_local("wikitext", write(tmp_path, "wikitext2/test.txt", "no title \n"))
+    assert [row["page"] for row in whole.rows] == ["no title \n"]

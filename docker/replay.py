@@ -1,7 +1,7 @@
 """Carries out a Dockerfile's RUN, COPY and ENV without Docker: `unshare --mount python3 docker/replay.py TARGET ROOT`.
 
-Each stage is an overlay on the stage that it begins from, in a folder that is removed at the end; RUN is a chroot into
-it. Covers the instructions that our Dockerfile has, and stops at any other. Not here: networks, users, caches.
+Each stage is an overlay on ROOT that begins with what its parent has written, in a folder that is removed at the end;
+RUN is a chroot into it. Covers the instructions that our Dockerfile has, and stops at any other. Not here: networks, users, caches.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Built:
-    """A stage that was carried out: its layers, topmost first, and what the next stage inherits."""
+    """A stage that was carried out: what it has written, and what the next stage inherits."""
 
-    layers: list[Path]
+    written: Path | None = None
     environment: dict[str, str] = field(default_factory=dict)
     workdir: str = "/"
 
@@ -77,15 +77,17 @@ class Replay:
 
     def build(self, name: str, stage: Stage) -> None:
         """Carry out one stage, after those that it needs."""
-        begun = self._built.get(stage.parent, Built([self._root]))
+        begun = self._built.get(stage.parent, Built())
         upper, scratch, merged = (self._work / f"{name}.{part}" for part in ("upper", "scratch", "merged"))
         for folder in (upper, scratch, merged):
             folder.mkdir()
-        options = f"lowerdir={':'.join(map(str, begun.layers))},upperdir={upper},workdir={scratch}"
+        if begun.written:  # a layer on the layer it lies in is refused, so parents are copied, not stacked
+            subprocess.run(["cp", "--archive", f"{begun.written}/.", upper], check=True)
+        options = f"lowerdir={self._root},upperdir={upper},workdir={scratch}"
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, merged], check=True)
         for folder in ("proc", "dev"):
             subprocess.run(["mount", "--bind", f"/{folder}", merged / folder], check=True)
-        built = replace(begun, layers=[upper, *begun.layers])
+        built = replace(begun, written=upper)
         for word, rest in stage.instructions:
             built = self._carry_out(word, rest, built, merged)
         self._built[name] = built

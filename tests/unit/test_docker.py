@@ -160,7 +160,7 @@ def test_the_context_holds_all_that_is_copied_and_no_data(stages: dict[str, Any]
 def test_the_gpu_image_has_the_versions_that_were_tested_but_where_vllm_wants_others() -> None:
     tested, gpu = pins("constraints.txt"), pins("docker/constraints-gpu.txt")
     others = {name for name in tested.keys() & gpu.keys() if tested[name] != gpu[name]}
-    assert others == {"numpy", "protobuf"}
+    assert others == {"numpy", "protobuf", "grpcio-reflection"}
     (vllm,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["vllm"]
     assert vllm == f"vllm=={gpu['vllm']}"
 

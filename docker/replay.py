@@ -1,7 +1,8 @@
 """Carries out a Dockerfile's RUN, COPY and ENV without Docker: `unshare --mount python3 docker/replay.py TARGET ROOT`.
 
 Each stage is an overlay on ROOT that begins with what its parent has written, in a folder that is removed at the end;
-RUN is a chroot into it. Covers the instructions that our Dockerfile has, and stops at any other. Not here: networks, users, caches.
+RUN is a chroot into it. Covers the instructions that our Dockerfile has, and stops at any other. Not here: networks,
+users, caches.
 """
 
 from __future__ import annotations

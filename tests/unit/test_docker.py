@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 ENTRYPOINT = ROOT / "docker" / "entrypoint.sh"
@@ -161,8 +162,10 @@ def test_the_gpu_image_has_the_versions_that_were_tested_but_where_vllm_wants_ot
     tested, gpu = pins("constraints.txt"), pins("docker/constraints-gpu.txt")
     others = {name for name in tested.keys() & gpu.keys() if tested[name] != gpu[name]}
     assert others == {"numpy", "protobuf", "grpcio-reflection"}
-    (vllm,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["vllm"]
-    assert vllm == f"vllm=={gpu['vllm']}"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {Requirement(line).name.lower().replace("_", "-") for line in project["dependencies"]}
+    assert required <= tested.keys() & gpu.keys()
+    assert project["optional-dependencies"]["vllm"] == [f"vllm=={gpu['vllm']}"]
 
 
 @pytest.mark.parametrize(

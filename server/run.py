@@ -62,12 +62,14 @@ def serve(
     require_free_port(server)
     resolve_model(model)
     started = time.monotonic()
-    with _stop_signals() as stop, _ray_cluster(server.ray):
+    with _stop_signals() as stop, _ray_cluster(server.ray), _stop_signals(stop):  # Ray has installed handlers too
+        if not _wait_for_resources(server.ray, stop, announce):
+            return
         from server.deployments import build_application  # imports Ray, which reads its environment then
 
         announce(f"Ray is up after {time.monotonic() - started:.1f} s; loading {model.name}")
         application = build_application(model, engine, gate, rewrite, server, keys)
-        with _stop_signals(stop), _deployed(application, server, stop) as handle:  # Ray has installed handlers too
+        with _deployed(application, server, stop) as handle:
             if _wait_until_ready(server, stop):
                 announce(f"ready at {base_url(server)} after {time.monotonic() - started:.1f} s; docs at /docs")
                 _wait_for(stop)
@@ -154,22 +156,51 @@ def _ray_cluster(settings: RaySettings) -> Iterator[None]:
     except Exception as error:  # Ray raises the bare class when a process of its own does not come up
         raise StartError(f"Ray did not start, or cannot be reached at {settings.address}: {error}") from error
     try:
-        _require_resources(settings, ray.cluster_resources())  # type: ignore[no-untyped-call]
         yield
     finally:
         with _silent_stdout():
             ray.shutdown()
 
 
-def _require_resources(settings: RaySettings, available: dict[str, float]) -> None:
+def _wait_for_resources(settings: RaySettings, stop: threading.Event, announce: Announce) -> bool:
+    """Return when the cluster has what the engines reserve; nodes may still join one that we did not start.
+
+    Returns:
+        False when told to stop before.
+
+    Raises:
+        SettingsError: the cluster is too small, and nothing joined within `engine_start_timeout_s`.
+    """
+    import ray
+
+    patience_s = 0.0 if settings.address is None else settings.engine_start_timeout_s
+    deadline = time.monotonic() + patience_s
+    told = ""
+    while not stop.is_set():
+        missing = _missing_resources(settings, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        if not missing:
+            return True
+        if time.monotonic() >= deadline:
+            raise SettingsError(
+                f"{missing}: lower server.ray.engine_cpus, server.ray.engine_gpus or server.ray.engine_replicas"
+            )
+        if missing != told:
+            announce(f"waiting for nodes to join: {missing}")
+            told = missing
+        stop.wait(_NAP_S)
+    return False
+
+
+def _missing_resources(settings: RaySettings, available: dict[str, float]) -> str:
+    """What the cluster lacks for the engines, in words; empty when it lacks nothing."""
     for name, each in (("CPU", settings.engine_cpus), ("GPU", settings.engine_gpus)):
         needed = settings.engine_replicas * each
         if needed > available.get(name, 0.0):
-            raise SettingsError(
+            return (
                 f"{settings.engine_replicas} engines with {each:g} {name}s each need {needed:g}, "
-                f"and the Ray cluster has {available.get(name, 0.0):g}: lower server.ray.engine_{name.lower()}s "
-                "or server.ray.engine_replicas"
+                f"and the Ray cluster has {available.get(name, 0.0):g}"
             )
+    return ""
 
 
 @contextlib.contextmanager

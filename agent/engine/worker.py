@@ -31,6 +31,7 @@ from agent.engine.requests import (
 )
 from agent.engine.runner import ModelRunner, Prompt, Tree
 from agent.engine.sampling import draw_tokens
+from agent.engine.scores import ScoreQueue, Trees
 from agent.exceptions import AdapterError, EngineClosedError, EngineMemoryError
 
 Request = GenerationRequest | ScoreRequest | AdapterRequest
@@ -79,7 +80,7 @@ class Worker(threading.Thread):
         self._pack_tokens = pack_tokens
         self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._waiting: deque[Group] = deque()
-        self._scores: deque[ScoreRequest] = deque()
+        self._scores = ScoreQueue(pack_tokens)
         self._adapter_requests: list[AdapterRequest] = []
         self._running: list[Group] = []
         self._closing = False
@@ -141,7 +142,7 @@ class Worker(threading.Thread):
                 case GenerationRequest():
                     self._queue_generation(request)
                 case ScoreRequest():
-                    self._scores.append(request)
+                    self._scores.add(request)
                 case AdapterRequest():
                     self._adapter_requests.append(request)
 
@@ -302,19 +303,10 @@ class Worker(threading.Thread):
 
     def _score(self) -> None:
         """Score one pack of waiting completions; those of the same prompt form one tree."""
-        trees: dict[tuple[int, ...], list[ScoreRequest]] = {}
-        tokens = 0
-        while self._scores and tokens < self._pack_tokens:
-            request = self._scores.popleft()
-            if request.future.done():
-                continue
-            prompt = tuple(request.prompt_ids)
-            tokens += len(request.completion_ids) + (0 if prompt in trees else len(prompt))
-            trees.setdefault(prompt, []).append(request)
-        if trees:
+        if trees := self._scores.take():
             self._score_trees(trees)
 
-    def _score_trees(self, trees: dict[tuple[int, ...], list[ScoreRequest]]) -> None:
+    def _score_trees(self, trees: Trees) -> None:
         requests = [request for branch in trees.values() for request in branch]
 
         def compute() -> list[list[list[float]]]:

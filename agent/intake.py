@@ -87,6 +87,18 @@ def input_identity(path: Path) -> str:
     return f"sha256:{digest.hexdigest()}" if path.exists() else str(path)
 
 
+def overlap(source: Path, output: Path) -> str | None:
+    """Why `output` cannot be written while `source` is read, None when it can."""
+    if not source.exists():
+        return None
+    if output.exists() and output.samefile(source):
+        return "is the input itself"
+    folder = output.absolute().parent
+    if source.is_dir() and folder.is_dir() and folder.samefile(source):
+        return "lies in the input folder, of which every file is read"
+    return None
+
+
 class _Intake:
     """Numbers the rows of one input and keeps their ids apart.
 

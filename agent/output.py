@@ -18,11 +18,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 from agent.demonstrations import BadRow, Demonstration
 from agent.exceptions import OutputFileError, ResumeError
-from agent.intake import input_identity
+from agent.intake import input_identity, overlap
+from agent.records import error_row
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_COLUMNS = error_row(BadRow("", 0, ""), "").keys()
 _CHUNK = 1 << 16
 _BATCH_ROWS = 512
 
@@ -90,12 +92,12 @@ class RecordWriter:
         """Open the output.
 
         Raises:
-            OutputFileError: it is the input, it exists and neither resuming nor overwriting was asked for,
-                another process writes it, or it cannot be written.
+            OutputFileError: it is the input or lies in it, it exists and neither resuming nor overwriting was
+                asked for, another process writes it, or it cannot be written.
             ResumeError: the rows that are there were made from other input or with other settings.
         """
-        if self._source and self._source.exists() and self.path.exists() and self.path.samefile(self._source):
-            raise OutputFileError(f"{self.path}: is the input itself: choose another output")
+        if self._source and (problem := overlap(self._source, self.path)):
+            raise OutputFileError(f"{self.path}: {problem}: choose another output")
         run = {"input": input_identity(self._source) if self._source else "-", **self._settings}
         try:
             self._open(json.loads(json.dumps(run)))
@@ -163,9 +165,9 @@ class RecordWriter:
             for number, line in enumerate(lines, 1):
                 try:
                     row = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     row = None
-                if not isinstance(row, dict) or "id" not in row:
+                if not _is_row(row):
                     raise ResumeError(f"{self._journal}: line {number} is not an output row: write another output")
                 yield row
 
@@ -192,8 +194,8 @@ class RecordWriter:
     def _check_run(self, run: dict[str, Any]) -> None:
         """Compare with what the rows were made from."""
         try:
-            before = json.loads(self._sidecar.read_text())
-        except (OSError, ValueError):
+            before = dict(json.loads(self._sidecar.read_text()))
+        except (OSError, ValueError, TypeError, RecursionError):
             raise ResumeError(f"{self.path}: cannot be resumed, {self._sidecar.name} is not readable") from None
         for name in sorted({*before, *run}):
             if before.get(name) != run.get(name):
@@ -215,21 +217,33 @@ class RecordWriter:
         self._journal.unlink()
 
     def _reopen_parquet(self) -> None:
-        """Bring the journal of a finished Parquet output back."""
+        """Bring the journal of a finished Parquet output back. Raises ResumeError when it is none."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         unfinished = self._journal.with_name(f".{self._journal.name}.unfinished")
-        with unfinished.open("w", encoding="utf-8") as journal, pq.ParquetFile(self.path) as parquet:
-            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
-                for row in batch.to_pylist():
-                    row["source"] = json.loads(row["source"])
-                    journal.write(f"{json.dumps(row, ensure_ascii=False)}\n")
+        try:
+            with unfinished.open("w", encoding="utf-8") as journal, pq.ParquetFile(self.path) as parquet:
+                for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
+                    for row in batch.to_pylist():
+                        row["source"] = json.loads(row["source"])
+                        journal.write(f"{json.dumps(row, ensure_ascii=False)}\n")
+        except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
+            unfinished.unlink()
+            raise ResumeError(f"{self.path}: cannot be resumed, it is no Parquet output of ours: {error}") from None
         os.replace(unfinished, self._journal)
 
     def _close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _is_row(value: object) -> bool:
+    """Whether a line that was read back is a whole row: it may be another program's, or edited."""
+    if not isinstance(value, dict) or _COLUMNS - value.keys():
+        return False
+    return isinstance(value["error"], dict) and isinstance(value["mismatch"], dict)
 
 
 def _schema() -> pa.Schema:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -86,7 +86,9 @@ class Step(Section):
     """One stage of a strategy: a proposer, and the temperatures of its attempts in order."""
 
     proposer: ProposerName
-    temperatures: tuple[float, ...] = Field((0.4, 0.6), min_length=1, description="one attempt each")
+    temperatures: tuple[Annotated[float, Field(ge=0, le=10)], ...] = Field(
+        (0.4, 0.6), min_length=1, description="one attempt each"
+    )
     samples: int = Field(4, ge=1, le=64, description="candidates an attempt")
 
 
@@ -94,7 +96,7 @@ class RewriteSettings(Section):
     """How demonstrations are rewritten."""
 
     strategy: str = Field("default", description="a named strategy")
-    strategies: dict[str, tuple[Step, ...]] = Field(
+    strategies: dict[str, Annotated[tuple[Step, ...], Field(min_length=1)]] = Field(
         default_factory=dict, description="further named strategies: lists of steps"
     )
     adapter: str | None = Field(None, description="adapter folder or name@version for the rewrite proposer")

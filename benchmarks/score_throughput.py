@@ -4,8 +4,14 @@
 
 Every row gives one group: its question, its expert completion, and `--candidates` more completions (the experts of
 the rows after it, cut to words of varied length). The plain way, as common reward code has it, runs the model on
-prompt and completion of each pair and takes `log_softmax` of all logits in float32. Prints one JSON line; the ratio
-is completion tokens per second, ours over plain, and `worst_nats` the largest difference of a token's score.
+prompt and completion of each pair and takes `log_softmax` of all logits in float32. Prints one JSON line:
+
+- `ratio`: completion tokens per second, ours over plain; `worst_nats`: the largest difference of a token's score.
+- `floor_ratio`: what counting allows, multiplications of the plain way over those that cannot be saved (every
+  different prompt once, every completion token once, the vocabulary for completion tokens alone). A ratio above it
+  is overhead that the plain way has and the engine has not.
+- `matrix_share`: seconds that the products which cannot be saved take on this machine, alone and in large batches,
+  over the engine's seconds. What is missing to 1 is attention, norms, soft-max and Python.
 """
 
 from __future__ import annotations
@@ -15,7 +21,9 @@ import asyncio
 import itertools
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -57,10 +65,9 @@ async def score_with_engine(model: ModelFiles, pairs: list[Pair], dtype: str) ->
     return seconds, list(scores)
 
 
-def score_plainly(model: ModelFiles, pairs: list[Pair], dtype: torch.dtype) -> tuple[float, list[list[float]]]:
+def score_plainly(plain: Any, pairs: list[Pair]) -> tuple[float, list[list[float]]]:
     """The same, one pair at a time."""
-    device = pick_device("auto")
-    plain = AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype).to(device).eval()
+    device = plain.device
     scores = []
     with torch.inference_mode():
         plain(torch.tensor([pairs[0][0]], device=device))
@@ -71,6 +78,54 @@ def score_plainly(model: ModelFiles, pairs: list[Pair], dtype: torch.dtype) -> t
             targets = torch.tensor(completion, device=device)[:, None]
             scores.append(logprobs.gather(1, targets)[:, 0].tolist())
     return time.perf_counter() - started, scores
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows that go through the model's layers, and rows that go on to the vocabulary."""
+
+    body: int
+    head: int
+
+    def products(self, plain: Any) -> int:
+        """Multiplications of matrix products, attention left out."""
+        head = plain.get_output_embeddings().weight.numel()
+        return self.body * sum(weight.numel() for weight in body_weights(plain)) + self.head * head
+
+    def seconds(self, plain: Any) -> float:
+        """How long the matrix products alone take, from the best of three batches of 1,024 and 128 rows."""
+        parts = [
+            (self.body, 1024, body_weights(plain)),
+            (self.head, 128, [plain.get_output_embeddings().weight]),
+        ]
+        return sum(
+            rows / batch * min(timed_products(weights, batch) for _ in range(3)) for rows, batch, weights in parts
+        )
+
+
+def body_weights(plain: Any) -> list[torch.Tensor]:
+    """The matrices of all layers."""
+    return [module.weight for module in plain.get_decoder().modules() if isinstance(module, torch.nn.Linear)]
+
+
+def timed_products(weights: list[torch.Tensor], rows: int) -> float:
+    """Seconds to multiply so many rows with every matrix."""
+    inputs = {weight.shape[1]: weight.new_ones(rows, weight.shape[1]) for weight in weights}
+    with torch.inference_mode():
+        started = time.perf_counter()
+        for weight in weights:
+            torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+        if weights[0].is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+
+def work_of(pairs: list[Pair]) -> tuple[Work, Work]:
+    """What cannot be saved, and what the plain way does."""
+    prompts = {tuple(prompt) for prompt, _ in pairs}
+    tokens = sum(len(completion) for _, completion in pairs)
+    everything = sum(len(prompt) + len(completion) for prompt, completion in pairs)
+    return Work(sum(map(len, prompts)) + tokens - len(pairs), tokens), Work(everything, everything)
 
 
 def main() -> None:
@@ -85,17 +140,23 @@ def main() -> None:
     model = resolve_model(ModelSettings(name=options.model))
     pairs = pairs_of(open_chat(model), options.data, options.rows, options.candidates)
     ours, our_scores = asyncio.run(score_with_engine(model, pairs, options.dtype))
-    plain, plain_scores = score_plainly(model, pairs, pick_dtype(options.dtype, pick_device("auto")))
+    device = pick_device("auto")
+    dtype = pick_dtype(options.dtype, device)
+    peer = AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype).to(device).eval()
+    plain, plain_scores = score_plainly(peer, pairs)
+    needed, done_plainly = work_of(pairs)
     tokens = sum(len(completion) for _, completion in pairs)
     differences = [abs(a - b) for x, y in zip(our_scores, plain_scores, strict=True) for a, b in zip(x, y, strict=True)]
     report = {
         "benchmark": "score_throughput",
         "pairs": len(pairs),
         "completion_tokens": tokens,
-        "dtype": options.dtype,
+        "dtype": str(dtype).removeprefix("torch."),
         "engine_tokens_per_s": round(tokens / ours, 1),
         "plain_tokens_per_s": round(tokens / plain, 1),
         "ratio": round(plain / ours, 3),
+        "floor_ratio": round(done_plainly.products(peer) / needed.products(peer), 3),
+        "matrix_share": round(needed.seconds(peer) / ours, 3),
         "worst_nats": round(max(differences), 4),
     }
     print(json.dumps(report))

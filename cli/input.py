@@ -21,12 +21,17 @@ def open_rows(source: Path, limit: int | None) -> Iterator[Demonstration | BadRo
     return read_rows(source, limit=limit)
 
 
+def is_pipe(source: Path) -> bool:
+    """Whether `source` can be read only once: standard input, a named pipe, what `<(command)` stands for."""
+    return source == STANDARD_INPUT or (source.exists() and not source.is_file() and not source.is_dir())
+
+
 def count_rows(source: Path, limit: int | None) -> int | None:
-    """How many rows there will be, None for standard input, which can be read only once.
+    """How many rows there will be, None for a pipe.
 
     Reads everything: little beside the work on the rows, and an unreadable file is told before any work.
 
     Raises:
         InputFileError: missing, unreadable, or not what it claims to be.
     """
-    return None if source == STANDARD_INPUT else sum(1 for _ in read_rows(source, limit=limit))
+    return None if is_pipe(source) else sum(1 for _ in read_rows(source, limit=limit))

@@ -8,18 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from agent.intake import overlap
 from cli.exceptions import UsageError
 
 
 def refuse_target(source: Path, *targets: Path | None) -> None:
-    """Raises UsageError for a target that is the input itself or has no folder."""
+    """Raises UsageError for a target that is the input itself, lies in it, or has no folder."""
     for target in targets:
         if target is None:
             continue
         if not target.absolute().parent.is_dir():
             raise UsageError(f"{target}: there is no folder {target.absolute().parent}")
-        if target.exists() and source.exists() and target.samefile(source):
-            raise UsageError(f"{target}: is the input itself: choose another output")
+        if problem := overlap(source, target):
+            raise UsageError(f"{target}: {problem}: choose another output")
 
 
 @contextmanager

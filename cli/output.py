@@ -13,7 +13,7 @@ from agent.demonstrations import BadRow, Demonstration
 from agent.output import RecordWriter, file_row
 from agent.rewriter import Usage
 from cli.console import counting
-from cli.input import STANDARD_INPUT, count_rows, open_rows
+from cli.input import count_rows, is_pipe, open_rows
 from cli.summary import Summary
 
 
@@ -65,7 +65,7 @@ def open_job(job: Job, settings: dict[str, Any]) -> Iterator[OpenJob]:
     if job.output is None:
         yield OpenJob(rows, total, summary, _print_row)
         return
-    source = None if job.source == STANDARD_INPUT else job.source
+    source = None if is_pipe(job.source) else job.source
     with RecordWriter(
         job.output, source=source, settings=settings, resume=job.resume, overwrite=job.overwrite
     ) as writer:

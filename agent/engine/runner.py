@@ -5,6 +5,7 @@ Works on packed tokens, without padding. Knows the model and the cache; knows no
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from agent.engine.groups import Group, GroupPlan, lower_right, make_group
 
 # Rows of logits held at once while scoring.
 _LOGIT_ROWS = 128
+# Rows of them whose normaliser is summed up at once on a CPU.
+_SUM_ROWS = 8
 # A shared opening shorter than this is cheaper to compute again than to look up and concatenate.
 _SHORTEST_PREFIX = 32
 
@@ -100,6 +103,7 @@ class ModelRunner:
         self._logit_scale = float(getattr(config, "logit_scale", None) or 1.0)
         self._logit_scale /= float(getattr(config, "logits_scaling", None) or 1.0)
         self._device = cache.shape.device
+        self._sum_rows = _SUM_ROWS if self._device.type == "cpu" else _LOGIT_ROWS
         self.cache = cache
         self.prefixes = PrefixStore()
 
@@ -150,22 +154,23 @@ class ModelRunner:
     def score(self, trees: Sequence[Tree]) -> list[list[list[float]]]:
         """Log-probability of every completion token, nats, nested as trees, completions, tokens."""
         groups: list[Group] = []
-        ids: list[int] = []
-        positions: list[int] = []
+        opening = _common_opening([tree.prompt_ids for tree in trees])
+        ids = list(trees[0].prompt_ids[:opening])
+        positions = list(range(opening))
         sources: list[int] = []
         targets: list[int] = []
         for tree in trees:
             length = len(tree.prompt_ids)
-            ids.extend(tree.prompt_ids)
-            positions.extend(range(length))
+            ids.extend(tree.prompt_ids[opening:])
+            positions.extend(range(opening, length))
             last = len(ids) - 1
             for completion in tree.completions:
                 sources.extend([last, *range(len(ids), len(ids) + len(completion) - 1)])
                 targets.extend(completion)
                 ids.extend(completion[:-1])
                 positions.extend(range(length, length + len(completion) - 1))
-            groups.append(make_group(length, [len(c) - 1 for c in tree.completions], self._device))
-        hidden = self._forward(ids, positions, GroupPlan(0, groups))
+            groups.append(make_group(length - opening, [len(c) - 1 for c in tree.completions], self._device))
+        hidden = self._forward(ids, positions, GroupPlan(opening, groups))
         flat = iter(self._logprobs(hidden, sources, targets))
         return [[[next(flat) for _ in completion] for completion in tree.completions] for tree in trees]
 
@@ -196,13 +201,23 @@ class ModelRunner:
         return torch.tanh(logits / self._softcap) * self._softcap if self._softcap else logits
 
     def _logprobs(self, hidden: Tensor, sources: list[int], targets: list[int]) -> list[float]:
-        result: list[float] = []
+        parts: list[Tensor] = []
         for start in range(0, len(sources), _LOGIT_ROWS):
             rows = slice(start, start + _LOGIT_ROWS)
-            logits = self._logits(hidden[sources[rows]]).float()
-            picked = logits.gather(1, self._tensor(targets[rows])[:, None])[:, 0]
-            result.extend((picked - logits.logsumexp(dim=-1)).tolist())
-        return result
+            logits = self._logits(hidden[sources[rows]])
+            picked = logits.gather(1, self._tensor(targets[rows])[:, None])[:, 0].float()
+            # A few rows at a time, so that their float32 copy and its exponentials stay in the processor's cache.
+            sums = torch.cat([part.float().logsumexp(dim=-1) for part in torch.split(logits, self._sum_rows)])
+            parts.append(picked - sums)
+        return torch.cat(parts).tolist() if parts else []
 
     def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)
+
+
+def _common_opening(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that several different prompts begin with, their last one left out."""
+    if len(prompts) < 2:
+        return 0
+    shared = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
+    return min(sum(1 for _ in shared), min(map(len, prompts)) - 1)

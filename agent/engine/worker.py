@@ -31,6 +31,7 @@ from agent.engine.requests import (
 )
 from agent.engine.runner import ModelRunner, Prompt, Tree
 from agent.engine.sampling import draw_tokens
+from agent.engine.scores import ScoreQueue, Trees
 from agent.exceptions import AdapterError, EngineClosedError, EngineMemoryError
 
 Request = GenerationRequest | ScoreRequest | AdapterRequest
@@ -79,7 +80,7 @@ class Worker(threading.Thread):
         self._pack_tokens = pack_tokens
         self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._waiting: deque[Group] = deque()
-        self._scores: deque[ScoreRequest] = deque()
+        self._scores = ScoreQueue(pack_tokens)
         self._adapter_requests: list[AdapterRequest] = []
         self._running: list[Group] = []
         self._closing = False
@@ -147,7 +148,7 @@ class Worker(threading.Thread):
 
     def _queue_score(self, request: ScoreRequest) -> None:
         if self._knows(request.adapter):
-            self._scores.append(request)
+            self._scores.add(request)
         else:
             fail(request.future, AdapterError(f"adapter {request.adapter!r} is not loaded"))
 
@@ -315,30 +316,20 @@ class Worker(threading.Thread):
 
     def _score(self) -> None:
         """Score one pack of waiting completions, all under one adapter; those of the same prompt form one tree."""
-        trees: dict[tuple[int, ...], list[ScoreRequest]] = {}
-        tokens = 0
-        adapter = self._scores[0].adapter if self._scores else None
-        while self._scores and tokens < self._pack_tokens and self._scores[0].adapter == adapter:
-            request = self._scores.popleft()
-            if request.future.done():
-                continue
-            prompt = tuple(request.prompt_ids)
-            tokens += len(request.completion_ids) + (0 if prompt in trees else len(prompt))
-            trees.setdefault(prompt, []).append(request)
-        if trees:
-            self._score_trees(trees, adapter)
+        if trees := self._scores.take():
+            self._score_trees(trees)
 
-    def _score_trees(self, trees: dict[tuple[int, ...], list[ScoreRequest]], adapter: str | None) -> None:
+    def _score_trees(self, trees: Trees) -> None:
         requests = [request for branch in trees.values() for request in branch]
 
         def compute() -> list[list[list[float]]]:
-            self._adapters.activate(adapter)
+            self._adapters.activate(requests[0].adapter)
             return self._runner.score([Tree(p, [r.completion_ids for r in branch]) for p, branch in trees.items()])
 
         scores = self._guarded(compute, requests if len(requests) == 1 else [])
         if scores is None and len(requests) > 1:
             for request in requests:
-                self._score_trees({tuple(request.prompt_ids): [request]}, adapter)
+                self._score_trees({tuple(request.prompt_ids): [request]})
         elif scores is not None:
             for branch, branch_scores in zip(trees.values(), scores, strict=True):
                 for request, logprobs in zip(branch, branch_scores, strict=True):

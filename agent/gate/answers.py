@@ -16,7 +16,7 @@ from agent.gate.quantities import read_quantity
 AnswerSource = Literal["boxed", "hashes", "phrase"]
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_HASHES = re.compile(r"^\s*####\s*(\S.*?)\s*$", re.MULTILINE)
+_HASHES = re.compile(r"^[^\S\n]*####\s*(\S(?:.*\S)?)\s*$", re.MULTILINE)
 _PHRASE = re.compile(
     r"""(?:\b(?:final\s+)?answer\b(?P<about>\s+(?:to|of|for)\s[^.:\n]{1,80}?)?|\bответ\b)
         [*_\s]{0,6}(?:\b(?:is|equals|равен|равна|равно)\b|[:=—])[*_\s:]{0,6}
@@ -46,7 +46,7 @@ _TAKEN_BACK = re.compile(
     r"|should have been|let me (?:re|double|check)|re-?check|reconsider|sorry|scratch"
     r"|подожд\w+|погод\w+|на самом деле|ошиб\w+|неверн\w+|неправильн\w+|исправ\w+|точнее|вернее)\b"
     r"|\A[^.!?\n]*\b(?:but|however|or|not|instead|rather|alternatively|no|однако|или|но|не|либо)\b"
-    r"|\A[^.!?\n]*[.!?$)\]}\s\\]+(?:but|however|or|no|однако|или|но|нет)\b",
+    r"|\A[^.!?\n]*(?<![.!?$)\]}\s\\])[.!?$)\]}\s\\]+(?:but|however|or|no|однако|или|но|нет)\b",
     re.IGNORECASE,
 )
 

@@ -17,6 +17,7 @@ from agent.records import Check
 
 _MAX_CHARACTERS = 20_000
 _MAX_DIGITS = 30
+_MAX_BRACKETS = 50
 _LATEX = (
     (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"((\1)/(\2))"),
     (re.compile(r"\\(?:times|cdot)"), "*"),
@@ -25,7 +26,7 @@ _LATEX = (
     (re.compile(r"\\([$%])"), r"\1"),
     (re.compile(r"\\[()\[\],;! ]|\$"), " "),
     (re.compile(r"<<[^<>]*>>"), ""),
-    (re.compile(r"(?m)^\s*[-*•]\s+"), "; "),
+    (re.compile(r"(?m)^[^\S\n]*[-*•]\s+"), "; "),
     (re.compile(r"\*\*"), " "),
     # A rate is read as its numerator: 5 snakes/jaguar, $6/h.
     (re.compile(r"(?<=[^\W\d_]{2})/(?:[^\W\d_]{2,}|h|s)\b|(?<=\d)/(?:[^\W\d_]{2,}|h)\b"), " "),
@@ -217,6 +218,8 @@ class _Unreadable(Exception):
 
 def _evaluate(tokens: list[str]) -> Fraction:
     """Value of an expression by recursive descent: sums of products of signed operands."""
+    if tokens.count("(") > _MAX_BRACKETS:
+        raise _Unreadable
     rest = list(reversed(tokens))
     value = _sum(rest)
     if rest:

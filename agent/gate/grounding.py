@@ -2,8 +2,9 @@
 
 The arithmetic check sees `72 - 30 = 42` hold; it does not see that nobody said where 30 came from. Here every number
 that an equation starts from must have come up before: in the question, earlier in the candidate, or in the expert's
-solution without being a result there (a number that the question says in words, a conversion). Not here: whether the
-numbers stand for what the candidate says they do, and numbers that algebra leads to.
+solution without being a result there (a number that the question says in words, a conversion). What the expert works
+out the candidate must work out as well: told in prose, it may come with any story. Not here: whether the numbers stand
+for what the candidate says they do, and numbers that algebra leads to.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _NUMBER_WORDS = {word: n for n, word in enumerate(_COUNTING.split(), start=1)} |
     "quarter": 4,
 }
 _MAX_DIGITS = 30
+_CLAUSE_END = re.compile(r"\n|[.;:!?](?!\d)|,\s")
+_RECKONS = re.compile(r"=|\d\s*[-+*/x×÷]\s*\.?\d")
 _ALWAYS = frozenset(map(Fraction, (0, 1, 2, 100)))  # nobody says where halves, doubles and per cents come from
 
 
@@ -41,14 +44,22 @@ def check_grounding(candidate: str, expert: str, question: str) -> Check:
     if not asked:
         return Check("grounding", True, "the question gives no numbers")
     known = _ALWAYS | asked | _given(expert)
+    to_work_out = numbers(readable(expert)) - known
     text, read = readable(candidate), 0
     for equation in equations(candidate):
-        known |= numbers(text[read : equation.start])
+        told = text[read : equation.start]
+        known |= numbers(told) - to_work_out | _reckoned(told)
         read = equation.start
         missing = set(equation.operands) - known
         if missing:
             return Check("grounding", False, f"{equation.text[:80]}: {float(min(missing)):g} comes out of nowhere")
+        known |= {equation.result, *equation.operands}
     return Check("grounding", True, "every number was introduced")
+
+
+def _reckoned(text: str) -> set[Fraction]:
+    """The numbers of clauses that reckon, also where that is not understood (algebra, words between the numbers)."""
+    return {n for clause in _CLAUSE_END.split(text) if _RECKONS.search(clause) for n in numbers(clause)}
 
 
 def _given(expert: str) -> set[Fraction]:

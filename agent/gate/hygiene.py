@@ -35,7 +35,7 @@ _LEAKS = (
         rf"|\b(?:rephrased|paraphrased|revised)\s+(?:{_SOLUTION}|version)",
         re.IGNORECASE,
     ),
-    re.compile(r"^\W*re-?writ(?:e|ten|ing)\b(?:\W|$)", re.IGNORECASE | re.MULTILINE),
+    re.compile(r"^[^\w\n]*re-?writ(?:e|ten|ing)\b(?:\W|$)", re.IGNORECASE | re.MULTILINE),
     re.compile(r"\b(?:i|i've|i have|i'll|i will|have been|has been|was)\s+re-?writ(?:e|ten)\b", re.IGNORECASE),
     re.compile(r"\bas an ai\b|\bas a (?:large )?language model\b", re.IGNORECASE),
     re.compile(r"\A\W*(?:sure|certainly|absolutely|of course|okay|ok|alright)\b[,!.:]", re.IGNORECASE),
@@ -46,7 +46,7 @@ _LEAKS = (
     ),
     re.compile(r"\bin my own words\b", re.IGNORECASE),
     re.compile(
-        r"^\W*(?:user|assistant|human|system|instruction|response|пользователь|ассистент)\W{0,3}:",
+        r"^[^\w\n]*(?:user|assistant|human|system|instruction|response|пользователь|ассистент)\W{0,3}:",
         re.IGNORECASE | re.MULTILINE,
     ),
 )
@@ -69,7 +69,7 @@ _LOOP_LINES = 4
 _SENTENCE_TIMES = 3
 _NUMBERED_TIMES = 6  # an enumeration may go through a week's working days in the same words
 _SENTENCE_END = re.compile(r"\n|(?<=[.!?;])\s")
-_ITEM_MARK = re.compile(r"(?:[-*•]|\d+[.)])\s+")
+_ITEM_MARK = re.compile(r"(?:[-*•]|\d{1,9}[.)])\s+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _DENSE_WORD = re.compile(r"(?=\S*\w)(\S{1,20}?)\1{19,}")
 

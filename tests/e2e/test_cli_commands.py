@@ -84,7 +84,7 @@ def test_check_calibrates_the_reasoning_judge(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("model_files")
 def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
-    quick = {"quick": [{"proposer": "hint", "temperatures": [0.7], "samples": 2}]}
+    quick = {"quick": [{"proposer": "rewrite", "temperatures": [0.4], "samples": 1}]}
     code, _, err = run(
         tmp_path,
         "demo",

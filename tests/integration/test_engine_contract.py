@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -83,6 +84,11 @@ def prompts(chat: ChatFormat, system: str | None = None) -> list[list[int]]:
 
 
 def plain_greedy(plain: torch.nn.Module, prompt: list[int], stop_ids: frozenset[int]) -> list[int]:
+    return list(_plain_greedy(plain, tuple(prompt), stop_ids))
+
+
+@functools.cache
+def _plain_greedy(plain: torch.nn.Module, prompt: tuple[int, ...], stop_ids: frozenset[int]) -> tuple[int, ...]:
     output = plain.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
@@ -91,7 +97,7 @@ def plain_greedy(plain: torch.nn.Module, prompt: list[int], stop_ids: frozenset[
         eos_token_id=sorted(stop_ids),
         pad_token_id=0,
     )
-    return output[0, len(prompt) :].tolist()
+    return tuple(output[0, len(prompt) :].tolist())
 
 
 def plain_logprobs(plain: torch.nn.Module, prompt: list[int], completion: list[int]) -> list[float]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncIterator
 
 import pytest
+import pytest_asyncio
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -20,18 +21,20 @@ from agent.gate.reasoning import SPELLINGS, ReasoningJudge, judge_messages
 from agent.models import ModelFiles
 from agent.settings import EngineSettings, GateSettings
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 ROW = Demonstration("a", (Message("user", "What is 6 times 7?"),), "6*7=42\n#### 42")
 GOOD = "Six sevens: 6 * 7 = 42.\n#### 42"
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(model_files: ModelFiles) -> AsyncIterator[Engine]:
     engine = await open_engine(model_files, EngineSettings(dtype="float32"))
     yield engine
     await engine.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def chat(model_files: ModelFiles) -> ChatFormat:
     return open_chat(model_files)
 

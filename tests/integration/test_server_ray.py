@@ -149,7 +149,7 @@ def test_a_chunked_body_is_cut_off_behind_the_proxy(service: Service) -> None:
 
 def test_a_full_house_answers_429_with_retry_after(service: Service) -> None:
     with ThreadPoolExecutor() as pool:
-        busy = pool.submit(service.rewrite, [APPLES | {"id": str(i)} for i in range(QUEUE_ROWS)], max_tokens=100)
+        busy = pool.submit(service.rewrite, [APPLES | {"id": str(i)} for i in range(QUEUE_ROWS)])
         _wait_until(lambda: service.rows_in_work() == QUEUE_ROWS)
         refused = service.rewrite([APPLES])
         assert refused.status_code == 429
@@ -169,7 +169,7 @@ def test_work_ends_when_its_client_goes_away(service: Service) -> None:
 
 def test_a_dead_engine_is_replaced_loses_nothing_and_is_not_called_ready(service: Service) -> None:
     with ThreadPoolExecutor() as pool:
-        in_flight = pool.submit(service.rewrite, [APPLES], max_tokens=200)
+        in_flight = pool.submit(service.rewrite, [APPLES], max_tokens=48)
         _wait_until(lambda: service.rows_in_work() == 1)
         (engine,) = service.processes("ServeReplica:rewright:engine")
         engine.kill()
@@ -199,7 +199,7 @@ def test_shutting_down_finishes_what_is_in_flight_and_leaves_nothing_behind(serv
     """The last test: nothing runs after it."""
     left = psutil.Process(service.process.pid).children(recursive=True)
     with ThreadPoolExecutor() as pool:
-        in_flight = pool.submit(service.rewrite, [APPLES], max_tokens=100)
+        in_flight = pool.submit(service.rewrite, [APPLES], max_tokens=48)
         _wait_until(lambda: service.rows_in_work() == 1)
         service.process.send_signal(signal.SIGTERM)
         _wait_until(lambda: b"shutting down" in service.log.read_bytes())

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -42,6 +42,8 @@ def run_training(request, *, resume, on_report=None):
         for line in range(script["lines"]):
             print("line", line, "of ü", flush=True)
             time.sleep(script["pause_s"])
+            while line in script["holds"] and not os.path.exists(f"{request.source}-{line}"):
+                time.sleep(0.05)
     finally:
         print("cleaned up", flush=True)
     if "world" in script:
@@ -77,27 +79,38 @@ module.run_training = run_training
 sys.modules["trainer.train"] = module
 '''
 
+# Without arguments, answers every line of standard input: a list of arguments by a list of code, output and errors.
 CLIENT = """
-import sys
+import contextlib, io, json, sys
 from trainer import ray_jobs
 from trainer.exceptions import JobError
 from trainer.request import TrainingRequest, WorkerResources
 
-action, address, job_id, *rest = sys.argv[1:]
-try:
-    if action == "submit":
-        request = TrainingRequest.model_validate_json(rest[0])
-        resources = WorkerResources(cpus=int(rest[2]), memory_mb=64)
-        print(ray_jobs.submit(address, request, resume=True, workers=int(rest[1]), resources=resources, job_id=job_id))
-    elif action == "follow":
-        state = ray_jobs.follow(address, job_id, lambda text: print(text, end="", flush=True))
-        print("ended", state.status)
-    elif action == "status":
-        print(ray_jobs.status(address, job_id).status)
-    else:
-        print(ray_jobs.stop(address, job_id))
-except JobError as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+def answer(write, action, address, job_id, *rest):
+    try:
+        if action == "submit":
+            request = TrainingRequest.model_validate_json(rest[0])
+            cores = WorkerResources(cpus=int(rest[2]), memory_mb=64)
+            write(ray_jobs.submit(address, request, resume=True, workers=int(rest[1]), resources=cores, job_id=job_id))
+        elif action == "follow":
+            write("ended " + ray_jobs.follow(address, job_id, write).status)
+        elif action == "status":
+            write(ray_jobs.status(address, job_id).status)
+        else:
+            write(str(ray_jobs.stop(address, job_id)))
+    except JobError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    write(chr(10))
+    return 0
+
+if sys.argv[1:]:
+    sys.exit(answer(lambda text: print(text, end="", flush=True), *sys.argv[1:]))
+for line in sys.stdin:
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        code = answer(output.write, *json.loads(line))
+    print(json.dumps([code, output.getvalue(), errors.getvalue()]), flush=True)
 """
 
 
@@ -121,6 +134,7 @@ class Cluster:
     address: str
     token: str
     folder: Path
+    clients: dict[tuple[tuple[str, str], ...], subprocess.Popen[str]] = field(default_factory=dict)
 
     def environment(self, **changes: str) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -128,31 +142,48 @@ class Cluster:
         stray = {"RAY_ADDRESS": "http://127.0.0.1:9", "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
         return inherited | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token} | stray | changes
 
-    def start(
-        self, action: str, job_id: str, *rest: str, address: str = "", **environment: str
-    ) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", CLIENT, action, address or self.address, job_id, *rest],
+            [sys.executable, "-c", CLIENT, *arguments],
             env=self.environment(**environment),
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
+    def follow(self, job_id: str, address: str = "") -> subprocess.Popen[str]:
+        """A client of its own that follows a job."""
+        return self.start("follow", address or self.address, job_id)
+
     def ask(self, action: str, job_id: str, *rest: str, **environment: str) -> tuple[int, str, str]:
-        """Exit code, output and error output of a client."""
-        client = self.start(action, job_id, *rest, **environment)
-        output, errors = client.communicate(timeout=PATIENCE_S)
-        return client.returncode, output, errors
+        """Exit code, output and error output of a client; one process answers for all of an environment."""
+        changes = tuple(environment.items())
+        if changes not in self.clients:
+            self.clients[changes] = self.start(**environment)
+        client = self.clients[changes]
+        assert client.stdin
+        assert client.stdout
+        print(json.dumps([action, self.address, job_id, *rest]), file=client.stdin, flush=True)
+        answer = client.stdout.readline()
+        assert answer, client.communicate()[1]
+        code, output, errors = json.loads(answer)
+        return code, output, errors
+
+    def source(self, job_id: str) -> Path:
+        return self.folder / f"{job_id} it's $(script) ${{HOME}}.json"
 
     def submit(self, job_id: str, script: dict[str, object] | None, *, workers: int = 1, cpus: int = 1) -> None:
-        """Script None: a source that does not exist."""
-        source = self.folder / f"{job_id} it's $(script) ${{HOME}}.json"
+        """Script None: a source that does not exist. After a line in its `holds` a job waits for `release`."""
+        source = self.source(job_id)
         if script is not None:
-            source.write_text(json.dumps({"lines": 1, "pause_s": 0} | script))
+            source.write_text(json.dumps({"lines": 1, "pause_s": 0, "holds": []} | script))
         request = TrainingRequest(source=source, output=self.folder / "adapters")
         code, output, errors = self.ask("submit", job_id, request.model_dump_json(), str(workers), str(cpus))
         assert (code, output) == (0, f"{job_id}\n"), errors
+
+    def release(self, job_id: str, line: int) -> None:
+        self.source(job_id).with_name(f"{self.source(job_id).name}-{line}").touch()
 
     def log(self, job_id: str) -> str:
         (file,) = self.folder.glob(f"ray/session_latest/logs/job-driver-{job_id}.log")
@@ -197,6 +228,8 @@ def cluster() -> Iterator[Cluster]:
         assert process.poll() is None, (folder / "log").read_text()
         yield running
     finally:
+        for client in running.clients.values():
+            client.communicate(timeout=PATIENCE_S)  # which ends its input, and it
         left = running.processes("")
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE_S)
@@ -248,7 +281,7 @@ def test_wrong_use_is_one_line_of_the_log(cluster: Cluster) -> None:
 
 def test_a_job_can_be_stopped_and_cleans_up(cluster: Cluster) -> None:
     cluster.submit("stopped", {"lines": 100_000, "pause_s": 0.05})
-    follower = cluster.start("follow", "stopped")
+    follower = cluster.follow("stopped")
     wait_until(lambda: "line 5" in cluster.log("stopped"))
     assert cluster.ask("stop", "stopped")[:2] == (0, "True\n")
     output, errors = follower.communicate(timeout=PATIENCE_S)
@@ -259,30 +292,32 @@ def test_a_job_can_be_stopped_and_cleans_up(cluster: Cluster) -> None:
 
 
 def test_a_job_outlives_its_client_and_can_be_followed_again(cluster: Cluster) -> None:
-    cluster.submit("outlives", {"lines": 60, "pause_s": 0.2})
-    follower = cluster.start("follow", "outlives")
+    cluster.submit("outlives", {"lines": 60, "holds": [3]})
+    follower = cluster.follow("outlives")
     assert follower.stdout
     while follower.stdout.readline() != "line 3 of ü\n":
         assert follower.poll() is None
     follower.kill()
     follower.communicate()
     assert cluster.ask("status", "outlives")[1] == "RUNNING\n"
+    cluster.release("outlives", 3)
     code, output, _ = cluster.ask("follow", "outlives")
     assert code == 0
     assert output == cluster.log("outlives") + "ended SUCCEEDED\n"
 
 
 def test_a_lost_connection_is_taken_up_again_without_a_line_twice(cluster: Cluster) -> None:
-    cluster.submit("cut-off", {"lines": 100, "pause_s": 0.2})
+    cluster.submit("cut-off", {"lines": 100, "holds": [10, 40]})
     with Relay(cluster.address) as relay:
-        follower = cluster.start("follow", "cut-off", address=relay.address)
+        follower = cluster.follow("cut-off", relay.address)
         assert follower.stdout
         head = ""
-        for line in ("line 10 of ü\n", "line 40 of ü\n"):
-            while not head.endswith(line):
+        for line in (10, 40):
+            while not head.endswith(f"line {line} of ü\n"):
                 assert follower.poll() is None
                 head += follower.stdout.readline()
             assert relay.cut() > 0
+            cluster.release("cut-off", line)
         rest = follower.stdout.read()  # communicate() would lose what is buffered
     assert follower.wait(PATIENCE_S) == 0
     assert head + rest == cluster.log("cut-off") + "ended SUCCEEDED\n"

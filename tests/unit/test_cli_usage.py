@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +70,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["mismatch", "none.jsonl"], "none.jsonl: no such file or folder"),
         (["mismatch", "in.jsonl", "--plot", "none/p.png"], "none/p.png: there is no folder"),
         (["mismatch", "in.jsonl", "-o", "none/p.jsonl"], "none/p.jsonl: there is no folder"),
+        (["mismatch", ".", "-o", "o.jsonl"], "o.jsonl: lies in the input folder"),
+        (["rewrite", ".", "-o", "o.jsonl"], "o.jsonl: lies in the input folder"),
+        (["check", ".", "-o", "o.jsonl"], "o.jsonl: lies in the input folder"),
         (["check", "none.jsonl"], "none.jsonl: no such file or folder"),
         (["sft", "in.jsonl"], "where to put the model"),
         (["sft", "in.jsonl", "-o", "m", "--method", "qlora"], "setting sft.method: Input should be 'lora' or 'full'"),
@@ -103,6 +108,38 @@ def test_a_wrong_variable_is_wrong_use(run: Run, monkeypatch: pytest.MonkeyPatch
     code, _, err = run("rewrite", "in.jsonl")
     assert code == 2
     assert "from REWRIGHT_ENGINE__DTYPE" in err
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ('[{"proposer": "solve", "temperatures": [-1]}]', "strategies.x.0.temperatures.0: Input should be greater"),
+        ('[{"proposer": "solve", "temperatures": [0.4, NaN]}]', "strategies.x.0.temperatures.1: Input should be"),
+        ("[]", "strategies.x: Tuple should have at least 1 item"),
+    ],
+)
+def test_a_strategy_that_cannot_be_followed_is_wrong_use(
+    run: Run, monkeypatch: pytest.MonkeyPatch, steps: str, message: str
+) -> None:
+    monkeypatch.setenv("REWRIGHT_REWRITE__STRATEGIES__X", steps)
+    code, _, err = run("rewrite", "in.jsonl", "--strategy", "x")
+    assert code == 2
+    assert message in err
+
+
+def test_rows_come_through_a_named_pipe(run: Run, tmp_path: Path) -> None:
+    rows = [
+        {"question": "1 + 1?", "answer": "1+1=2\n#### 2", "candidate": f"1 + 1 = {n}. The answer is {n}."}
+        for n in (2, 3)
+    ]
+    os.mkfifo(tmp_path / "pipe")
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=(text,))
+    writer.start()
+    code, out, err = run("check", "pipe")
+    writer.join()
+    assert code == 0, err
+    assert [json.loads(line)["status"] for line in out.splitlines()] == ["passed", "failed"]
 
 
 def test_an_unreachable_service_is_a_failure_not_wrong_use(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

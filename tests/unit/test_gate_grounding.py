@@ -24,7 +24,9 @@ def detail(candidate: str, *, expert: str = EXPERT, question: str = QUESTION) ->
     "candidate",
     [
         "3 * 4 = 12 and 5 * 2 = 10, so 12 + 10 = 22 and 30 - 22 = 8.",
-        "The notebooks cost 12 and the pens 10, so 12 + 10 = 22 and 30 - 22 = 8.",
+        "The notebooks cost 3 x $4 or 12 and the pens 5 x $2 or 10, so 12 + 10 = 22.",
+        "4 pens are 4 * 2 = 8, and five pens 8 + 2 = 10.",
+        "Let p be the price; p - 12 = 10, so 12 + 10 = 22.",
         "She keeps 30 - 3 * 4 - 5 * 2 = 8.",
         "Half of 30 is 30 / 2 = 15.",
         "She gets 8.",
@@ -42,6 +44,8 @@ def test_given_stated_and_computed_numbers_may_be_used(candidate: str) -> None:
         ("3 * 4 = 12, so 12 + 10 = 22.", "10"),
         ("She pays 17 + 5 = 22.", "17"),
         ("3 notebooks * 6 dollars/notebook = 18 dollars.", "6"),
+        ("The notebooks cost 12 and the pens 10, so 12 + 10 = 22.", "10"),
+        ("The answer is 8, since 30 - 22 = 8.", "22"),
     ],
 )
 def test_a_result_of_the_expert_and_a_number_of_nobody_come_out_of_nowhere(candidate: str, number: str) -> None:

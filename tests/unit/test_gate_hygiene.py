@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.gate.answers import extract_answer, taken_back
 from agent.gate.hygiene import ROOM_CHARS, check_hygiene
 from agent.settings import GateSettings
 
@@ -186,3 +187,18 @@ def test_hygiene_never_raises(text: str) -> None:
 def test_a_phrase_said_often_enough_is_always_a_loop(phrase: list[str], shift: int) -> None:
     words = [str(n) for n in range(shift)] + phrase * max(4, 60 // len(phrase))
     assert detail(" ".join(words), expert=" ".join(words)).startswith("repeats")
+
+
+@pytest.mark.parametrize("blank", ["\n", "\n ", " ", "\t\n"], ids=repr)
+def test_long_blank_stretches_are_read_once_and_not_over_and_over(blank: str) -> None:
+    """It would take hours with a pattern that begins anew at every character."""
+    stretch = blank * (100_000 // len(blank))
+    assert detail(f"It is{stretch}{CLEAN}", expert=f"It is{stretch}{EXPERT}") == "clean"
+    answer = extract_answer(f"It is{stretch}{CLEAN}{stretch}")
+    assert answer is not None
+    assert (answer.text, answer.retracted) == ("42", False)
+    assert taken_back(f"{stretch}. But then it is 8.")
+
+
+def test_a_long_number_is_read_once_and_not_over_and_over() -> None:
+    assert detail("1" * 100_000, expert="2" * 100_000).startswith("repeats")

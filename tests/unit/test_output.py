@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -197,6 +198,45 @@ def test_a_line_that_is_no_row_does_not_resume(tmp_path: Path, source: Path):
         file.write(b"\0\0\0\n")
     with pytest.raises(ResumeError, match="line 3 is not an output row"):
         write(tmp_path / "out.jsonl", source, resume=True)
+
+
+@pytest.mark.parametrize("line", ['{"id": "row-1"}', "[" * 100_000], ids=["a part of a row", "deep nesting"])
+def test_a_line_that_is_no_whole_row_does_not_resume(tmp_path: Path, source: Path, line: str):
+    killed_after(tmp_path / "out.jsonl", source, 0)
+    (tmp_path / "out.jsonl").write_text(f"{line}\n")
+    with pytest.raises(ResumeError, match="line 1 is not an output row"):
+        write(tmp_path / "out.jsonl", source, resume=True)
+
+
+def test_a_run_file_that_is_no_object_does_not_resume(tmp_path: Path, source: Path):
+    killed_after(tmp_path / "out.jsonl", source, 3)
+    for text in ("[1]", "7", "[" * 100_000):
+        (tmp_path / "out.jsonl.run.json").write_text(text)
+        with pytest.raises(ResumeError, match=r"out\.jsonl\.run\.json is not readable"):
+            write(tmp_path / "out.jsonl", source, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"PAR1 not at all", None], ids=["not Parquet", "of other columns"])
+def test_a_parquet_file_that_is_no_output_does_not_resume(tmp_path: Path, source: Path, content: bytes | None):
+    out = tmp_path / "out.parquet"
+    write(out, source)
+    if content is None:
+        pq.write_table(pa.table({"id": ["row-1"]}), out)
+    else:
+        out.write_bytes(content)
+    before = out.read_bytes()
+    with pytest.raises(ResumeError, match="it is no Parquet output of ours"):
+        write(out, source, resume=True)
+    assert out.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.parquet", "out.parquet.run.json"}
+
+
+def test_an_output_among_the_files_of_the_input_folder_is_refused(tmp_path: Path, source: Path):
+    with pytest.raises(OutputFileError, match="lies in the input folder"):
+        write(tmp_path / "out.jsonl", tmp_path)
+    assert list(tmp_path.iterdir()) == [source]
+    (tmp_path / "below").mkdir()
+    assert len(write(tmp_path / "below" / "out.jsonl", tmp_path)) == 20
 
 
 def test_two_processes_do_not_write_one_output(tmp_path: Path, source: Path):

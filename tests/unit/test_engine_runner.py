@@ -1,0 +1,64 @@
+"""Scores of packed trees, on a tiny random model: what full logits give, pair by pair."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+
+from agent.engine.attention import ATTENTION_NAME, packed_attention
+from agent.engine.cache import PagedCache
+from agent.engine.loading import cache_shape
+from agent.engine.runner import ModelRunner, Tree
+
+OPENING = list(range(3, 43))
+TREES = [
+    Tree([*OPENING, 50, 51, 52], [[5, 6, 7], [8], [9, 10, 11, 12, 13]]),
+    Tree(OPENING, [[14, 15]]),
+    Tree([*OPENING, 60], [list(range(3, 93)), [5], list(range(20, 90))]),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    AttentionInterface.register(ATTENTION_NAME, packed_attention)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        attn_implementation=ATTENTION_NAME,
+    )
+    return LlamaForCausalLM(config).float().eval()
+
+
+def plain_logprobs(model: LlamaForCausalLM, prompt: list[int], completion: list[int]) -> list[float]:
+    model.set_attn_implementation("eager")
+    logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+    model.set_attn_implementation(ATTENTION_NAME)
+    return logits.log_softmax(-1)[torch.arange(len(completion)), torch.tensor(completion)].tolist()
+
+
+@pytest.mark.parametrize("trees", [TREES, TREES[:1], TREES[1:2], TREES[::-1]], ids=["all", "one", "pair", "reversed"])
+@torch.inference_mode()
+def test_scores_are_those_of_full_logits(model: LlamaForCausalLM, trees: list[Tree]) -> None:
+    runner = ModelRunner(model, PagedCache(cache_shape(model), budget=0))
+    for tree, scores in zip(trees, runner.score(trees), strict=True):
+        for completion, score in zip(tree.completions, scores, strict=True):
+            assert score == pytest.approx(plain_logprobs(model, list(tree.prompt_ids), list(completion)), abs=3e-5)
+
+
+def test_what_the_prompts_of_a_pack_begin_with_is_computed_once(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+    decoder = model.get_decoder()
+    forward = decoder.forward
+    monkeypatch.setattr(decoder, "forward", lambda **given: computed.append(given["input_ids"]) or forward(**given))
+    with torch.inference_mode():
+        ModelRunner(model, PagedCache(cache_shape(model), budget=0)).score(TREES)
+    tokens = sum(tree.tokens for tree in TREES)
+    assert [ids.shape[1] for ids in computed] == [tokens - 2 * (len(OPENING) - 1)]

@@ -7,7 +7,6 @@ Not here: loading them into engines (`server.hosting`), switching (`server.backe
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +146,7 @@ class AdapterStore:
 
     def without_paths(self, message: str) -> str:
         """A message about an adapter as clients may see it: where the folder lies is not their business."""
-        return message.replace(f"{self._folder}{os.sep}", "") if self._folder else message
+        return message.replace(f"{self._folder}/", "") if self._folder else message
 
     def _published_as(self, asked: str) -> str:
         """`name@version` of a published adapter. Raises UnknownNameError."""

@@ -135,9 +135,10 @@ class RemoteEngine:
     async def _ask_all(self, method: str, *arguments: Any) -> list[Any]:
         """One call to each engine; one that dies meanwhile is left out. Raises as `_ask`."""
         try:
-            answers = await self._handle.broadcast(method, *arguments).results_async(return_exceptions=True)
-        except DeploymentUnavailableError as error:
-            raise EngineClosedError("no engine is running now; it is being replaced") from error
+            response = self._handle.broadcast(method, *arguments)
+            answers = await response.results_async(timeout_s=self._patience_s, return_exceptions=True)
+        except (DeploymentUnavailableError, TimeoutError) as error:
+            raise EngineClosedError("an engine does not answer, or none is running; it is being replaced") from error
         for answer in answers:
             if isinstance(answer, Exception) and not isinstance(answer, RayActorError | EngineClosedError):
                 raise answer

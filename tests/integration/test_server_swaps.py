@@ -27,7 +27,7 @@ from tests.tiny import make_model, publish_lora
 
 VERSIONS = 5
 KEPT = 2
-SWAPS, WARM_UP = 100, 20
+SWAPS, WARM_UP = 100, 10
 ROW = {"question": "Mira has 3 apples and buys 4. How many?", "answer": "3+4=7\n#### 7"}
 QUICK = SamplingBody(temperature=1.0, samples=2, max_tokens=8)
 
@@ -100,7 +100,7 @@ async def test_a_hundred_swaps_under_load_lose_no_request_and_keep_no_adapter(be
             await one_more.wait()
 
     # The last one keeps a version busy that is seldom active.
-    clients = [asyncio.create_task(client(asked)) for asked in ("math", "math", "math@4")]
+    clients = [asyncio.create_task(client(asked)) for asked in ("math", "math@4")]
     await swap(WARM_UP)
     before = psutil.Process().memory_info().rss
     await swap(SWAPS)

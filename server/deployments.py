@@ -157,7 +157,7 @@ def build_application(
     """Both deployments, wired."""
     ray = server.ray
     if server.adapters is not None:  # Ray's processes have working folders of their own
-        server = server.model_copy(update={"adapters": server.adapters.expanduser().absolute()})
+        server = server.model_copy(update={"adapters": server.adapters.absolute()})
     scaling = None
     if ray.engine_max_replicas is not None:
         scaling = AutoscalingConfig(

@@ -56,7 +56,7 @@ def _list_folder(folder: Path, as_json: bool) -> None:
 def _list_of_service(url: str, as_json: bool) -> None:
     from cli.service import ask_service
 
-    answer = ask_service(url, os.environ.get(_KEY_VARIABLE), "GET", "/v1/adapters")
+    answer = ask_service(url, os.environ.get(_KEY_VARIABLE), "GET", "/v1/adapters", fields=("data", "default"))
     if as_json:
         print(json.dumps(answer))
         return
@@ -91,7 +91,8 @@ def activate(
     if not is_name(name):
         raise UsageError(f"{name!r} is no name of an adapter")
     path = f"/v1/adapters/{name}/activate"
-    answer = ask_service(url, os.environ.get(_KEY_VARIABLE), "POST", path, {"version": version})
+    key = os.environ.get(_KEY_VARIABLE)
+    answer = ask_service(url, key, "POST", path, {"version": version}, fields=("active", "previous"))
     if as_json:
         print(json.dumps(answer))
         return

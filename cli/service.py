@@ -5,6 +5,7 @@ Not here: sending work to it (`cli.client`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -15,7 +16,15 @@ from cli.exceptions import ServiceError
 _TIMEOUT_S = 600.0  # an adapter is read and loaded by every engine before the answer comes
 
 
-def ask_service(url: str, key: str | None, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+def ask_service(
+    url: str,
+    key: str | None,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None = None,
+    *,
+    fields: Sequence[str],
+) -> dict[str, Any]:
     """The answer of a service, decoded.
 
     Args:
@@ -24,6 +33,7 @@ def ask_service(url: str, key: str | None, method: str, path: str, body: dict[st
         method: `GET` or `POST`.
         path: below the base address.
         body: sent as JSON, None for none.
+        fields: what the answer must have.
 
     Raises:
         UsageError: the address is none.
@@ -41,6 +51,9 @@ def ask_service(url: str, key: str | None, method: str, path: str, body: dict[st
         message = error_fields(answer).get("message") or answer.reason_phrase
         raise ServiceError(f"{url} answered {answer.status_code}: {message}")
     try:
-        return answer.json()
+        content = answer.json()
     except (ValueError, RecursionError) as error:
         raise ServiceError(f"{url} answered something that is not JSON") from error
+    if not isinstance(content, dict) or not all(field in content for field in fields):
+        raise ServiceError(f"{url} answered without {' and '.join(fields)}: is it this service, and this version?")
+    return content

@@ -28,7 +28,6 @@ from server.deployments import EngineDeployment, build_application
 from server.hosting import HostedEngine
 from server.remote import RemoteEngine
 from server.settings import RaySettings, ServerSettings
-from tests.tiny import make_model, publish_lora
 
 PATIENCE_S = 300.0
 POISON = 13
@@ -93,6 +92,8 @@ def cluster() -> Iterator[Cluster]:
 async def test_two_nodes_share_the_work_and_both_load_an_adapter(
     cluster: Cluster, model_files: ModelFiles, tmp_path: Path
 ) -> None:
+    from tests.tiny import make_model, publish_lora  # torch, which the other test does without
+
     model = make_model(tmp_path / "tiny", model_files)
     publish_lora(tmp_path / "adapters", model, 1)
     settings = ServerSettings(

@@ -16,13 +16,15 @@ from pathlib import Path
 
 from agent.exceptions import AdapterError
 from agent.strict_json import JsonValueError, check_json_value, parse_json
-from agent.weights import read_tensors, weights_sha256
+from agent.weights import read_tensors, remembered_sha256
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "rewright.json"
 MAX_RANK = 512
+NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
+MAX_VERSION = 999_999_999
 
 _MAX_JSON_BYTES = 1 << 22
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
+_NAME = re.compile(NAME_PATTERN)
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _CARD_FIELDS = {
     "name": (_NAME, "math"),
@@ -58,6 +60,14 @@ class AdapterFiles:
 def is_name(text: str) -> bool:
     """Whether an adapter may be published under this name."""
     return _NAME.fullmatch(text) is not None
+
+
+def split_version(text: str) -> tuple[str, int | None] | None:
+    """`math@3` as ("math", 3), `math` as ("math", None), and None for what names no published adapter."""
+    name, at, version = text.partition("@")
+    if not is_name(name) or (at and not _VERSION.fullmatch(version)):
+        return None
+    return name, int(version) if at else None
 
 
 def adapter_versions(folder: Path) -> list[int]:
@@ -197,7 +207,7 @@ def _check_base(card: dict[str, object], path: Path, model: str, base: Path | No
     if base is None or weights is None:
         return
     try:
-        found = weights_sha256(base)
+        found = remembered_sha256(base)
     except (OSError, ValueError) as error:
         raise AdapterError(f"adapter {path}: the base model's weights cannot be compared: {error}") from error
     if found != weights:

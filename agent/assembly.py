@@ -69,7 +69,7 @@ async def load_adapter(engine: Engine, path: Path, base: ModelFiles) -> str:
     Raises:
         AdapterError: it is malformed or belongs to another base model.
     """
-    adapter = open_adapter(path, base.name, base=base.path)
+    adapter = await asyncio.to_thread(open_adapter, path, base.name, base=base.path)
     await engine.load_adapter(adapter.name, adapter.path)
     return adapter.name
 

@@ -53,6 +53,10 @@ class EngineClosedError(RewrightError, RuntimeError):
     """The engine is shutting down or has been closed."""
 
 
+class EngineCrashError(RewrightError, RuntimeError):
+    """The engine's process died of this very request, the last time with nothing beside it; other requests go on."""
+
+
 class GateError(RewrightError, ValueError):
     """The gate cannot decide: unknown task, or the task lacks what its checks need."""
 

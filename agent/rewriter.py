@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
 from agent.engine import Completion, Engine, Sampling
-from agent.exceptions import EngineMemoryError, GateError, PromptTooLongError
+from agent.exceptions import EngineCrashError, EngineMemoryError, GateError, PromptTooLongError
 from agent.gate import Gate
 from agent.mismatch import summarise
 from agent.prompts import proposal_prompt
@@ -87,13 +87,13 @@ class Rewriter:
     async def rewrite(self, demonstration: Demonstration) -> Rewritten:
         """The record of `demonstration`.
 
-        A row that cannot be handled (too long, no gate for it, out of memory) becomes a record with status
-        `error` that keeps the expert; failures of the engine itself propagate.
+        A row that cannot be handled (too long, no gate for it, out of memory, it kills the engine) becomes a record
+        with status `error` that keeps the expert; failures of the engine itself propagate.
         """
         job = _Job(self, demonstration)
         try:
             record = await job.run()
-        except (PromptTooLongError, EngineMemoryError, GateError) as error:
+        except (PromptTooLongError, EngineMemoryError, EngineCrashError, GateError) as error:
             record = job.record("error", "expert", demonstration.expert, error=str(error))
         return Rewritten(record, job.usage)
 

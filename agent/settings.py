@@ -99,7 +99,9 @@ class RewriteSettings(Section):
     strategies: dict[str, Annotated[tuple[Step, ...], Field(min_length=1)]] = Field(
         default_factory=dict, description="further named strategies: lists of steps"
     )
-    adapter: str | None = Field(None, description="adapter folder or name@version for the rewrite proposer")
+    adapter: str | None = Field(
+        None, description="of the rewrite proposer: an adapter's folder; for a service also the name of a published one"
+    )
     max_tokens: int | None = Field(
         None, ge=1, description="new tokens of one candidate; None for 64 and half as many again as the expert has"
     )

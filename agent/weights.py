@@ -5,6 +5,7 @@ Not here: what the tensors of an adapter must be called (`agent.adapters`), and 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -89,3 +90,14 @@ def weights_sha256(folder: Path) -> str:
         digest.update(json.dumps([tensor.name, tensor.dtype, tensor.shape]).encode())
         digest.update(tensor.data)
     return digest.hexdigest()
+
+
+def remembered_sha256(folder: Path) -> str:
+    """`weights_sha256`, read again only when a file of the folder has changed. Raises as it does."""
+    files = [(file.name, file.stat()) for file in sorted(folder.glob("*.safetensors"))]
+    return _sha256_of_state(folder, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in files))
+
+
+@functools.lru_cache(maxsize=4)
+def _sha256_of_state(folder: Path, _: tuple[tuple[str, int, int], ...]) -> str:
+    return weights_sha256(folder)

@@ -1,8 +1,9 @@
-"""`rewright adapters`: which adapters are published, and what one of them says of itself."""
+"""`rewright adapters`: which adapters are published, what one says of itself, and which one a service uses."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,18 +12,33 @@ import typer
 from agent.exceptions import AdapterError
 from cli import options
 from cli.console import print_table, result_console, say
+from cli.exceptions import UsageError
 
-app = typer.Typer(help="List published adapters, or show one.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="List published adapters, show one, or have a service use it.", no_args_is_help=True, rich_markup_mode=None
+)
 
+_KEY_VARIABLE = "REWRIGHT_API_KEY"
+_DEFAULT_FOLDER = Path("adapters")
 _COLUMNS = ("adapter", "base model", "reward", "held-out pass rate", "mismatch", "expert's", "created")
 
 
 @app.command("list")
 def list_adapters(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Holds NAME/VERSION.")] = Path("adapters"),
+    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="Holds NAME/VERSION. [adapters]")] = None,
+    url: Annotated[str | None, typer.Option("--url", metavar="URL", help="List those of this service.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """The published adapters under a folder."""
+    """The published adapters under a folder, or of a running service."""
+    if url is not None:
+        if folder is not None:
+            raise UsageError("DIR and --url exclude each other: the service has its own folder")
+        _list_of_service(url, as_json)
+        return
+    _list_folder(folder or _DEFAULT_FOLDER, as_json)
+
+
+def _list_folder(folder: Path, as_json: bool) -> None:
     from agent.adapters import published_adapters, read_card
 
     cards: list[dict[str, Any]] = []
@@ -35,6 +51,53 @@ def list_adapters(
         print(json.dumps(cards))
     else:
         print_table(f"Adapters under {folder}", _COLUMNS, [_row(card) for card in cards], to=result_console())
+
+
+def _list_of_service(url: str, as_json: bool) -> None:
+    from cli.service import ask_service
+
+    answer = ask_service(url, os.environ.get(_KEY_VARIABLE), "GET", "/v1/adapters", fields=("data", "default"))
+    if as_json:
+        print(json.dumps(answer))
+        return
+    rows = [
+        (
+            f"{adapter['name']}@{version['version']}",
+            version["base_model"] or "",
+            "active" if version["version"] == adapter["active"] else "",
+            "loaded" if version["loaded"] else "",
+        )
+        for adapter in answer["data"]
+        for version in adapter["versions"]
+    ]
+    print_table(f"Adapters of {url}", ("adapter", "base model", "", ""), rows, to=result_console())
+    say(f"without `adapter`, requests get {answer['default'] or 'none'}")
+
+
+@app.command("activate")
+def activate(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of a published adapter.")],
+    version: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="Its number; an older one goes back.")],
+    url: Annotated[str, typer.Option("--url", metavar="URL", help="The service.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Have a running service use a version for new requests, without a restart.
+
+    Requests in flight finish on the version with which they began.
+    """
+    from agent.adapters import is_name
+    from cli.service import ask_service
+
+    if not is_name(name):
+        raise UsageError(f"{name!r} is no name of an adapter")
+    path = f"/v1/adapters/{name}/activate"
+    key = os.environ.get(_KEY_VARIABLE)
+    answer = ask_service(url, key, "POST", path, {"version": version}, fields=("active", "previous"))
+    if as_json:
+        print(json.dumps(answer))
+        return
+    before = f"{name}@{answer['previous']}" if answer["previous"] else "none"
+    say(f"{name}@{answer['active']} is active at {url}, before it was {before}")
 
 
 @app.command("show")

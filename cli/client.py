@@ -28,7 +28,7 @@ _BATCH_BYTES = 2 * 2**20
 _REQUESTS = 4  # in flight: enough to keep the engine's batches full while answers travel
 _BUSY_PATIENCE_S = 900.0
 _LONGEST_WAIT_S = 30.0
-_FATAL = (401, 403, 404)
+_FATAL = (401, 403, 404, 409)
 _BUSY = (429, 502, 503)
 
 
@@ -46,12 +46,7 @@ class RewriteClient:
     """
 
     def __init__(self, url: str, key: str | None, options: dict[str, Any], *, patience_s: float) -> None:
-        try:
-            parts = httpx.URL(url)
-        except httpx.InvalidURL as error:
-            raise UsageError(f"--url {url!r} is no address: {error}") from error
-        if parts.scheme not in ("http", "https") or not parts.host:
-            raise UsageError(f"--url {url!r} is no http address, as http://127.0.0.1:8000 is one")
+        parts = service_address(url)
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         # Reading may take as long as the service allows itself for a request: it knows when to give up.
         self._http = httpx.AsyncClient(base_url=parts, headers=headers, timeout=httpx.Timeout(30.0, read=None))
@@ -147,8 +142,19 @@ class RewriteClient:
         return content
 
     def _refusal(self, answer: httpx.Response) -> ServiceError:
-        message = _error_fields(answer).get("message") or answer.reason_phrase
+        message = error_fields(answer).get("message") or answer.reason_phrase
         return ServiceError(f"{self._url} answered {answer.status_code}: {message}")
+
+
+def service_address(url: str) -> httpx.URL:
+    """The base address of a service. Raises UsageError for what is no http address."""
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise UsageError(f"--url {url!r} is no address: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise UsageError(f"--url {url!r} is no http address, as http://127.0.0.1:8000 is one")
+    return parts
 
 
 async def rewrite_rows_remotely(
@@ -201,11 +207,12 @@ def _as_row(demonstration: Demonstration) -> dict[str, Any]:
 
 
 def _about_options(answer: httpx.Response, options: dict[str, Any]) -> bool:
-    param = str(_error_fields(answer).get("param") or "")
+    param = str(error_fields(answer).get("param") or "")
     return param.split(".")[0] in options
 
 
-def _error_fields(answer: httpx.Response) -> dict[str, Any]:
+def error_fields(answer: httpx.Response) -> dict[str, Any]:
+    """`message`, `param`, `code` of a refusal; empty for an answer that is no refusal of ours."""
     try:
         fields = answer.json()["error"]
     except (ValueError, KeyError, TypeError, RecursionError):

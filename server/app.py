@@ -32,6 +32,8 @@ from server.examples import (
 from server.exceptions import BadRequestError, TooLargeError, UnavailableError, WorkTimeoutError
 from server.headers import GuardHeaders
 from server.page import PAGE
+from server.routes_adapters import AdapterBackend
+from server.routes_adapters import routes as adapter_routes
 from server.schemas import (
     HealthResponse,
     MismatchBody,
@@ -47,14 +49,14 @@ B = TypeVar("B", RewritesBody, MismatchBody)
 
 _READY_TIMEOUT_S = 3.0
 _bearer = HTTPBearer(auto_error=False, description="One of the keys the service was started with.")
-_WORK_ERRORS = error_responses(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+_WORK_ERRORS = error_responses(400, 401, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504)
 
 
-class Backend(Protocol):
+class Backend(AdapterBackend, Protocol):
     """What the application needs; `server.backend` has the real one."""
 
     async def rewrite(self, body: RewritesBody) -> dict[str, Any]:
-        """The body of the answer. Raises UnknownNameError and EngineClosedError."""
+        """The body of the answer. Raises UnknownNameError, ConflictError and EngineClosedError."""
         ...
 
     async def mismatch(self, body: MismatchBody) -> dict[str, Any]:
@@ -88,6 +90,7 @@ def create_app(backend: Backend, settings: ServerSettings, keys: Keys) -> FastAP
     install_error_handlers(app)
     app.include_router(_status)
     app.include_router(_work)
+    app.include_router(adapter_routes, dependencies=[Security(_bearer)])
     return app
 
 

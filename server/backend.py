@@ -5,13 +5,21 @@ Not here: HTTP, and limits on how much is asked for.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from typing import Any
 
 from agent.chat import ChatFormat
 from agent.demonstrations import BadRow, Demonstration
-from agent.engine import Engine, EngineInfo
-from agent.exceptions import EngineClosedError, EngineMemoryError, PromptTooLongError, SettingsError
+from agent.engine import EngineInfo
+from agent.exceptions import (
+    AdapterError,
+    EngineClosedError,
+    EngineCrashError,
+    EngineMemoryError,
+    PromptTooLongError,
+    SettingsError,
+)
 from agent.gate import Gate
 from agent.intake import read_json_rows
 from agent.mismatch import surprisal
@@ -19,7 +27,9 @@ from agent.pipeline import map_in_order, rewrite_rows
 from agent.rewriter import Rewriter, Usage
 from agent.settings import RewriteSettings
 from agent.strategies import Strategy, find_strategy
-from server.exceptions import UnknownNameError
+from server.adapters import AdapterStore
+from server.exceptions import ConflictError, UnknownNameError
+from server.hosting import ServedEngine
 from server.schemas import MismatchBody, RewritesBody, SamplingBody
 
 
@@ -31,20 +41,20 @@ class AgentBackend:
         chat: chat format of its model.
         gate: shared by all requests.
         settings: what a request does not override.
-        adapter: the one adapter that the engine has loaded, None for none.
+        adapters: which adapters a request may name.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        engine: ServedEngine,
         chat: ChatFormat,
         gate: Gate,
         settings: RewriteSettings,
-        *,
-        adapter: str | None = None,
+        adapters: AdapterStore,
     ) -> None:
         self._engine, self._chat, self._gate = engine, chat, gate
-        self._settings, self._adapter = settings, adapter
+        self._settings, self._adapters = settings, adapters
+        self._activating = asyncio.Lock()
 
     async def ping(self) -> EngineInfo:
         """See `Backend.ping`."""
@@ -62,9 +72,12 @@ class AgentBackend:
         rows = read_json_rows(body.demonstrations)
         data: list[dict[str, Any]] = []
         usage = Usage()
-        async for row, used in rewrite_rows(rewriter, rows, model=model, concurrency=self._settings.concurrency):
-            data.append(row)
-            usage += used
+        try:
+            async for row, used in rewrite_rows(rewriter, rows, model=model, concurrency=self._settings.concurrency):
+                data.append(row)
+                usage += used
+        except AdapterError as error:
+            raise self._refused(error, "adapter") from error
         return {"data": data, "usage": asdict(usage), "model": model}
 
     async def mismatch(self, body: MismatchBody) -> dict[str, Any]:
@@ -73,6 +86,31 @@ class AgentBackend:
         rows = read_json_rows(body.demonstrations)
         data = [row async for row in map_in_order(self._surprisal_row, rows, self._settings.concurrency)]
         return {"data": data, "model": model}
+
+    async def list_adapters(self) -> dict[str, Any]:
+        """See `AdapterBackend.list_adapters`."""
+        loaded = await self._engine.loaded()
+        store = self._adapters
+        data = []
+        for name in store.names():
+            versions = [asdict(v) | {"loaded": f"{name}@{v.version}" in loaded} for v in store.published(name)]
+            data.append({"name": name, "active": store.active(name), "versions": versions})
+        return {"data": data, "default": store.resolve(None)}
+
+    async def activate_adapter(self, name: str, version: int) -> dict[str, Any]:
+        """See `AdapterBackend.activate_adapter`: what cannot be loaded everywhere does not become active."""
+        adapter = self._adapters.require(name, version)
+        async with self._activating:
+            try:
+                await self._engine.load_adapter(adapter, self._adapters.path_of(adapter))
+            except AdapterError as error:
+                raise self._refused(error, "version") from error
+            previous = self._adapters.active(name)
+            await asyncio.to_thread(self._adapters.activate, name, version)
+        return {"name": name, "active": version, "previous": previous}
+
+    def _refused(self, error: AdapterError, param: str) -> ConflictError:
+        return ConflictError(self._adapters.without_paths(str(error)), code="adapter_refused", param=param)
 
     async def _model(self) -> str:
         """Name of the model; asks the engine the first time, which fails while it is starting."""
@@ -87,18 +125,13 @@ class AgentBackend:
             strategy = find_strategy(name, self._settings)
         except SettingsError as error:
             raise UnknownNameError(str(error), code="unknown_strategy", param="strategy") from None
-        if body.adapter not in (None, self._adapter):
-            known = self._adapter or "none"
-            raise UnknownNameError(
-                f"unknown adapter {body.adapter!r}; loaded is {known}", code="unknown_adapter", param="adapter"
-            )
         return Rewriter(
             self._engine,
             self._chat,
             self._gate,
             override_steps(strategy, body.sampling),
             override_settings(self._settings, body.sampling),
-            self._adapter,
+            self._adapters.resolve(body.adapter),
         )
 
     async def _surprisal_row(self, row: Demonstration | BadRow) -> dict[str, Any]:
@@ -106,7 +139,7 @@ class AgentBackend:
             return _surprisal_error(row.id, row.line, row.field, row.message)
         try:
             scored = await surprisal(self._engine, self._chat, row.prompt, row.expert)
-        except (PromptTooLongError, EngineMemoryError) as error:
+        except (PromptTooLongError, EngineMemoryError, EngineCrashError) as error:
             return _surprisal_error(row.id, row.line, None, str(error))
         tokens = [{"text": text, "nats": round(nats, 6)} for text, nats in zip(scored.tokens, scored.nats, strict=True)]
         return {"id": row.id, "mismatch": scored.summary().as_dict(), "tokens": tokens, "error": None}

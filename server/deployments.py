@@ -6,29 +6,35 @@ Not here: starting and stopping Ray (`server.run`).
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ray import serve
+from ray.runtime_context import get_runtime_context
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from agent.adapters import open_adapter
-from agent.assembly import build_gate, load_adapter, open_chat, open_engine
-from agent.engine import Completion, Engine, EngineInfo, Sampling
-from agent.exceptions import RewrightError
+from agent.assembly import build_gate, open_chat
+from agent.engine import Completion, EngineInfo, Sampling
+from agent.exceptions import EngineClosedError, RewrightError
 from agent.models import resolve_model
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteSettings
+from server.adapters import AdapterStore
 from server.app import create_app
 from server.auth import Keys
 from server.backend import AgentBackend
-from server.remote import RemoteEngine
+from server.hosting import host_engine
+from server.remote import RemoteEngine, ReplicaReport
 from server.settings import ServerSettings
 
 T = TypeVar("T")
 
+_log = logging.getLogger("rewright.server")
 _UNBOUNDED = 100_000  # the bound on work is Admission's; the engine batches whatever is waiting
 _START_ATTEMPTS = 3
 _CALLS_PER_ROW = 8  # candidates and scores that one demonstration may ask for at the same time
@@ -38,39 +44,65 @@ class EngineDeployment:
     """Holds one engine. Errors of the agent are returned, everything else is raised."""
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
-        self, model: ModelSettings, settings: EngineSettings, adapter: str | None
+        self, model: ModelSettings, settings: EngineSettings, default_adapter: str | None, server: ServerSettings
     ) -> None:
         files = await asyncio.to_thread(resolve_model, model)
-        self._engine: Engine = await open_engine(files, settings)
-        if adapter is not None:
-            await load_adapter(self._engine, Path(adapter), files)
+        store = AdapterStore(server.adapters, default_adapter, files.name)
+        self._engine = await host_engine(files, settings, store, server.loaded_adapters)
         self._answers = 0
         self._answers_at_last_check = 0
 
     async def describe(self) -> EngineInfo | RewrightError:
-        try:
-            await self._engine.check()
-        except RewrightError as error:
-            return error
-        return self._engine.info
+        return await self._answer(self._check_and_describe())
 
     async def generate(
         self, prompt_ids: list[int], sampling: Sampling, n: int, adapter: str | None
     ) -> list[Completion] | RewrightError:
-        return await self._answer(self._engine.generate(prompt_ids, sampling, n, adapter))
+        return await self._work(self._engine.generate(prompt_ids, sampling, n, adapter))
 
     async def score(
         self, prompt_ids: list[int], completion_ids: list[int], adapter: str | None
     ) -> list[float] | RewrightError:
-        return await self._answer(self._engine.score(prompt_ids, completion_ids, adapter))
+        return await self._work(self._engine.score(prompt_ids, completion_ids, adapter))
+
+    async def load_adapter(self, name: str, path: Path) -> RewrightError | None:
+        return await self._answer(self._engine.load_adapter(name, path))
+
+    async def unload_adapter(self, name: str) -> RewrightError | None:
+        return await self._answer(self._engine.unload_adapter(name))
+
+    async def report(self) -> ReplicaReport:
+        node = get_runtime_context().get_node_id()
+        return ReplicaReport(node, self._answers, await self._engine.loaded())
+
+    async def _check_and_describe(self) -> EngineInfo:
+        await self._engine.check()
+        return self._engine.info
+
+    async def _work(self, work: Awaitable[T]) -> T | RewrightError:
+        answer = await self._answer(work)
+        if not isinstance(answer, RewrightError):
+            self._answers += 1
+        return answer
 
     async def _answer(self, work: Awaitable[T]) -> T | RewrightError:
         try:
-            result = await work
+            return await work
         except RewrightError as error:
+            if isinstance(error, EngineClosedError):
+                await self._end_if_dead()
             return error
-        self._answers += 1
-        return result
+
+    async def _end_if_dead(self) -> None:
+        """A dead engine takes its process with it: that is seen at once, and no further call is sent here.
+
+        By its health alone the replica would be given work until it has failed several checks in a row.
+        """
+        try:
+            await self._engine.check()
+        except EngineClosedError as error:
+            _log.error("this replica ends: %s", error)
+            os._exit(1)
 
     async def check_health(self) -> None:
         """Healthy is an engine that has answered since the last look, or does so now. Raises what it raises."""
@@ -96,11 +128,11 @@ class ApiDeployment:
         server: ServerSettings,
         keys: Keys,
     ) -> None:
-        remote = RemoteEngine(engine)
+        remote = RemoteEngine(engine, server.ray.engine_start_timeout_s)
         files = resolve_model(model)
         chat = open_chat(files)
-        adapter = open_adapter(Path(rewrite.adapter), files.name).name if rewrite.adapter else None
-        self._backend = AgentBackend(remote, chat, build_gate(remote, chat, gate), rewrite, adapter=adapter)
+        store = AdapterStore(server.adapters, rewrite.adapter, files.name)
+        self._backend = AgentBackend(remote, chat, build_gate(remote, chat, gate), rewrite, store)
         self._app = create_app(self._backend, server, keys)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -126,15 +158,26 @@ def build_application(
 ) -> Application:
     """Both deployments, wired."""
     ray = server.ray
+    if server.adapters is not None:  # Ray's processes have working folders of their own
+        server = server.model_copy(update={"adapters": server.adapters.absolute()})
+    scaling = None
+    if ray.engine_max_replicas is not None:
+        scaling = AutoscalingConfig(
+            min_replicas=ray.engine_replicas,
+            max_replicas=ray.engine_max_replicas,
+            target_ongoing_requests=ray.engine_target_calls,
+        )
     engine_deployment = serve.deployment(
         name="engine",
-        num_replicas=ray.engine_replicas,
+        num_replicas=ray.engine_replicas if scaling is None else None,
+        autoscaling_config=scaling,
         ray_actor_options={"num_cpus": ray.engine_cpus, "num_gpus": ray.engine_gpus},
         max_ongoing_requests=_UNBOUNDED,
         max_queued_requests=_CALLS_PER_ROW * server.limits.queue_rows,
         max_constructor_retry_count=_START_ATTEMPTS,
         health_check_period_s=ray.health_period_s,
         health_check_timeout_s=ray.health_timeout_s,
+        graceful_shutdown_timeout_s=server.drain_timeout_s,  # what a copy works on when the load no longer needs it
     )(EngineDeployment)
     api_deployment = serve.deployment(
         name="api",
@@ -143,5 +186,5 @@ def build_application(
         max_constructor_retry_count=_START_ATTEMPTS,
     )(ApiDeployment)
     return api_deployment.bind(
-        engine_deployment.bind(model, engine, rewrite.adapter), model, gate, rewrite, server, keys
+        engine_deployment.bind(model, engine, rewrite.adapter, server), model, gate, rewrite, server, keys
     )

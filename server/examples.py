@@ -28,7 +28,12 @@ REWRITES_REQUESTS: dict[str, Any] = {
             "sampling": {"temperature": 0.7, "top_p": 0.95, "max_tokens": 320, "samples": 4, "seed": 0},
         },
     },
+    "adapter": {
+        "summary": "By one version of an adapter; `math` alone is its active version",
+        "value": {"demonstrations": [_APPLES], "adapter": "math@3"},
+    },
 }
+ACTIVATE_REQUESTS: dict[str, Any] = {"third": {"summary": "The third version", "value": {"version": 3}}}
 MISMATCH_REQUESTS: dict[str, Any] = {"one": {"summary": "One word problem", "value": {"demonstrations": [_APPLES]}}}
 
 _UNREADABLE = {"line": 2, "field": "answer", "message": "the row has a question but no answer"}
@@ -69,6 +74,20 @@ MISMATCH_ANSWER: dict[str, Any] = {
     ],
     "model": "smollm2-135m",
 }
+ADAPTERS_ANSWER: dict[str, Any] = {
+    "data": [
+        {
+            "name": "math",
+            "active": 3,
+            "versions": [
+                {"version": 2, "base_model": "smollm2-135m", "loaded": True},
+                {"version": 3, "base_model": "smollm2-135m", "loaded": True},
+            ],
+        }
+    ],
+    "default": "math@3",
+}
+ACTIVATE_ANSWER: dict[str, Any] = {"name": "math", "active": 3, "previous": 2}
 
 _ERRORS: dict[int, tuple[str, dict[str, Any]]] = {
     400: (
@@ -87,6 +106,10 @@ _ERRORS: dict[int, tuple[str, dict[str, Any]]] = {
     ),
     405: ("Wrong method", error_body("use POST", "invalid_request_error", "method_not_allowed")),
     408: ("The body came too slowly", error_body("60 seconds", "invalid_request_error", "body_timeout")),
+    409: (
+        "The adapter is broken, or was trained on another base model",
+        error_body("math@4 was trained on other", "invalid_request_error", "adapter_refused", param="version"),
+    ),
     413: (
         "Too many bytes or demonstrations",
         error_body("300 demonstrations, 256 at most", "invalid_request_error", "too_many_rows", param="demonstrations"),

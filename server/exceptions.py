@@ -66,6 +66,12 @@ class BodyTimeoutError(ApiError, TimeoutError):
     status = 408
 
 
+class ConflictError(ApiError, ValueError):
+    """What the request names is here, and cannot be used: a broken adapter, or one for another base model."""
+
+    status = 409
+
+
 class TooLargeError(ApiError, ValueError):
     """The request is beyond a limit that trying again will not change."""
 

@@ -8,16 +8,17 @@ import signal
 import time
 from collections.abc import Iterator
 from math import ceil
-from pathlib import Path
 
 import uvicorn
 
-from agent.assembly import build_gate, load_adapter, open_chat, open_engine
+from agent.assembly import build_gate, open_chat
 from agent.models import resolve_model
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteSettings
+from server.adapters import AdapterStore
 from server.app import create_app
 from server.auth import Keys
 from server.backend import AgentBackend
+from server.hosting import host_engine
 from server.run import Announce, base_url, require_free_port
 from server.settings import ServerSettings, require_keys_in_public
 
@@ -56,10 +57,10 @@ async def _serve(
 ) -> None:
     started = time.monotonic()
     files = resolve_model(model)
-    engine = await open_engine(files, engine_settings)
+    store = AdapterStore(server.adapters, rewrite.adapter, files.name)
+    engine = await host_engine(files, engine_settings, store, server.loaded_adapters)
     chat = open_chat(files)
-    adapter = await load_adapter(engine, Path(rewrite.adapter), files) if rewrite.adapter else None
-    backend = AgentBackend(engine, chat, build_gate(engine, chat, gate), rewrite, adapter=adapter)
+    backend = AgentBackend(engine, chat, build_gate(engine, chat, gate), rewrite, store)
     try:
         http = _UvicornServer(
             uvicorn.Config(

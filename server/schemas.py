@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from agent.adapters import MAX_VERSION
 from agent.records import Proposer, Status
 
 _ROW_DESCRIPTION = (
@@ -52,7 +53,7 @@ class RewritesBody(_Request):
 
     demonstrations: Demonstrations
     strategy: str | None = Field(None, max_length=200, description="a strategy of the service; its default if left out")
-    adapter: str | None = Field(None, max_length=200, description="an adapter that is loaded, `name@version`")
+    adapter: str | None = Field(None, max_length=200, description="`name` for its active version, or `name@version`")
     sampling: SamplingBody = SamplingBody()
 
 
@@ -60,6 +61,37 @@ class MismatchBody(_Request):
     """Demonstrations to score."""
 
     demonstrations: Demonstrations
+
+
+class ActivateBody(_Request):
+    """Which version of an adapter is to be active."""
+
+    version: Annotated[int, Field(ge=1, le=MAX_VERSION), _Integer]
+
+
+class AdapterVersionBody(BaseModel):
+    version: int
+    base_model: str | None = Field(description="what it was trained on; null where it does not say")
+    loaded: bool = Field(description="by every engine")
+
+
+class AdapterBody(BaseModel):
+    """The published versions of one name, ascending."""
+
+    name: str
+    active: int | None = Field(description="the version that requests for the name get; null before the first")
+    versions: list[AdapterVersionBody]
+
+
+class AdaptersResponse(BaseModel):
+    data: list[AdapterBody]
+    default: str | None = Field(description="what requests get that name no adapter")
+
+
+class ActivateResponse(BaseModel):
+    name: str
+    active: int
+    previous: int | None = Field(description="the version that was active before")
 
 
 class MessageBody(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path
 
 from pydantic import Field, model_validator
 
@@ -32,12 +33,24 @@ class RaySettings(Section):
 
     address: str | None = Field(None, description="a running Ray cluster, None to start one on this machine")
     object_store_mb: int = Field(128, ge=80, description="object store of a cluster started here, MiB")
-    engine_replicas: int = Field(1, ge=1, description="copies of the engine")
+    engine_replicas: int = Field(1, ge=1, description="copies of the engine; with engine_max_replicas, the fewest")
+    engine_max_replicas: int | None = Field(
+        None, ge=1, description="the most copies of the engine: as many run as the load needs; None for a fixed number"
+    )
+    engine_target_calls: float = Field(
+        32.0, gt=0, description="calls in work at one copy that scaling aims at; a demonstration makes several"
+    )
     engine_cpus: float = Field(1.0, ge=0, description="CPUs that a copy of the engine reserves")
     engine_gpus: float = Field(0.0, ge=0, description="GPUs that a copy of the engine reserves")
     engine_start_timeout_s: float = Field(1800.0, gt=0, description="time for the engine to load, seconds")
     health_period_s: float = Field(10.0, gt=0, description="time between looks at an engine's health, seconds")
     health_timeout_s: float = Field(120.0, gt=0, description="time an engine may take to prove its health, seconds")
+
+    @model_validator(mode="after")
+    def _most_is_not_fewer(self) -> RaySettings:
+        if self.engine_max_replicas is not None and self.engine_max_replicas < self.engine_replicas:
+            raise ValueError("ray.engine_max_replicas must not be below ray.engine_replicas")
+        return self
 
 
 class ServerSettings(Section):
@@ -46,6 +59,10 @@ class ServerSettings(Section):
     host: str = Field("127.0.0.1", description="address to bind to; other than loopback only with REWRIGHT_API_KEYS")
     port: int = Field(8000, ge=1, le=65535)
     drain_timeout_s: float = Field(120.0, ge=0, description="time for requests in flight at shutdown, seconds")
+    adapters: Path | None = Field(
+        None, description="folder of published adapters, NAME/VERSION, that requests may name; the same on every node"
+    )
+    loaded_adapters: int = Field(4, ge=1, description="adapters that an engine keeps loaded at most")
     limits: LimitSettings = LimitSettings()
     ray: RaySettings = RaySettings()
 

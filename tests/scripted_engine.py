@@ -21,6 +21,7 @@ class ScriptedEngine:
         self._reply_ids = chat.completion_ids(reply)
         self._reply = reply
         self.info = EngineInfo("scripted", max_length)
+        self._adapters: set[str] = set()
         self.sampled: list[tuple[Sampling, int, str | None]] = []
 
     async def generate(
@@ -40,10 +41,13 @@ class ScriptedEngine:
         return [-nats] * len(completion_ids)
 
     async def load_adapter(self, name: str, path: Path) -> None:
-        raise NotImplementedError
+        self._adapters.add(name)
 
     async def unload_adapter(self, name: str) -> None:
-        raise NotImplementedError
+        self._adapters.remove(name)
+
+    async def loaded(self) -> frozenset[str]:
+        return frozenset(self._adapters)
 
     async def check(self) -> None:
         """Always alive."""

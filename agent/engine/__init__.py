@@ -86,6 +86,7 @@ class Engine(Protocol):
             PromptTooLongError: no room is left for a single new token.
             AdapterError: `adapter` is not loaded.
             EngineMemoryError: this request does not fit in memory.
+            EngineCrashError: this request is what the engine dies of; where it runs in a process of its own.
             EngineClosedError: the engine has been closed.
         """
         ...
@@ -97,7 +98,7 @@ class Engine(Protocol):
 
         Raises:
             PromptTooLongError: the two together do not fit the context.
-            AdapterError, EngineMemoryError, EngineClosedError: as in `generate`.
+            AdapterError, EngineMemoryError, EngineCrashError, EngineClosedError: as in `generate`.
         """
         ...
 

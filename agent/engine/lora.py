@@ -74,8 +74,10 @@ class LoraHost:
         """Raises AdapterError when `name` is not loaded."""
         if name not in self._keys or self._peft is None:
             raise AdapterError(f"adapter {name} is not loaded")
+        key = self._keys.pop(name)
+        self.activate(next(iter(self._keys), None))  # PEFT warns when the one that it last switched to goes
         self.activate(None)
-        self._peft.delete_adapter(self._keys.pop(name))
+        self._peft.delete_adapter(key)
 
     def activate(self, name: str | None) -> None:
         """Let the next forward passes run with `name`, or with the base model alone."""

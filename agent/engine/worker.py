@@ -112,8 +112,9 @@ class Worker(threading.Thread):
             self._abort(error)
             raise
 
-    def _abort(self, error: Exception) -> None:
+    def _abort(self, reason: Exception) -> None:
         self.close()
+        error = EngineClosedError(f"the engine has died of {type(reason).__name__}: {reason}; start a new one")
         while not self._inbox.empty():
             if (arrived := self._inbox.get()) is not None:
                 fail(arrived.future, error)

@@ -103,6 +103,12 @@ def test_a_key_is_needed_for_work_and_none_for_health(service: Service) -> None:
     assert error["code"] == "invalid_api_key"
 
 
+def test_without_a_folder_of_adapters_there_are_none(service: Service) -> None:
+    assert service.http.get("/v1/adapters").json() == {"data": [], "default": None}
+    refused = service.http.post("/v1/adapters/math/activate", json={"version": 1})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "unknown_adapter")
+
+
 def test_a_chunked_body_beyond_the_limit_is_cut_off(service: Service) -> None:
     chunk = b"400\r\n" + b" " * 1024 + b"\r\n"
     status, error = service.raw(_head(Transfer_Encoding="chunked"), chunk * 3)

@@ -16,6 +16,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from agent.assembly import build_gate, open_chat
 from agent.models import ModelFiles
 from agent.settings import GateSettings, RewriteSettings
+from server.adapters import AdapterStore
 from server.app import create_app
 from server.auth import Keys
 from server.backend import AgentBackend
@@ -27,10 +28,13 @@ EXAMPLES = 50
 
 
 @pytest.fixture(scope="module")
-def api(model_files: ModelFiles) -> BaseSchema:
+def api(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -> BaseSchema:
     chat = open_chat(model_files)
     engine = ScriptedEngine(chat, "The answer is \\boxed{7}.")
-    backend = AgentBackend(engine, chat, build_gate(engine, chat, GateSettings()), RewriteSettings())
+    store = tmp_path_factory.mktemp("adapters")
+    (store / "math" / "1").mkdir(parents=True)
+    adapters = AdapterStore(store, "math")
+    backend = AgentBackend(engine, chat, build_gate(engine, chat, GateSettings()), RewriteSettings(), adapters)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REWRIGHT_API_KEYS", KEY)
         app = create_app(backend, ServerSettings(limits=LimitSettings(rows=16)), Keys.from_environment())
@@ -43,9 +47,14 @@ def test_work_answers_as_described_and_never_fails(api: BaseSchema, path: str, m
     _drive(api[path]["POST"], mode)
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/adapters"])
 def test_status_answers_as_described(api: BaseSchema, path: str) -> None:
     _drive(api[path]["GET"], GenerationMode.POSITIVE)
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=str)
+def test_adapters_answer_as_described_and_never_fail(api: BaseSchema, mode: GenerationMode) -> None:
+    _drive(api["/v1/adapters/{name}/activate"]["POST"], mode)
 
 
 def _drive(operation: APIOperation[Any, Any, Any, Any], mode: GenerationMode) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from agent.assembly import build_gate, open_chat
 from agent.models import ModelFiles
 from agent.settings import GateSettings, RewriteSettings, Step
+from server.adapters import AdapterStore
 from server.backend import AgentBackend, override_settings, override_steps
 from server.exceptions import UnknownNameError
 from server.schemas import MismatchBody, MismatchResponse, RewritesBody, RewritesResponse, SamplingBody
@@ -26,11 +28,14 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(model_files: ModelFiles) -> AsyncIterator[Bench]:
+async def bench(model_files: ModelFiles, tmp_path: Path) -> AsyncIterator[Bench]:
     chat = open_chat(model_files)
     engine = ScriptedEngine(chat, REPLY)
     settings = RewriteSettings(strategy="solve", seed=1)
-    backend = AgentBackend(engine, chat, build_gate(engine, chat, GateSettings()), settings, adapter="math@3")
+    for version in ("1", "3"):
+        (tmp_path / "math" / version).mkdir(parents=True)
+    store = AdapterStore(tmp_path, "math@3")
+    backend = AgentBackend(engine, chat, build_gate(engine, chat, GateSettings()), settings, store)
     yield Bench(engine, backend)
     await backend.aclose()
 
@@ -82,11 +87,27 @@ async def test_an_unknown_strategy_is_refused_and_the_known_ones_are_named(bench
     assert raised.value.param == "strategy"
 
 
-async def test_an_adapter_that_is_not_loaded_is_refused_and_the_loaded_one_is_named(bench: Bench) -> None:
-    with pytest.raises(UnknownNameError, match=r"'math@2'.*math@3") as raised:
-        await bench.backend.rewrite(RewritesBody(demonstrations=[ROW], adapter="math@2"))
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("math@2", r"'math' has no version 2; there are 1, 3"),
+        ("maths", "unknown adapter 'maths'; there are math"),
+        ("math", "no active version; activate one of 1, 3, or ask for one as 'math@3'"),
+        ("../math@1", "unknown adapter"),
+    ],
+)
+async def test_an_adapter_that_is_not_there_is_refused_and_what_there_is_is_named(
+    bench: Bench, asked: str, said: str
+) -> None:
+    with pytest.raises(UnknownNameError, match=said) as raised:
+        await bench.backend.rewrite(RewritesBody(demonstrations=[ROW], adapter=asked))
     assert raised.value.param == "adapter"
     assert bench.engine.sampled == []
+
+
+async def test_a_request_may_name_another_version_than_the_default(bench: Bench) -> None:
+    await bench.backend.rewrite(RewritesBody(demonstrations=[ROW], strategy="rewrite", adapter="math@1"))
+    assert {adapter for _, _, adapter in bench.engine.sampled} == {"math@1"}
 
 
 async def test_surprisal_of_every_row_that_has_one(bench: Bench) -> None:

@@ -1,16 +1,23 @@
-"""`rewright adapters`: what is listed and shown of published adapters."""
+"""`rewright adapters`: what is listed and shown of published adapters, and what a service is asked."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 
 from cli.main import main
+from server.app import create_app
+from server.auth import Keys
+from server.exceptions import UnknownNameError
+from server.settings import ServerSettings
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -112,3 +119,76 @@ def test_a_missing_command_shows_which_there_are(run: Run) -> None:
     code, _, err = run()
     assert code == 2
     assert "Commands:" in err
+
+
+KEY = "key-of-the-adapters-service"
+
+
+class Backend:
+    """Knows two versions of one adapter; the rest of the service is real."""
+
+    active = 1
+
+    async def list_adapters(self) -> dict[str, Any]:
+        versions = [{"version": v, "base_model": "tiny", "loaded": v == self.active} for v in (1, 2)]
+        return {"data": [{"name": "math", "active": self.active, "versions": versions}], "default": None}
+
+    async def activate_adapter(self, name: str, version: int) -> dict[str, Any]:
+        if version > 2:
+            raise UnknownNameError("no version 3; there are 1, 2", code="unknown_version", param="version")
+        previous, self.active = self.active, version
+        return {"name": name, "active": version, "previous": previous}
+
+
+@pytest.fixture
+def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of a service with a key, which is in the environment."""
+    monkeypatch.setenv("REWRIGHT_API_KEYS", KEY)
+    monkeypatch.setenv("REWRIGHT_API_KEY", KEY)
+    app = create_app(Backend(), ServerSettings(), Keys.from_environment())  # type: ignore[arg-type]
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def test_a_service_lists_its_adapters_and_switches_them(run: Run, url: str) -> None:
+    code, out, err = run("list", "--url", url)
+    assert code == 0
+    assert "math@1 │ tiny │ active │ loaded │" in out
+    assert "math@2 │ tiny │ │ │" in out
+    assert "requests get none" in err
+    assert "math@2 is active" in run("activate", "math", "2", "--url", f"{url}/")[2]
+    assert json.loads(run("activate", "math", "1", "--url", url, "--json")[1])["previous"] == 2
+    assert json.loads(run("list", "--url", url, "--json")[1])["data"][0]["active"] == 1
+
+
+def test_what_a_service_refuses_is_said(run: Run, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _, err = run("activate", "math", "3", "--url", url)
+    assert (code, err) == (1, f"error: {url} answered 404: no version 3; there are 1, 2")
+    monkeypatch.delenv("REWRIGHT_API_KEY")
+    assert "answered 401" in run("list", "--url", url)[2]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("list", "adapters", "--url", "http://127.0.0.1:1"),
+        ("list", "--url", "nowhere"),
+        ("activate", "../math", "1", "--url", "http://127.0.0.1:1"),
+        ("activate", "math", "0", "--url", "http://127.0.0.1:1"),
+        ("activate", "math", "1"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_wrong_use(run: Run, arguments: tuple[str, ...]) -> None:
+    assert run(*arguments)[0] == 2
+
+
+def test_a_service_that_is_not_there_is_said(run: Run) -> None:
+    code, _, err = run("list", "--url", "http://127.0.0.1:1")
+    assert code == 1
+    assert "cannot be reached" in err

@@ -15,7 +15,18 @@ from agent.engine import EngineInfo
 from agent.exceptions import EngineClosedError
 from server.app import create_app
 from server.auth import Keys
-from server.schemas import ErrorResponse, MismatchBody, MismatchResponse, RewritesBody, RewritesResponse
+from server.examples import ADAPTERS_ANSWER
+from server.exceptions import ConflictError
+from server.schemas import (
+    ActivateBody,
+    ActivateResponse,
+    AdaptersResponse,
+    ErrorResponse,
+    MismatchBody,
+    MismatchResponse,
+    RewritesBody,
+    RewritesResponse,
+)
 from server.settings import LimitSettings, ServerSettings
 
 ROW = {"question": "1 + 1?", "answer": "2"}
@@ -37,6 +48,14 @@ class ScriptedBackend:
 
     async def mismatch(self, body: MismatchBody) -> dict[str, Any]:
         return await self._answer(body.demonstrations)
+
+    async def list_adapters(self) -> dict[str, Any]:
+        return ADAPTERS_ANSWER
+
+    async def activate_adapter(self, name: str, version: int) -> dict[str, Any]:
+        if self.error:
+            raise self.error
+        return {"name": name, "active": version, "previous": None}
 
     async def ping(self) -> EngineInfo:
         if self.error:
@@ -341,6 +360,62 @@ async def test_every_example_of_the_description_is_valid(client: httpx.AsyncClie
             model.model_validate(example["value"])
         answers[path].model_validate(operation["responses"]["200"]["content"]["application/json"]["example"])
         errors = {status: r for status, r in operation["responses"].items() if status != "200"}
-        assert set(errors) == {"400", "401", "404", "408", "413", "415", "422", "429", "500", "503", "504"}
+        assert set(errors) == {"400", "401", "404", "408", "409", "413", "415", "422", "429", "500", "503", "504"}
         for response in errors.values():
             ErrorResponse.model_validate(response["content"]["application/json"]["example"])
+
+
+async def test_the_examples_of_the_adapter_routes_are_valid(client: httpx.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    listing, activation = paths["/v1/adapters"]["get"], paths["/v1/adapters/{name}/activate"]["post"]
+    for example in activation["requestBody"]["content"]["application/json"]["examples"].values():
+        ActivateBody.model_validate(example["value"])
+    AdaptersResponse.model_validate(listing["responses"]["200"]["content"]["application/json"]["example"])
+    ActivateResponse.model_validate(activation["responses"]["200"]["content"]["application/json"]["example"])
+    assert "409" in activation["responses"]
+
+
+async def test_an_adapter_is_activated_by_name_and_number(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
+    response = await client.post("/v1/adapters/math/activate", json={"version": 3})
+    assert response.json() == {"name": "math", "active": 3, "previous": None}
+    backend.error = ConflictError("it is broken", code="adapter_refused", param="version")
+    refused = await client.post("/v1/adapters/math/activate", json={"version": 3})
+    assert refused.status_code == 409
+    assert _error(refused)["code"] == "adapter_refused"
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "param"),
+    [
+        ("math", 0, "version"),
+        ("math", "3", "version"),
+        ("math", True, "version"),
+        ("math", 10**9, "version"),
+        ("math", None, "version"),
+        (".hidden", 1, "name"),
+        ("a b", 1, "name"),
+        ("m%C3%A4th", 1, "name"),
+        ("x" * 101, 1, "name"),
+        ("math%0A", 1, "name"),
+    ],
+)
+async def test_a_name_or_version_that_none_can_have_is_refused(
+    client: httpx.AsyncClient, name: str, version: object, param: str
+) -> None:
+    response = await client.post(f"/v1/adapters/{name}/activate", json={"version": version})
+    assert response.status_code == 422
+    assert _error(response)["param"] == param
+
+
+@pytest.mark.parametrize("name", ["..%2F..", "%2Fetc", "../math"])
+async def test_a_path_is_no_name(client: httpx.AsyncClient, name: str) -> None:
+    assert (await client.post(f"/v1/adapters/{name}/activate", json={"version": 1})).status_code == 404
+
+
+async def test_adapters_are_behind_the_keys(backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REWRIGHT_API_KEYS", "correct-correct-correct")
+    async with _client(backend, Keys.from_environment()) as client:
+        assert (await client.get("/v1/adapters")).status_code == 401
+        assert (await client.post("/v1/adapters/math/activate", json={"version": 1})).status_code == 401
+        headers = {"Authorization": "Bearer correct-correct-correct"}
+        assert (await client.get("/v1/adapters", headers=headers)).json() == ADAPTERS_ANSWER

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from agent.exceptions import SettingsError
 from server.auth import Keys
-from server.settings import LimitSettings, ServerSettings, is_loopback, require_keys_in_public
+from server.settings import LimitSettings, RaySettings, ServerSettings, is_loopback, require_keys_in_public
 
 KEY = "a-key-of-enough-characters"
 
@@ -60,3 +60,9 @@ def test_a_key_that_is_no_good_is_named_by_its_place(monkeypatch: pytest.MonkeyP
 def test_a_request_must_fit_the_house() -> None:
     with pytest.raises(ValidationError, match="queue_rows"):
         LimitSettings(rows=10, queue_rows=9)
+
+
+def test_the_most_engines_are_not_fewer_than_the_fewest() -> None:
+    with pytest.raises(ValidationError, match="engine_max_replicas"):
+        RaySettings(engine_replicas=3, engine_max_replicas=2)
+    assert RaySettings(engine_replicas=3, engine_max_replicas=3).engine_max_replicas == 3

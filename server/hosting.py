@@ -1,0 +1,184 @@
+"""An engine that loads adapters when they are asked for, and keeps a bounded number of them.
+
+Used by every copy of the engine, on Ray or not. Since a request names `name@version`, and any copy can load it, a
+request finishes on the version with which it began even where its first engine died.
+Not here: which adapters there are and which are active (`server.adapters`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from agent.adapters import open_adapter
+from agent.assembly import open_engine
+from agent.engine import Completion, Engine, EngineInfo, Sampling
+from agent.exceptions import AdapterError
+from agent.models import ModelFiles
+from agent.settings import EngineSettings
+from server.adapters import AdapterStore
+
+_log = logging.getLogger("rewright.server")
+
+
+class ServedEngine(Engine, Protocol):
+    """An engine, or all copies of one, with adapters that come and go.
+
+    `load_adapter` has the adapter loaded on every copy, and is no error where it is loaded already. A request may
+    name an adapter that is not loaded: it is loaded then.
+    """
+
+    async def loaded(self) -> frozenset[str]:
+        """The adapters that every copy has loaded. Raises EngineClosedError."""
+        ...
+
+
+@dataclass(slots=True)
+class _Resident:
+    """An adapter that is loaded, or about to be: `ready` ends when it is."""
+
+    ready: asyncio.Task[None]
+    users: int = 0
+    unused: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class HostedEngine:
+    """See `ServedEngine`. All calls must come from one event loop.
+
+    Args:
+        engine: belongs to this object from now on.
+        base: the files of its model.
+        path_of: folder of an adapter, by the name that requests use; raises AdapterError.
+        capacity: adapters loaded at the same time at most. What was used longest ago makes room for a new one.
+    """
+
+    def __init__(self, engine: Engine, base: ModelFiles, path_of: Callable[[str], Path], capacity: int) -> None:
+        self._engine, self._base, self._path_of, self._capacity = engine, base, path_of, capacity
+        self._residents: OrderedDict[str, _Resident] = OrderedDict()  # used longest ago first
+        self._changing = asyncio.Lock()
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._engine.info
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, n: int = 1, adapter: str | None = None
+    ) -> list[Completion]:
+        """See `Engine.generate`. Raises AdapterError also when `adapter` cannot be loaded."""
+        if adapter is None:
+            return await self._engine.generate(prompt_ids, sampling, n)
+        async with self._using(adapter):
+            return await self._engine.generate(prompt_ids, sampling, n, adapter)
+
+    async def score(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], adapter: str | None = None
+    ) -> list[float]:
+        """See `Engine.score`. Raises AdapterError also when `adapter` cannot be loaded."""
+        if adapter is None:
+            return await self._engine.score(prompt_ids, completion_ids)
+        async with self._using(adapter):
+            return await self._engine.score(prompt_ids, completion_ids, adapter)
+
+    async def load_adapter(self, name: str, path: Path) -> None:
+        """Have `name` loaded, from wherever this engine finds it. Raises AdapterError."""
+        async with self._using(name):
+            pass
+
+    async def unload_adapter(self, name: str) -> None:
+        """See `Engine.unload_adapter`."""
+        async with self._changing:
+            if name not in await self.loaded():
+                raise AdapterError(f"adapter {name!r} is not loaded")
+            await self._unload(name)
+
+    async def loaded(self) -> frozenset[str]:
+        """See `ServedEngine.loaded`."""
+        return frozenset(name for name, resident in self._residents.items() if resident.ready.done())
+
+    async def check(self) -> None:
+        """See `Engine.check`."""
+        await self._engine.check()
+
+    async def close(self) -> None:
+        """See `Engine.close`."""
+        await self._engine.close()
+
+    @asynccontextmanager
+    async def _using(self, name: str) -> AsyncIterator[None]:
+        """Within: `name` is loaded and stays so."""
+        resident = self._residents.get(name)
+        if resident is None:
+            resident = self._residents[name] = _Resident(asyncio.create_task(self._load(name)))
+            resident.ready.add_done_callback(_mark_retrieved)
+        self._residents.move_to_end(name)
+        resident.users += 1
+        resident.unused.clear()
+        try:
+            # Whoever waits may be cancelled, the loading may not: it would leave half an adapter behind.
+            await asyncio.shield(resident.ready)
+            yield
+        finally:
+            resident.users -= 1
+            if not resident.users:
+                resident.unused.set()
+
+    async def _load(self, name: str) -> None:
+        try:
+            files = await asyncio.to_thread(open_adapter, self._path_of(name), self._base.name, base=self._base.path)
+            if files.name != name:
+                raise AdapterError(f"adapter {files.path} says that it is {files.name!r}, not {name!r}")
+            async with self._changing:
+                loaded = await self.loaded()
+                if len(loaded) >= self._capacity > 0:
+                    idle = [n for n, r in self._residents.items() if n in loaded and not r.users]
+                    await self._unload(next(iter(idle), None) or next(n for n in self._residents if n in loaded))
+                await self._engine.load_adapter(name, files.path)
+        except BaseException:
+            del self._residents[name]
+            raise
+
+    async def _unload(self, name: str) -> None:
+        """Forget a loaded adapter once nobody uses it; who asks for it meanwhile waits until it is loaded again."""
+        resident = self._residents.pop(name)
+        if resident.users:
+            await resident.unused.wait()
+        await self._engine.unload_adapter(name)
+
+
+async def host_engine(files: ModelFiles, settings: EngineSettings, store: AdapterStore, kept: int) -> HostedEngine:
+    """Start an engine and load what the store wants loaded.
+
+    Args:
+        files: the base model.
+        settings: of the engine.
+        store: where adapters come from.
+        kept: adapters to keep loaded at most.
+
+    Raises:
+        ModelError: see `open_engine`.
+        AdapterError: the default adapter cannot be loaded; any other that cannot is only logged.
+    """
+    capacity = min(kept, settings.vllm.max_cpu_loras) if settings.kind == "vllm" else kept
+    engine = HostedEngine(await open_engine(files, settings), files, store.path_of, capacity)
+    default = store.resolve(None)
+    for name in store.wanted()[: max(1, capacity)]:
+        try:
+            await engine.load_adapter(name, store.path_of(name))
+        except AdapterError as error:
+            if name == default:
+                await engine.close()
+                raise
+            _log.warning("adapter %s is active and cannot be loaded: %s", name, error)
+    return engine
+
+
+def _mark_retrieved(task: asyncio.Task[None]) -> None:
+    """Whoever waited has got the error, or has gone; asyncio need not complain."""
+    if not task.cancelled():
+        task.exception()

@@ -16,11 +16,12 @@ from agent.gate import Gate
 from agent.intake import read_json_rows
 from agent.mismatch import surprisal
 from agent.pipeline import map_in_order, rewrite_rows
+from agent.records import error_row
 from agent.rewriter import Rewriter, Usage
 from agent.settings import RewriteSettings
 from agent.strategies import Strategy, find_strategy
 from server.exceptions import UnknownNameError
-from server.schemas import MismatchBody, RewritesBody, SamplingBody
+from server.schemas import MismatchBody, RewriteOptions, RewritesBody, SamplingBody
 
 
 class AgentBackend:
@@ -67,6 +68,17 @@ class AgentBackend:
             usage += used
         return {"data": data, "usage": asdict(usage), "model": model}
 
+    async def check_options(self, options: RewriteOptions) -> None:
+        """See `Backend.check_options`."""
+        self._rewriter(options)
+
+    async def rewrite_row(self, row: Demonstration | BadRow, options: RewriteOptions) -> dict[str, Any]:
+        """See `Backend.rewrite_row`."""
+        model = await self._model()
+        if isinstance(row, BadRow):
+            return error_row(row, model)
+        return (await self._rewriter(options).rewrite(row)).record.as_dict()
+
     async def mismatch(self, body: MismatchBody) -> dict[str, Any]:
         """See `Backend.mismatch`."""
         model = await self._model()
@@ -81,7 +93,7 @@ class AgentBackend:
         except EngineClosedError:
             return (await self.ping()).model
 
-    def _rewriter(self, body: RewritesBody) -> Rewriter:
+    def _rewriter(self, body: RewriteOptions) -> Rewriter:
         name = body.strategy or self._settings.strategy
         try:
             strategy = find_strategy(name, self._settings)

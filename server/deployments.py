@@ -26,6 +26,7 @@ from server.auth import Keys
 from server.backend import AgentBackend
 from server.remote import RemoteEngine
 from server.settings import ServerSettings
+from server.work import DurableWork
 
 T = TypeVar("T")
 
@@ -101,13 +102,15 @@ class ApiDeployment:
         chat = open_chat(files)
         adapter = open_adapter(Path(rewrite.adapter), files.name).name if rewrite.adapter else None
         self._backend = AgentBackend(remote, chat, build_gate(remote, chat, gate), rewrite, adapter=adapter)
-        self._app = create_app(self._backend, server, keys)
+        self._work = DurableWork(server)
+        self._app = create_app(self._backend, server, keys, self._work)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
 
     async def drain(self) -> None:
         """Take no more work and return when what is in flight is done."""
+        self._work.begin_stop()
         admission = self._app.state.admission
         admission.close()
         await admission.drained()

@@ -19,6 +19,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,9 +106,10 @@ def running_service(rewrite: RewriteSettings) -> Iterator[str]:
         "REWRIGHT_REWRITE__STRATEGY": rewrite.strategy,
         "REWRIGHT_REWRITE__MAX_TOKENS": str(rewrite.max_tokens),
     }
+    state = tempfile.TemporaryDirectory()
     process = subprocess.Popen(
         [sys.executable, "-m", "cli.main", "serve", "--port", str(port)],
-        env=os.environ | settings,
+        env=os.environ | settings | {"REWRIGHT_SERVER__STATE": state.name},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -121,6 +123,7 @@ def running_service(rewrite: RewriteSettings) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate()
+        state.cleanup()
 
 
 def _demonstration(rows: Rows) -> Demonstration:

@@ -46,10 +46,11 @@ class RewriteClient:
     """
 
     def __init__(self, url: str, key: str | None, options: dict[str, Any], *, patience_s: float) -> None:
-        parts = service_address(url)
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         # Reading may take as long as the service allows itself for a request: it knows when to give up.
-        self._http = httpx.AsyncClient(base_url=parts, headers=headers, timeout=httpx.Timeout(30.0, read=None))
+        self._http = httpx.AsyncClient(
+            base_url=service_url(url), headers=headers, timeout=httpx.Timeout(30.0, read=None)
+        )
         self._url = url
         self._options = options
         self._patience_s = patience_s
@@ -108,7 +109,7 @@ class RewriteClient:
             else:
                 if answer.status_code not in _BUSY:
                     return answer
-                patience, asked = _BUSY_PATIENCE_S, _retry_after(answer)
+                patience, asked = _BUSY_PATIENCE_S, retry_after(answer)
                 failure = self._refusal(answer)
             pause = max(wait, asked)
             if time.monotonic() + pause > started + patience:
@@ -211,8 +212,19 @@ def _about_options(answer: httpx.Response, options: dict[str, Any]) -> bool:
     return param.split(".")[0] in options
 
 
+def service_url(text: str) -> httpx.URL:
+    """The base address of a service. Raises UsageError."""
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise UsageError(f"--url {text!r} is no address: {error}") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise UsageError(f"--url {text!r} is no http address, as http://127.0.0.1:8000 is one")
+    return url
+
+
 def error_fields(answer: httpx.Response) -> dict[str, Any]:
-    """`message`, `param`, `code` of a refusal; empty for an answer that is no refusal of ours."""
+    """The error of an answer, empty where it has none of the service's shape."""
     try:
         fields = answer.json()["error"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -220,7 +232,7 @@ def error_fields(answer: httpx.Response) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _retry_after(answer: httpx.Response) -> float:
+def retry_after(answer: httpx.Response) -> float:
     """Seconds the service asks to wait, 0 where it does not say."""
     text = answer.headers.get("Retry-After", "")
     return min(float(text), 300.0) if text.isdecimal() else 0.0

@@ -51,7 +51,7 @@ def demo(
     log = folder / "demo-service.log"
     key = secrets.token_urlsafe(32)
     say(f"2. The service: FastAPI on Ray Serve (its log: {log})")
-    with _service(log, key) as (url, service):
+    with _service(log, key, folder / "demo-state") as (url, service):
         say(f"3. The work: {_DEMONSTRATIONS.name} over HTTP to {url}")
         job = Job(_DEMONSTRATIONS, output, overwrite=True)
         work = rewrite_there(settings, job, url, key, _START_PATIENCE_S)
@@ -62,7 +62,7 @@ def demo(
 
 
 @contextmanager
-def _service(log: Path, key: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def _service(log: Path, key: str, state: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Within: `rewright serve` runs on a free port; yields its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -74,7 +74,7 @@ def _service(log: Path, key: str) -> Iterator[tuple[str, subprocess.Popen[bytes]
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**os.environ, "REWRIGHT_API_KEYS": key},
+            env={**os.environ, "REWRIGHT_API_KEYS": key, "REWRIGHT_SERVER__STATE": str(state)},
             start_new_session=True,  # Ctrl-C reaches it through us, once
         )
         try:

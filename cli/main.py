@@ -11,7 +11,7 @@ from typing import NoReturn
 import typer
 
 from agent.exceptions import EngineClosedError, RewrightError
-from cli import adapters, check, demo, evaluate, mismatch, models, rewrite, serve, sft, train
+from cli import adapters, check, demo, evaluate, jobs, keys, mismatch, models, rewrite, serve, sft, train
 from cli.console import say
 from cli.exceptions import ServiceError
 from server.exceptions import StartError
@@ -35,6 +35,8 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("demo")(demo.demo)
 app.add_typer(models.app, name="models")
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:

@@ -7,19 +7,20 @@ means (`agent.rewriter`), where the engine runs (`server.deployments`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Body, FastAPI, Request, Security
 from fastapi.responses import HTMLResponse, JSONResponse
-from fastapi.security import HTTPBearer
 
+from agent.demonstrations import BadRow, Demonstration
 from agent.engine import EngineInfo
 from agent.exceptions import EngineClosedError
 from server.admission import Admission
 from server.auth import Keys
-from server.bodies import GuardedRoute
+from server.bodies import GuardedRoute, bearer
 from server.errors import install_error_handlers
 from server.examples import (
     MISMATCH_ANSWER,
@@ -33,23 +34,24 @@ from server.exceptions import BadRequestError, TooLargeError, UnavailableError, 
 from server.headers import GuardHeaders
 from server.page import PAGE
 from server.routes_adapters import AdapterBackend
-from server.routes_adapters import routes as adapter_routes
+from server.routes_adapters import routers as adapter_routers
 from server.schemas import (
     HealthResponse,
     MismatchBody,
     MismatchResponse,
     ReadyResponse,
+    RewriteOptions,
     RewritesBody,
     RewritesResponse,
 )
 from server.settings import LimitSettings, ServerSettings
+from server.work import DurableWork
 
 T = TypeVar("T")
 B = TypeVar("B", RewritesBody, MismatchBody)
 
 _READY_TIMEOUT_S = 3.0
-_bearer = HTTPBearer(auto_error=False, description="One of the keys the service was started with.")
-_WORK_ERRORS = error_responses(400, 401, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504)
+_WORK_ERRORS = error_responses(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504)
 
 
 class Backend(AdapterBackend, Protocol):
@@ -63,40 +65,68 @@ class Backend(AdapterBackend, Protocol):
         """The body of the answer. Raises EngineClosedError."""
         ...
 
+    async def check_options(self, options: RewriteOptions) -> None:
+        """Raises UnknownNameError for a strategy or an adapter that is not there."""
+        ...
+
+    async def rewrite_row(self, row: Demonstration | BadRow, options: RewriteOptions) -> dict[str, Any]:
+        """The record of one row. Raises UnknownNameError and EngineClosedError."""
+        ...
+
     async def ping(self) -> EngineInfo:
         """Ask the engine now. Raises EngineClosedError when none answers."""
         ...
 
 
-def create_app(backend: Backend, settings: ServerSettings, keys: Keys) -> FastAPI:
+def create_app(backend: Backend, settings: ServerSettings, keys: Keys, work: DurableWork | None = None) -> FastAPI:
     """The application.
 
     Args:
         backend: what rewrites and scores.
         settings: its limits are enforced here; host and port are the caller's business.
-        keys: bearer keys that may pass; none at all lets everybody on this machine in.
+        keys: bearer keys that may pass, those that `work` keeps apart; none at all lets everybody on this machine in.
+        work: files, jobs and stored keys; None for a service without. It runs from the application's start to its end.
     """
+    if work is not None:
+        keys = keys.with_store(work.keys)
+    admission = Admission(settings.limits.queue_rows, settings.limits.retry_after_s)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if work is None:
+            yield
+            return
+        try:
+            await work.start(backend, admission)
+            yield
+        finally:
+            await work.stop()
+
     app = FastAPI(
         title="Rewright",
         version=version("rewright"),
         summary="Rewrites expert demonstrations so that they fit the model that will learn from them.",
         redoc_url=None,
+        lifespan=lifespan,
     )
     app.state.backend = backend
     app.state.limits = settings.limits
     app.state.keys = keys
-    app.state.admission = Admission(settings.limits.queue_rows, settings.limits.retry_after_s)
+    app.state.admission = admission
     app.add_middleware(GuardHeaders, local_only=not keys)
     install_error_handlers(app)
     app.include_router(_status)
     app.include_router(_work)
-    app.include_router(adapter_routes, dependencies=[Security(_bearer)])
+    for router in adapter_routers:
+        app.include_router(router, dependencies=[Security(bearer)])
+    for router in work.routers() if work is not None else ():
+        app.include_router(router)
     return app
 
 
 _status = APIRouter(tags=["status"])
 _work = APIRouter(
-    prefix="/v1", tags=["work"], route_class=GuardedRoute, dependencies=[Security(_bearer)], responses=_WORK_ERRORS
+    prefix="/v1", tags=["work"], route_class=GuardedRoute, dependencies=[Security(bearer)], responses=_WORK_ERRORS
 )
 
 

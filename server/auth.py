@@ -1,28 +1,37 @@
-"""Bearer keys: read from the environment, kept as digests, compared in constant time.
+"""Who sends a request: bearer keys from the environment and from the service's database.
 
-Not here: issuing and revoking keys, scopes.
+Not here: making and revoking keys (`server.keys`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import os
+from dataclasses import dataclass, replace
 
 from fastapi import Request
 
 from agent.exceptions import SettingsError
-from server.exceptions import AuthenticationError
+from server.exceptions import AuthenticationError, ForbiddenError
+from server.keys import EVERYTHING, Caller, KeyStore, Scope
 
 KEYS_VARIABLE = "REWRIGHT_API_KEYS"
 _MIN_KEY_LENGTH = 16
 
 
+@dataclass(frozen=True)
 class Keys:
-    """The digests of the keys that may use the service. None at all means: open to everybody."""
+    """The keys that may use the service. None at all means: open to everybody.
 
-    def __init__(self, digests: tuple[bytes, ...] = ()) -> None:
-        self._digests = digests
+    Attributes:
+        digests: of the keys of the environment, which may do everything.
+        store: further keys.
+    """
+
+    digests: tuple[bytes, ...] = ()
+    store: KeyStore | None = None
 
     @classmethod
     def from_environment(cls) -> Keys:
@@ -43,26 +52,47 @@ class Keys:
                 raise SettingsError(f"key {number} of {KEYS_VARIABLE} may only have visible ASCII characters")
         return cls(tuple(_digest(key) for key in keys))
 
+    def with_store(self, store: KeyStore) -> Keys:
+        """These keys and those in `store`."""
+        return replace(self, store=store)
+
     def __bool__(self) -> bool:
-        return bool(self._digests)
+        """Whether a key is needed. Blocks where there is a store."""
+        return bool(self.digests) or (self.store is not None and self.store.any())
 
-    def allow(self, authorization: str | None) -> bool:
-        """Whether this `Authorization` header may pass. Looks at every key, whichever fits."""
-        if not self._digests:
-            return True
+    def find(self, authorization: str | None) -> Caller | None:
+        """Whose `Authorization` header this is, None for nobody's. Blocks where there is a store.
+
+        Looks at every key of the environment, whichever fits.
+        """
         scheme, _, key = (authorization or "").partition(" ")
-        digest = _digest(key.strip())
-        fits = [hmac.compare_digest(digest, known) for known in self._digests]
-        return any(fits) and scheme.lower() == "bearer"
+        caller = self._find_key(key.strip()) if scheme.lower() == "bearer" else None
+        return caller or (None if self else EVERYTHING)
+
+    def _find_key(self, key: str) -> Caller | None:
+        digest = _digest(key)
+        fits = [hmac.compare_digest(digest, known) for known in self.digests]
+        if any(fits):
+            return EVERYTHING
+        return self.store.find(key) if self.store else None
 
 
-def authenticate(request: Request) -> None:
-    """Let the request pass if its key is known to the application. Raises AuthenticationError."""
+async def authenticate(request: Request, scope: Scope) -> Caller:
+    """Whose request this is, if its key is known to the application and has the scope.
+
+    Raises:
+        AuthenticationError: there is no key, or an unknown one.
+        ForbiddenError: the key lacks the scope.
+    """
     keys: Keys = request.app.state.keys
     authorization = request.headers.get("authorization")
-    if not keys.allow(authorization):
+    caller = await asyncio.to_thread(keys.find, authorization) if keys.store else keys.find(authorization)
+    if caller is None:
         reason = "this key is not known" if authorization else "a key is needed"
         raise AuthenticationError(f"{reason}: send `Authorization: Bearer KEY`", code="invalid_api_key")
+    if not caller.may(scope):
+        raise ForbiddenError(f"this key has no scope {scope!r}", code="insufficient_scope")
+    return caller
 
 
 def _digest(key: str) -> bytes:

@@ -24,13 +24,14 @@ from agent.gate import Gate
 from agent.intake import read_json_rows
 from agent.mismatch import surprisal
 from agent.pipeline import map_in_order, rewrite_rows
+from agent.records import error_row
 from agent.rewriter import Rewriter, Usage
 from agent.settings import RewriteSettings
 from agent.strategies import Strategy, find_strategy
 from server.adapters import AdapterStore
 from server.exceptions import ConflictError, UnknownNameError
 from server.hosting import ServedEngine
-from server.schemas import MismatchBody, RewritesBody, SamplingBody
+from server.schemas import MismatchBody, RewriteOptions, RewritesBody, SamplingBody
 
 
 class AgentBackend:
@@ -80,6 +81,20 @@ class AgentBackend:
             raise self._refused(error, "adapter") from error
         return {"data": data, "usage": asdict(usage), "model": model}
 
+    async def check_options(self, options: RewriteOptions) -> None:
+        """See `Backend.check_options`."""
+        self._rewriter(options)
+
+    async def rewrite_row(self, row: Demonstration | BadRow, options: RewriteOptions) -> dict[str, Any]:
+        """See `Backend.rewrite_row`."""
+        model = await self._model()
+        if isinstance(row, BadRow):
+            return error_row(row, model)
+        try:
+            return (await self._rewriter(options).rewrite(row)).record.as_dict()
+        except AdapterError as error:
+            raise self._refused(error, "adapter") from error
+
     async def mismatch(self, body: MismatchBody) -> dict[str, Any]:
         """See `Backend.mismatch`."""
         model = await self._model()
@@ -119,7 +134,7 @@ class AgentBackend:
         except EngineClosedError:
             return (await self.ping()).model
 
-    def _rewriter(self, body: RewritesBody) -> Rewriter:
+    def _rewriter(self, body: RewriteOptions) -> Rewriter:
         name = body.strategy or self._settings.strategy
         try:
             strategy = find_strategy(name, self._settings)

@@ -8,16 +8,20 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from starlette.requests import ClientDisconnect
 
 from agent.strict_json import JsonValueError, check_json_value, parse_json
 from server.auth import authenticate
 from server.exceptions import BadRequestError, BodyTimeoutError, MediaTypeError, TooLargeError
+from server.keys import Scope
 from server.settings import LimitSettings
+
+bearer = HTTPBearer(auto_error=False, description="A key of the service.")
 
 
 class BoundedRequest(Request):
@@ -67,14 +71,20 @@ class BoundedRequest(Request):
 
 
 class GuardedRoute(APIRoute):
-    """A route that lets known keys in, and reads its body through `BoundedRequest` before anything looks at it."""
+    """A route that lets keys with its scope in, and reads its body, bounded, before anything looks at it.
+
+    `request.state.caller` is who asks.
+    """
+
+    scope: ClassVar[Scope] = "rewrite"
+    request_class: ClassVar[type[Request]] = BoundedRequest
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            authenticate(request)
-            bounded = BoundedRequest(request.scope, request.receive)
+            request.state.caller = await authenticate(request, self.scope)
+            bounded = self.request_class(request.scope, request.receive)
             if self.body_field is not None:
                 await bounded.json()
             return await handler(bounded)

@@ -31,6 +31,7 @@ from server.backend import AgentBackend
 from server.hosting import host_engine
 from server.remote import RemoteEngine, ReplicaReport
 from server.settings import ServerSettings
+from server.work import DurableWork
 
 T = TypeVar("T")
 
@@ -133,13 +134,15 @@ class ApiDeployment:
         chat = open_chat(files)
         store = AdapterStore(server.adapters, rewrite.adapter, files.name)
         self._backend = AgentBackend(remote, chat, build_gate(remote, chat, gate), rewrite, store)
-        self._app = create_app(self._backend, server, keys)
+        self._work = DurableWork(server)
+        self._app = create_app(self._backend, server, keys, self._work)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
 
     async def drain(self) -> None:
         """Take no more work and return when what is in flight is done."""
+        self._work.begin_stop()
         admission = self._app.state.admission
         admission.close()
         await admission.drained()

@@ -100,21 +100,28 @@ _ERRORS: dict[int, tuple[str, dict[str, Any]]] = {
         ),
     ),
     401: ("The bearer key is missing or unknown", error_body("no key", "authentication_error", "invalid_api_key")),
+    403: (
+        "The bearer key lacks the scope",
+        error_body("this key has no scope 'rewrite'", "permission_error", "insufficient_scope"),
+    ),
     404: (
-        "Unknown strategy, adapter or path",
+        "Unknown strategy, adapter, file, job or path",
         error_body("no strategy 'x': known are default", "invalid_request_error", "unknown_strategy", param="strategy"),
     ),
     405: ("Wrong method", error_body("use POST", "invalid_request_error", "method_not_allowed")),
     408: ("The body came too slowly", error_body("60 seconds", "invalid_request_error", "body_timeout")),
     409: (
-        "The adapter is broken, or was trained on another base model",
+        "It contradicts what is there",
         error_body("math@4 was trained on other", "invalid_request_error", "adapter_refused", param="version"),
     ),
     413: (
         "Too many bytes or demonstrations",
         error_body("300 demonstrations, 256 at most", "invalid_request_error", "too_many_rows", param="demonstrations"),
     ),
-    415: ("Not declared as JSON", error_body("got 'text/plain'", "invalid_request_error", "unsupported_media_type")),
+    415: (
+        "Not declared as what the route takes",
+        error_body("got 'text/plain'", "invalid_request_error", "unsupported_media_type"),
+    ),
     422: (
         "A field has a value that makes no sense",
         error_body("sampling.top_p: too large", "invalid_request_error", "less_than_equal", param="sampling.top_p"),

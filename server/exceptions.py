@@ -54,8 +54,15 @@ class AuthenticationError(ApiError, PermissionError):
     type = "authentication_error"
 
 
+class ForbiddenError(ApiError, PermissionError):
+    """The bearer key is known, and not allowed to do this."""
+
+    status = 403
+    type = "permission_error"
+
+
 class UnknownNameError(ApiError, LookupError):
-    """The request names something that does not exist here: an adapter, a strategy, a path."""
+    """The request names something that does not exist here: an adapter, a strategy, a file, a job, a path."""
 
     status = 404
 
@@ -67,7 +74,7 @@ class BodyTimeoutError(ApiError, TimeoutError):
 
 
 class ConflictError(ApiError, ValueError):
-    """What the request names is here, and cannot be used: a broken adapter, or one for another base model."""
+    """The request contradicts what is there: a key used before, a file in use, an adapter that cannot be used."""
 
     status = 409
 
@@ -79,7 +86,7 @@ class TooLargeError(ApiError, ValueError):
 
 
 class MediaTypeError(ApiError, ValueError):
-    """The body is not declared as JSON."""
+    """The body is not declared as what the route takes."""
 
     status = 415
 
@@ -109,6 +116,10 @@ class WorkTimeoutError(ApiError, TimeoutError):
 
     status = 504
     type = "server_error"
+
+
+class FileFormatError(BadRequestError):
+    """An uploaded file is neither JSON lines nor Parquet."""
 
 
 class StartError(RewrightError, RuntimeError):

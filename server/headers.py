@@ -1,7 +1,8 @@
 """Headers that protect a browser's user, and the refusal of hosts that are not this machine.
 
 Without keys the service is open to this machine only. A page of the web whose name resolves to
-loopback (DNS rebinding) would count as this machine, were it not for its Host header.
+loopback (DNS rebinding) would count as this machine, were it not for its Host header; and one that
+sends a form to loopback, were it not for its Origin header.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ _EVERYWHERE = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+_SAFE = ("GET", "HEAD", "OPTIONS")
 _POLICY = "default-src 'none'; frame-ancestors 'none'"
 _POLICY_BY_PATH = {
     "/": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'",
@@ -33,7 +35,7 @@ class GuardHeaders:
 
     Args:
         app: what is guarded.
-        local_only: refuse requests whose Host is not a loopback name.
+        local_only: refuse requests whose Host is not a loopback name, and changes that a page from elsewhere asks for.
     """
 
     def __init__(self, app: ASGIApp, *, local_only: bool) -> None:
@@ -53,7 +55,8 @@ class GuardHeaders:
                 headers["Content-Security-Policy"] = _POLICY_BY_PATH.get(scope["path"], _POLICY)
             await send(message)
 
-        host = Headers(scope=scope).get("host", "")
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
         if self._local_only and not is_loopback(_without_port(host)):
             error = BadRequestError(
                 f"without API keys only this machine is served, and {host!r} is not one of its loopback names",
@@ -61,7 +64,20 @@ class GuardHeaders:
             )
             await error_response(error)(scope, receive, send_guarded)
             return
+        if self._local_only and origin is not None and scope["method"] not in _SAFE and not _is_local(origin):
+            error = BadRequestError(
+                f"without API keys only pages of this machine are served, and {origin[:200]!r} is none",
+                code="origin_not_allowed",
+            )
+            await error_response(error)(scope, receive, send_guarded)
+            return
         await self._app(scope, receive, send_guarded)
+
+
+def _is_local(origin: str) -> bool:
+    """Whether a page of `http://localhost:8000` or the like asks; pages of no origin say `null`."""
+    scheme, _, host = origin.partition("://")
+    return scheme in ("http", "https") and is_loopback(_without_port(host))
 
 
 def _without_port(host: str) -> str:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from math import ceil
+from types import FrameType
 
 import uvicorn
 
@@ -15,12 +16,13 @@ from agent.assembly import build_gate, open_chat
 from agent.models import resolve_model
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteSettings
 from server.adapters import AdapterStore
-from server.app import create_app
+from server.app import Backend, create_app
 from server.auth import Keys
 from server.backend import AgentBackend
 from server.hosting import host_engine
 from server.run import Announce, base_url, require_free_port
 from server.settings import ServerSettings, require_keys_in_public
+from server.work import DurableWork, needs_key
 
 _POLL_S = 0.05
 
@@ -37,10 +39,11 @@ def serve_local(
 
     Raises:
         SettingsError: keys are missing for a public host, or the port is taken.
+        StartError: the state folder is in use, or its database cannot be reached.
         ModelError: the model cannot be had.
     """
     keys = Keys.from_environment()
-    require_keys_in_public(server, has_keys=bool(keys))
+    require_keys_in_public(server, has_keys=needs_key(keys, server))
     require_free_port(server)
     asyncio.run(_serve(model, engine, gate, rewrite, server, keys, announce))
     announce("stopped")
@@ -62,29 +65,53 @@ async def _serve(
     chat = open_chat(files)
     backend = AgentBackend(engine, chat, build_gate(engine, chat, gate), rewrite, store)
     try:
-        http = _UvicornServer(
-            uvicorn.Config(
-                create_app(backend, server, keys),
-                host=server.host,
-                port=server.port,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=ceil(server.drain_timeout_s),
-            )
-        )
-        serving = asyncio.create_task(http.serve())
-        while not (http.started or serving.done()):
-            await asyncio.sleep(_POLL_S)
-        announce(f"ready at {base_url(server)} after {time.monotonic() - started:.1f} s; docs at /docs")
-        await serving
+        seconds = time.monotonic() - started
+        await serve_backend(backend, server, keys, lambda ready: announce(f"{ready}; loaded in {seconds:.1f} s"))
     finally:
         await backend.aclose()
         await engine.close()
 
 
+async def serve_backend(backend: Backend, server: ServerSettings, keys: Keys, announce: Announce) -> None:
+    """Serve `backend` over HTTP, with its jobs, until SIGINT or SIGTERM. Raises StartError."""
+    work = DurableWork(server)
+    app = create_app(backend, server, keys, work)
+    http = _UvicornServer(
+        uvicorn.Config(
+            app,
+            host=server.host,
+            port=server.port,
+            lifespan="off",  # entered here, where its errors arrive
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=ceil(server.drain_timeout_s),
+        ),
+        work,
+    )
+    async with app.router.lifespan_context(app):
+        serving = asyncio.create_task(http.serve())
+        while not (http.started or serving.done()):
+            await asyncio.sleep(_POLL_S)
+        announce(f"ready at {base_url(server)}, docs at /docs")
+        await serving
+
+
 class _UvicornServer(uvicorn.Server):
-    """Ends with exit code 0 on SIGINT and SIGTERM, where uvicorn would raise the signal again."""
+    """Ends with exit code 0 on SIGINT and SIGTERM, where uvicorn would raise the signal again.
+
+    Args:
+        config: of uvicorn.
+        work: is told of the signal at once; uvicorn waits for its streams of events before it tells anybody.
+    """
+
+    def __init__(self, config: uvicorn.Config, work: DurableWork) -> None:
+        super().__init__(config)
+        self._work = work
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._work.begin_stop()
+        super().handle_exit(sig, frame)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

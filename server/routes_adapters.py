@@ -22,7 +22,16 @@ from server.schemas import ActivateBody, ActivateResponse, AdaptersResponse
 
 Name = Annotated[str, Path(pattern=f"^{NAME_PATTERN}$", description="name of a published adapter")]
 
-routes = APIRouter(prefix="/v1/adapters", tags=["adapters"], route_class=GuardedRoute)
+
+class _AdminRoute(GuardedRoute):
+    """For keys that may change what everybody gets."""
+
+    scope = "admin"
+
+
+_listing = APIRouter(prefix="/v1/adapters", tags=["adapters"], route_class=GuardedRoute)
+_activation = APIRouter(prefix="/v1/adapters", tags=["adapters"], route_class=_AdminRoute)
+routers = (_listing, _activation)
 
 
 class AdapterBackend(Protocol):
@@ -37,17 +46,17 @@ class AdapterBackend(Protocol):
         ...
 
 
-@routes.get("", responses=answer(ADAPTERS_ANSWER, AdaptersResponse) | error_responses(401, 500, 503))
+@_listing.get("", responses=answer(ADAPTERS_ANSWER, AdaptersResponse) | error_responses(401, 403, 500, 503))
 async def list_adapters(request: Request) -> dict[str, Any]:
     """The published adapters: their versions, which is active, and which are loaded."""
     backend: AdapterBackend = request.app.state.backend
     return await backend.list_adapters()
 
 
-@routes.post(
+@_activation.post(
     "/{name}/activate",
     responses=answer(ACTIVATE_ANSWER, ActivateResponse)
-    | error_responses(400, 401, 404, 408, 409, 413, 415, 422, 500, 503),
+    | error_responses(400, 401, 403, 404, 408, 409, 413, 415, 422, 500, 503),
 )
 async def activate_adapter(
     request: Request, name: Name, body: Annotated[ActivateBody, Body(openapi_examples=ACTIVATE_REQUESTS)]

@@ -25,6 +25,7 @@ from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteS
 from server.auth import Keys
 from server.exceptions import StartError
 from server.settings import RaySettings, ServerSettings, require_keys_in_public
+from server.work import needs_key
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -58,7 +59,7 @@ def serve(
         StartError: the service did not come up; says why.
     """
     keys = Keys.from_environment()
-    require_keys_in_public(server, has_keys=bool(keys))
+    require_keys_in_public(server, has_keys=needs_key(keys, server))
     require_free_port(server)
     resolve_model(model)
     started = time.monotonic()

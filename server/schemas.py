@@ -21,7 +21,9 @@ _ROW_DESCRIPTION = (
 )
 
 
-class _Request(BaseModel):
+class RequestBody(BaseModel):
+    """What clients send: no unknown fields, no coercion."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -33,7 +35,7 @@ def _as_integer(value: Any) -> Any:
 _Integer = BeforeValidator(_as_integer)
 
 
-class SamplingBody(_Request):
+class SamplingBody(RequestBody):
     """Overrides of the service's own sampling; what is left out stays as configured."""
 
     temperature: Annotated[float, Field(ge=0, le=10, description="of the one attempt; 0 is greedy")] | None = None
@@ -48,22 +50,27 @@ Demonstrations = Annotated[
 ]
 
 
-class RewritesBody(_Request):
-    """Demonstrations to rewrite."""
+class RewriteOptions(RequestBody):
+    """How to rewrite; what is left out stays as the service is configured."""
 
-    demonstrations: Demonstrations
     strategy: str | None = Field(None, max_length=200, description="a strategy of the service; its default if left out")
     adapter: str | None = Field(None, max_length=200, description="`name` for its active version, or `name@version`")
     sampling: SamplingBody = SamplingBody()
 
 
-class MismatchBody(_Request):
+class RewritesBody(RewriteOptions):
+    """Demonstrations to rewrite."""
+
+    demonstrations: Demonstrations
+
+
+class MismatchBody(RequestBody):
     """Demonstrations to score."""
 
     demonstrations: Demonstrations
 
 
-class ActivateBody(_Request):
+class ActivateBody(RequestBody):
     """Which version of an adapter is to be active."""
 
     version: Annotated[int, Field(ge=1, le=MAX_VERSION), _Integer]
@@ -198,7 +205,9 @@ class ReadyResponse(BaseModel):
 
 class ErrorFields(BaseModel):
     message: str
-    type: Literal["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]
+    type: Literal[
+        "invalid_request_error", "authentication_error", "permission_error", "rate_limit_error", "server_error"
+    ]
     param: str | None = Field(None, description="the field at fault")
     code: str
     line: int | None = Field(None, description="line of the body, where the error has one")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from agent.exceptions import SettingsError
+from agent.models import home
 from agent.settings import Section
 
 
@@ -26,6 +27,29 @@ class LimitSettings(Section):
         if self.rows > self.queue_rows:
             raise ValueError("limits.rows must not exceed limits.queue_rows, or a full request could never be taken")
         return self
+
+
+class FileSettings(Section):
+    """Uploaded files and the results of jobs."""
+
+    upload_bytes: int = Field(2 * 2**30, ge=1024, description="bytes of an uploaded file")
+    upload_timeout_s: float = Field(3600.0, gt=0, description="time to send a file, seconds")
+    uploads: int = Field(4, ge=1, description="files received at the same time")
+    parquet_bytes: int = Field(16 * 2**30, ge=1024, description="bytes of an uploaded Parquet file, decompressed")
+
+
+class JobSettings(Section):
+    """Jobs that outlive the process."""
+
+    rows: int = Field(
+        16,
+        ge=1,
+        description="demonstrations of all jobs worked on at the same time; each asks for several sequences at once, "
+        "and what engine.max_sequences has beyond them is left to POST /v1/rewrites",
+    )
+    running: int = Field(4, ge=1, description="jobs worked on at the same time, sharing server.jobs.rows")
+    waiting: int = Field(1000, ge=1, description="jobs that are not finished, at most")
+    shard_rows: int = Field(100, ge=1, description="rows whose result is made durable together")
 
 
 class RaySettings(Section):
@@ -56,15 +80,26 @@ class RaySettings(Section):
 class ServerSettings(Section):
     """The HTTP service."""
 
-    host: str = Field("127.0.0.1", description="address to bind to; other than loopback only with REWRIGHT_API_KEYS")
+    host: str = Field("127.0.0.1", description="address to bind to; other than loopback only with API keys")
     port: int = Field(8000, ge=1, le=65535)
     drain_timeout_s: float = Field(120.0, ge=0, description="time for requests in flight at shutdown, seconds")
     adapters: Path | None = Field(
         None, description="folder of published adapters, NAME/VERSION, that requests may name; the same on every node"
     )
     loaded_adapters: int = Field(4, ge=1, description="adapters that an engine keeps loaded at most")
+    state: str | None = Field(None, description="folder of files, jobs and keys; None for service/ in $REWRIGHT_HOME")
+    database: SecretStr | None = Field(
+        None, description="postgresql://user:password@host/name for jobs and keys; None for SQLite in the state folder"
+    )
     limits: LimitSettings = LimitSettings()
+    files: FileSettings = FileSettings()
+    jobs: JobSettings = JobSettings()
     ray: RaySettings = RaySettings()
+
+    @property
+    def state_folder(self) -> Path:
+        """Where files, jobs and keys are kept."""
+        return Path(self.state).expanduser().absolute() if self.state else home() / "service"
 
 
 def is_loopback(host: str) -> bool:
@@ -86,6 +121,6 @@ def require_keys_in_public(settings: ServerSettings, *, has_keys: bool) -> None:
     if not has_keys and not is_loopback(settings.host):
         raise SettingsError(
             f"server.host is {settings.host!r}, which others can reach, and no API keys are set: "
-            "put at least one into the environment variable REWRIGHT_API_KEYS (comma separated), "
-            "or bind to 127.0.0.1"
+            "make one with `rewright keys create`, or put at least one into the environment variable "
+            "REWRIGHT_API_KEYS (comma separated), or bind to 127.0.0.1"
         )

@@ -17,10 +17,14 @@ hypothesis.settings.load_profile("no-deadline")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_settings_from_outside() -> None:
-    """Settings in the environment of whoever runs the tests would change what is tested."""
+def _no_settings_from_outside(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Settings in the environment of whoever runs the tests would change what is tested.
+
+    Services that tests start keep their state apart from that of a service of the same user.
+    """
     for name in [name for name in os.environ if name.startswith("REWRIGHT_") and "__" in name]:
         del os.environ[name]
+    os.environ["REWRIGHT_SERVER__STATE"] = str(tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture(scope="session")

@@ -336,6 +336,16 @@ async def test_without_keys_every_loopback_name_is_served(client: httpx.AsyncCli
     assert (await client.get("/healthz", headers={"Host": host})).status_code == 200
 
 
+@pytest.mark.parametrize("origin", ["https://elsewhere.example", "null", "http://127.0.0.1.elsewhere.example:8000"])
+async def test_without_keys_a_page_from_elsewhere_changes_nothing(client: httpx.AsyncClient, origin: str) -> None:
+    body = {"demonstrations": [ROW]}
+    refused = await client.post("/v1/rewrites", json=body, headers={"Origin": origin})
+    assert refused.status_code == 400
+    assert _error(refused)["code"] == "origin_not_allowed"
+    allowed = await client.post("/v1/rewrites", json=body, headers={"Origin": "http://localhost:8000"})
+    assert allowed.status_code == 200
+
+
 async def test_every_answer_has_security_headers_and_none_opens_to_other_origins(client: httpx.AsyncClient) -> None:
     for path in ("/", "/docs", "/healthz", "/nothing"):
         headers = (await client.get(path, headers={"Origin": "https://elsewhere.example"})).headers
@@ -360,7 +370,21 @@ async def test_every_example_of_the_description_is_valid(client: httpx.AsyncClie
             model.model_validate(example["value"])
         answers[path].model_validate(operation["responses"]["200"]["content"]["application/json"]["example"])
         errors = {status: r for status, r in operation["responses"].items() if status != "200"}
-        assert set(errors) == {"400", "401", "404", "408", "409", "413", "415", "422", "429", "500", "503", "504"}
+        assert set(errors) == {
+            "400",
+            "401",
+            "403",
+            "404",
+            "408",
+            "409",
+            "413",
+            "415",
+            "422",
+            "429",
+            "500",
+            "503",
+            "504",
+        }
         for response in errors.values():
             ErrorResponse.model_validate(response["content"]["application/json"]["example"])
 

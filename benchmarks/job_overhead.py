@@ -1,0 +1,137 @@
+"""What durability costs: rows through the whole job path with an engine that takes no time, at growing sizes.
+
+    python benchmarks/job_overhead.py --rows 1000 10000
+
+A service of its own process takes each file in and does the job: upload and its check, cutting into shards, DBOS on
+SQLite, one commit a shard, results put together. Memory is the process's peak, before the first row and after the last
+job. Prints one JSON line; a cost that grows with the number of rows alone has the same rows per second at every size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from agent.demonstrations import BadRow, Demonstration
+from agent.engine import EngineInfo
+from agent.records import Record, error_row
+from cli.jobs_client import JobsClient
+from server.auth import Keys
+from server.local import serve_backend
+from server.schemas import MismatchBody, RewriteOptions, RewritesBody
+from server.settings import ServerSettings
+
+MODEL = "none"
+
+
+class InstantBackend:
+    """Gives every row back at once."""
+
+    async def rewrite(self, body: RewritesBody) -> dict[str, Any]:
+        return {"data": body.demonstrations, "model": MODEL}
+
+    async def mismatch(self, body: MismatchBody) -> dict[str, Any]:
+        return {"data": body.demonstrations, "model": MODEL}
+
+    async def check_options(self, options: RewriteOptions) -> None:
+        """All are fine."""
+
+    async def rewrite_row(self, row: Demonstration | BadRow, options: RewriteOptions) -> dict[str, Any]:
+        if isinstance(row, BadRow):
+            return error_row(row, MODEL)
+        return Record(row, "fallback", "expert", row.expert, 1, None, None, None, None, MODEL).as_dict()
+
+    async def ping(self) -> EngineInfo:
+        return EngineInfo(MODEL, 1)
+
+
+def peak_mib(pid: int) -> float:
+    """Most memory that a process ever had."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("this system does not say how much memory a process had: run it on Linux")
+
+
+def write_rows(path: Path, rows: int) -> None:
+    with path.open("w") as file:
+        for number in range(rows):
+            row = {"question": f"What is {number} + 1?", "answer": f"It is {number + 1}."}
+            file.write(f"{json.dumps(row)}\n")
+
+
+def measure(client: JobsClient, path: Path, rows: int) -> dict[str, float]:
+    """Seconds of the upload and of the job, for one file of `rows` rows."""
+    write_rows(path, rows)
+    started = time.perf_counter()
+    file = client.upload(path)
+    uploaded = time.perf_counter()
+    job = client.watch(client.submit(file["id"], {})["id"], lambda counts: None)
+    done = time.perf_counter()
+    if job["status"] != "completed" or job["request_counts"]["completed"] != rows:
+        raise RuntimeError(f"the job went wrong: {job}")
+    lines = 0
+
+    def count(chunk: bytes) -> None:
+        nonlocal lines
+        lines += chunk.count(b"\n")
+
+    client.download(job["output_file"], count)
+    if lines != rows:
+        raise RuntimeError(f"{lines} rows came back of {rows}")
+    return {
+        "rows": rows,
+        "upload_seconds": round(uploaded - started, 2),
+        "job_seconds": round(done - uploaded, 2),
+        "job_rows_per_second": round(rows / (done - uploaded), 1),
+    }
+
+
+def run(sizes: list[int]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        command = [sys.executable, __file__, "--serve", str(port), "--state", f"{folder}/state"]
+        service = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert service.stdout is not None
+            if not service.stdout.readline().startswith("ready"):
+                raise RuntimeError("the service did not start")
+            with JobsClient(f"http://127.0.0.1:{port}", None, patience_s=60) as client:
+                measure(client, Path(folder, "warm.jsonl"), 200)
+                before = peak_mib(service.pid)
+                sizes_measured = []
+                for rows in sizes:
+                    figures = measure(client, Path(folder, "rows.jsonl"), rows)
+                    figures["peak_mib_above_start"] = round(peak_mib(service.pid) - before, 1)
+                    sizes_measured.append(figures)
+        finally:
+            service.terminate()
+            service.wait()
+    return {"benchmark": "job_overhead", "start_mib": round(before, 1), "sizes": sizes_measured}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--serve", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    parser.add_argument("--state", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve is None:
+        print(json.dumps(run(arguments.rows)))
+        return
+    settings = ServerSettings(port=arguments.serve, state=arguments.state)
+    asyncio.run(serve_backend(InstantBackend(), settings, Keys(), lambda text: print(text, flush=True)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""`rewright jobs`: work on whole files by a running service, which goes on without this command."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import options
+from cli.console import counting, print_table, result_console, say
+from cli.exceptions import ServiceError, UsageError
+
+if TYPE_CHECKING:
+    from cli.jobs_client import JobsClient
+
+app = typer.Typer(
+    help="Have a service rewrite whole files, and fetch what came of it.", no_args_is_help=True, rich_markup_mode=None
+)
+
+_KEY_VARIABLE = "REWRIGHT_API_KEY"
+_PATIENCE_S = 60.0
+_RESTART_PATIENCE_S = 1800.0  # a large model takes its time to load
+_COLUMNS = ("job", "status", "rows", "done", "failed", "input")
+
+Url = Annotated[str, typer.Option("--url", metavar="URL", help="Address of the service.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.")]
+_URL = "http://127.0.0.1:8000"
+
+
+@app.command("submit")
+def submit(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="JSONL or Parquet file.")],
+    url: Url = _URL,
+    strategy: Annotated[str | None, typer.Option("--strategy", metavar="S", help="Proposers to try, by name.")] = None,
+    adapter: Annotated[str | None, typer.Option("--adapter", metavar="A", help="An adapter of the service.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", metavar="N", help="Tokens of a candidate.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of the sampling.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Upload IN and start a job on it. Prints the id of the job."""
+    if not source.is_file():
+        raise UsageError(f"{source}: no such file")
+    sampling = {name: value for name, value in (("max_tokens", max_tokens), ("seed", seed)) if value is not None}
+    named = {name: value for name, value in (("strategy", strategy), ("adapter", adapter)) if value is not None}
+    with _client(url) as client:
+        file = client.upload(source)
+        if file["unreadable_rows"]:
+            first = file["problems"][0]
+            say(f"{file['unreadable_rows']} rows cannot be read; the first is line {first['line']}: {first['message']}")
+        job = client.submit(file["id"], named | ({"sampling": sampling} if sampling else {}))
+    print(json.dumps(job) if as_json else job["id"])
+
+
+@app.command("list")
+def list_jobs(url: Url = _URL, as_json: options.AsJson = False) -> None:
+    """The jobs of the service, newest first."""
+    with _client(url) as client:
+        jobs = list(client.jobs())
+    if as_json:
+        print(json.dumps(jobs))
+    else:
+        print_table(f"Jobs of {url}", _COLUMNS, [_row(job) for job in jobs], to=result_console())
+
+
+@app.command("watch")
+def watch(job_id: JobId, url: Url = _URL, max_errors: options.MaxErrors = 0, as_json: options.AsJson = False) -> None:
+    """Follow a job until it ends. The exit code is 1 when it failed, or more than --max-errors rows did."""
+    with _client(url) as client:
+        job = client.job(job_id)
+    counts = job["request_counts"]
+    done = counts["completed"] + counts["failed"]
+    say(f"{job_id} is {job['status']}, {done} of {counts['total']} rows are done")
+    with _client(url, _RESTART_PATIENCE_S) as client, counting(job_id, counts["total"], before=done) as show:
+        job = client.watch(job_id, lambda now: show(now["completed"] + now["failed"]))
+    if as_json:
+        print(json.dumps(job))
+    counts = job["request_counts"]
+    say(f"{job_id} {job['status']}: {counts['completed']} of {counts['total']} rows, {counts['failed']} failed")
+    if job["status"] != "completed" or counts["failed"] > max_errors:
+        if job["error"]:
+            say(job["error"])
+        raise typer.Exit(1)
+
+
+@app.command("cancel")
+def cancel(job_id: JobId, url: Url = _URL) -> None:
+    """End a job early; the rows that are finished are kept."""
+    with _client(url) as client:
+        say(f"{job_id} {client.cancel(job_id)['status']}")
+
+
+@app.command("results")
+def results(
+    job_id: JobId,
+    output: options.Output = None,
+    errors: Annotated[bool, typer.Option("--errors", help="Only the rows that failed.")] = False,
+    url: Url = _URL,
+) -> None:
+    """Fetch the rows of a job that has ended, as JSON lines; to standard output without -o."""
+    with _client(url) as client:
+        job = client.job(job_id)
+        file_id = job["error_file" if errors else "output_file"]
+        if file_id is None:
+            what = "no row failed" if errors and job["output_file"] else f"it is {job['status']}"
+            raise ServiceError(f"{job_id} has no such file: {what}")
+        if output is None:
+            client.download(file_id, sys.stdout.buffer.write)
+            sys.stdout.buffer.flush()
+            return
+        unfinished = output.with_name(f".{output.name}.unfinished")
+        with unfinished.open("wb") as file:
+            client.download(file_id, file.write)
+        os.replace(unfinished, output)
+
+
+def _client(url: str, patience_s: float = _PATIENCE_S) -> JobsClient:
+    from cli.jobs_client import JobsClient
+
+    return JobsClient(url, os.environ.get(_KEY_VARIABLE), patience_s=patience_s)
+
+
+def _row(job: dict[str, Any]) -> tuple[object, ...]:
+    counts = job["request_counts"]
+    return (job["id"], job["status"], counts["total"], counts["completed"], counts["failed"], job["input_file"])

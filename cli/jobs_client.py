@@ -1,0 +1,187 @@
+"""Files and jobs of a running service over HTTP: uploads, jobs, their events, downloads. Retried where that is safe."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from cli.client import error_fields, retry_after, service_url
+from cli.exceptions import ServiceError
+
+_BUSY = (429, 502, 503)
+_LONGEST_WAIT_S = 30.0
+_PAGE = 100
+_CHUNK = 1 << 20
+TERMINAL = ("completed", "failed", "cancelled")
+
+
+class JobsClient:
+    """A connection to one service.
+
+    Args:
+        url: base address, `http://127.0.0.1:8000`.
+        key: bearer key, None for a service without keys.
+        patience_s: how long a service that is busy or cannot be reached is tried again.
+
+    Raises:
+        UsageError: the address is none.
+    """
+
+    def __init__(self, url: str, key: str | None, *, patience_s: float) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # A stream of events is silent for 15 seconds at most.
+        timeout = httpx.Timeout(60.0, connect=30.0)
+        self._http = httpx.Client(base_url=service_url(url), headers=headers, timeout=timeout)
+        self._url, self._patience_s = url, patience_s
+
+    def __enter__(self) -> JobsClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def upload(self, path: Path) -> dict[str, Any]:
+        """Send a file. Raises ServiceError."""
+
+        def content() -> Iterator[bytes]:
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    yield chunk
+
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(path.stat().st_size)}
+        query = {"filename": path.name}
+        return self._json(lambda: self._http.post("/v1/files", params=query, content=content(), headers=headers))
+
+    def submit(self, file_id: str, params: dict[str, Any]) -> dict[str, Any]:
+        """Start a job; sent twice for want of an answer, it is one job. Raises ServiceError."""
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        body = {"kind": "rewrite", "input_file": file_id, "params": params}
+        return self._json(lambda: self._http.post("/v1/jobs", json=body, headers=headers))
+
+    def jobs(self) -> Iterator[dict[str, Any]]:
+        """All jobs, newest first. Raises ServiceError."""
+        query: dict[str, Any] = {"limit": _PAGE}
+        while True:
+            page = self._json(lambda: self._http.get("/v1/jobs", params=query))
+            yield from page.get("data") or ()
+            if not page.get("has_more"):
+                return
+            query["after"] = page["data"][-1]["id"]
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """One job. Raises ServiceError."""
+        return self._json(lambda: self._http.get(f"/v1/jobs/{job_id}"))
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        """End a job early. Raises ServiceError."""
+        return self._json(lambda: self._http.post(f"/v1/jobs/{job_id}/cancel"))
+
+    def watch(self, job_id: str, on_counts: Callable[[dict[str, int]], None]) -> dict[str, Any]:
+        """Follow a job until it ends, over lost connections and restarts of the service; returns the job then.
+
+        Args:
+            job_id: of the job.
+            on_counts: told the counts whenever they change.
+
+        Raises:
+            ServiceError: the service refuses, or stays away for longer than the client is patient.
+        """
+        last = ""
+        failing_since: float | None = None
+        while True:
+            try:
+                for number, kind, data in self._events(job_id, last):
+                    last, failing_since = number, None
+                    if kind == "progress":
+                        on_counts(data)
+            except httpx.TransportError:
+                failing_since = failing_since or time.monotonic()
+                if time.monotonic() - failing_since > self._patience_s:
+                    raise ServiceError(f"{self._url} cannot be reached any more; the job goes on without") from None
+                time.sleep(1)
+                continue
+            job = self.job(job_id)
+            if job["status"] in TERMINAL:
+                return job
+            time.sleep(1)  # the service is going down, and will be back
+
+    def download(self, file_id: str, write: Callable[[bytes], object]) -> None:
+        """Hand the bytes of a file to `write`. Raises ServiceError."""
+        try:
+            with self._http.stream("GET", f"/v1/files/{file_id}/content") as answer:
+                if answer.status_code != httpx.codes.OK:
+                    answer.read()
+                    raise self._refusal(answer)
+                for chunk in answer.iter_bytes(_CHUNK):
+                    write(chunk)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _events(self, job_id: str, after: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """Id, type and data of each event; ends when the service closes the stream."""
+        headers = {"Last-Event-ID": after} if after else {}
+        number = kind = ""
+        with self._http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as answer:
+            if answer.status_code in _BUSY:
+                return
+            if answer.status_code != httpx.codes.OK:
+                answer.read()
+                raise self._refusal(answer)
+            for line in answer.iter_lines():
+                name, _, value = line.partition(": ")
+                if name == "id":
+                    number = value
+                elif name == "event":
+                    kind = value
+                elif name == "data":
+                    try:
+                        yield number, kind, json.loads(value)
+                    except ValueError:
+                        raise ServiceError(f"{self._url} sent an event that is not JSON") from None
+
+    def _json(self, send: Callable[[], httpx.Response]) -> dict[str, Any]:
+        """The answer of the first try that is not about being busy. Raises ServiceError when patience ends."""
+        started, wait = time.monotonic(), 0.5
+        while True:
+            asked = 0.0
+            try:
+                answer = send()
+            except httpx.TransportError as error:
+                failure = self._unreachable(error)
+            else:
+                if answer.status_code == httpx.codes.OK:
+                    return self._body(answer)
+                failure = self._refusal(answer)
+                if answer.status_code not in _BUSY:
+                    raise failure
+                asked = retry_after(answer)
+            left = started + self._patience_s - time.monotonic()
+            if left <= 0:
+                raise failure
+            time.sleep(min(max(wait, asked), left))
+            wait = min(2 * wait, _LONGEST_WAIT_S)
+
+    def _body(self, answer: httpx.Response) -> dict[str, Any]:
+        try:
+            content = answer.json()
+        except (ValueError, RecursionError) as error:
+            raise ServiceError(f"{self._url} answered something that is not JSON") from error
+        if not isinstance(content, dict):
+            raise ServiceError(f"{self._url} answered JSON that is not an object")
+        return content
+
+    def _refusal(self, answer: httpx.Response) -> ServiceError:
+        message = error_fields(answer).get("message") or answer.reason_phrase
+        return ServiceError(f"{self._url} answered {answer.status_code}: {message}")
+
+    def _unreachable(self, error: httpx.TransportError) -> ServiceError:
+        return ServiceError(f"{self._url} cannot be reached: {str(error) or type(error).__name__}")

@@ -1,0 +1,242 @@
+"""Files of the service: uploads and the results of jobs, in the state folder, described in its database.
+
+Names on disk are made here from random ids; nothing of a client's choosing becomes a path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import sqlalchemy as sa
+
+from server.exceptions import ApiError, ConflictError, TooLargeError, UnavailableError, UnknownNameError
+from server.files_check import Finding, UploadCheck
+from server.settings import FileSettings
+from server.state import Database, commit, jobs
+from server.state import files as table
+
+FILE_ID = re.compile(r"file_[0-9a-f]{24}", re.ASCII)
+ACTIVE = ("validating", "in_progress", "finalizing", "cancelling")
+
+Purpose = Literal["input", "output", "errors"]
+
+_CHUNK = 1 << 20
+_NAME_LENGTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One file. `problems` are the first of the unreadable rows; `created_at` is in seconds since 1970."""
+
+    id: str
+    purpose: str
+    filename: str
+    format: str
+    bytes: int
+    sha256: str
+    rows: int
+    unreadable_rows: int
+    problems: list[dict[str, Any]]
+    created_at: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The file as clients see it."""
+        return {"object": "file", **asdict(self)}
+
+
+class Incoming(Protocol):
+    """An upload: its bytes, and what the client calls it, which is known when the bytes have come."""
+
+    filename: str
+
+    def chunks(self) -> AsyncIterator[bytes]: ...
+
+
+class FileStore:
+    """Files under `folder`. Methods that are not coroutines block.
+
+    Args:
+        database: describes them.
+        folder: holds them; made here.
+        settings: bounds of an upload.
+    """
+
+    def __init__(self, database: Database, folder: Path, settings: FileSettings) -> None:
+        self._database, self._folder, self._settings = database, folder, settings
+        self._incoming = folder / "incoming"
+        self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def sweep(self) -> None:
+        """Remove what a process left behind that was killed while it took a file in."""
+        known = {f"{row.id}.{row.format}" for row in self._database.do(lambda c: c.execute(sa.select(table)).all())}
+        for path in [*self._incoming.iterdir(), *self._folder.glob("file_*")]:
+            if path.name not in known:
+                path.unlink()
+
+    async def receive(self, incoming: Incoming) -> StoredFile:
+        """Take in an upload.
+
+        Raises:
+            TooLargeError: it has more bytes than allowed.
+            FileFormatError: it is neither JSON lines nor Parquet.
+            UnavailableError: the disk is full or failing.
+        """
+        file_id = f"file_{secrets.token_hex(12)}"
+        path = self._incoming / file_id
+        check, digest, size = UploadCheck(self._settings.parquet_bytes), hashlib.sha256(), 0
+
+        def take(chunk: bytes) -> None:
+            digest.update(chunk)
+            opened.write(chunk)
+            check.feed(chunk)
+
+        def finish() -> Finding:
+            opened.flush()
+            os.fsync(opened.fileno())
+            return check.finish(path)
+
+        try:
+            with path.open("xb") as opened:
+                async for chunk in _gathered(incoming.chunks()):
+                    size += len(chunk)
+                    if size > self._settings.upload_bytes:
+                        raise TooLargeError(
+                            f"the file is longer than {self._settings.upload_bytes} bytes: send it in parts",
+                            code="file_too_large",
+                            param="file",
+                        )
+                    await asyncio.to_thread(take, chunk)
+                finding = await asyncio.to_thread(finish)
+            stored = _describe(file_id, "input", incoming.filename, finding, size, digest.hexdigest())
+            await asyncio.to_thread(self._keep, path, stored)
+        except OSError as error:
+            if isinstance(error, ApiError):
+                raise
+            raise _storage_failure(error) from error
+        finally:
+            path.unlink(missing_ok=True)
+        return stored
+
+    def adopt(self, path: Path, file_id: str, purpose: Purpose, filename: str, rows: int) -> StoredFile:
+        """Take over a file of JSON lines that is whole and on disk. Doing it again changes nothing.
+
+        Args:
+            path: is moved.
+            file_id: the same every time for the same content.
+            purpose: what it is.
+            filename: a label.
+            rows: lines in it.
+        """
+        with contextlib.suppress(UnknownNameError):
+            return self.get(file_id)
+        digest, size = hashlib.sha256(), 0
+        with path.open("rb") as opened:
+            while chunk := opened.read(_CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+        stored = _describe(file_id, purpose, filename, Finding("jsonl", rows), size, digest.hexdigest())
+        self._keep(path, stored)
+        return stored
+
+    def get(self, file_id: str) -> StoredFile:
+        """The file of that id. Raises UnknownNameError."""
+        query = sa.select(table).where(table.c.id == file_id)
+        row = self._database.do(lambda c: c.execute(query).one_or_none()) if FILE_ID.fullmatch(file_id) else None
+        if row is None:
+            raise _unknown(file_id)
+        return StoredFile(**row._mapping)
+
+    def page(self, limit: int, after: str | None) -> tuple[list[StoredFile], bool]:
+        """Files, newest first, those after file `after`; and whether there are more. Raises UnknownNameError."""
+        query = sa.select(table).order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit + 1)
+        if after is not None:
+            last = self.get(after)
+            query = query.where(
+                sa.tuple_(table.c.created_at, table.c.id) < sa.tuple_(sa.literal(last.created_at), sa.literal(last.id))
+            )
+        rows = self._database.do(lambda c: c.execute(query).all())
+        return [StoredFile(**row._mapping) for row in rows[:limit]], len(rows) > limit
+
+    def path(self, stored: StoredFile) -> Path:
+        """Where its bytes are."""
+        return self._folder / f"{stored.id}.{stored.format}"
+
+    def delete(self, file_id: str) -> None:
+        """Remove a file.
+
+        Raises:
+            UnknownNameError: there is none.
+            ConflictError: a job that is not finished reads it.
+        """
+        stored = self.get(file_id)
+        used = sa.select(jobs.c.id).where(jobs.c.input_file == file_id, jobs.c.status.in_(ACTIVE)).limit(1)
+
+        def remove(connection: sa.Connection) -> None:
+            removed = connection.execute(
+                sa.delete(table).where(table.c.id == file_id)
+            )  # first, for SQLite's write lock
+            if not removed.rowcount:
+                raise _unknown(file_id)
+            if (job := connection.scalar(used)) is not None:
+                raise ConflictError(f"{file_id} is read by {job}: wait for it or cancel it", code="file_in_use")
+
+        self._database.do(remove)
+        self.path(stored).unlink(missing_ok=True)
+
+    def _keep(self, path: Path, stored: StoredFile) -> None:
+        commit(path, self.path(stored))
+        self._database.do(lambda c: c.execute(sa.insert(table).values(**asdict(stored))))
+
+
+def safe_name(name: str) -> str:
+    """A label for a file from what a client calls it: the last part of a path, printable, of bounded length."""
+    last = re.split(r"[/\\]", name)[-1]
+    return "".join(c for c in last if c.isprintable())[-_NAME_LENGTH:] or "upload"
+
+
+async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in pieces worth a thread's while."""
+    waiting = bytearray()
+    async for chunk in chunks:
+        waiting += chunk
+        if len(waiting) >= _CHUNK:
+            yield bytes(waiting)
+            waiting.clear()
+    if waiting:
+        yield bytes(waiting)
+
+
+def _describe(file_id: str, purpose: Purpose, filename: str, finding: Finding, size: int, sha256: str) -> StoredFile:
+    return StoredFile(
+        id=file_id,
+        purpose=purpose,
+        filename=filename,
+        format=finding.format,
+        bytes=size,
+        sha256=sha256,
+        rows=finding.rows,
+        unreadable_rows=finding.unreadable,
+        problems=finding.problems,
+        created_at=int(time.time()),
+    )
+
+
+def _unknown(file_id: str) -> UnknownNameError:
+    return UnknownNameError(f"there is no file {file_id[:64]!r}", code="unknown_file", param="file_id")
+
+
+def _storage_failure(error: OSError) -> UnavailableError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    message = "the service's disk is full" if full else "the service cannot write to its disk"
+    return UnavailableError(message, code="storage_unavailable", retry_after_s=60)

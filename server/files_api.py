@@ -1,0 +1,112 @@
+"""Routes of files: upload, list, describe, download, delete."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, ClassVar
+
+from fastapi import APIRouter, Query, Request, Security
+from fastapi.responses import FileResponse
+
+from server.bodies import GuardedRoute, bearer
+from server.examples import error_responses
+from server.exceptions import QueueFullError
+from server.files import FileStore
+from server.settings import ServerSettings
+from server.uploads import RAW_TYPES, Upload
+from server.work_schemas import DeletedFile, FileBody, FileList
+
+MEDIA_TYPES = {"jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet"}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_FORM_SCHEMA = {
+    "type": "object",
+    "properties": {"file": {"type": "string", "format": "binary"}},
+    "required": ["file"],
+}
+_UPLOAD_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"multipart/form-data": {"schema": _FORM_SCHEMA}} | dict.fromkeys(RAW_TYPES, _BINARY),
+    }
+}
+
+
+class UploadRoute(GuardedRoute):
+    """A route whose body is read by its own handler, within the bounds of an upload."""
+
+    request_class: ClassVar[type[Request]] = Request
+
+
+def files_router(store: FileStore, settings: ServerSettings) -> APIRouter:
+    """The routes over `store`."""
+    router = APIRouter(
+        prefix="/v1/files",
+        tags=["files"],
+        route_class=GuardedRoute,
+        dependencies=[Security(bearer)],
+        responses=error_responses(401, 403, 404, 422, 500, 503),
+    )
+    upload = APIRouter(
+        prefix="/v1/files",
+        tags=["files"],
+        route_class=UploadRoute,
+        dependencies=[Security(bearer)],
+        responses=error_responses(400, 401, 403, 408, 413, 415, 422, 429, 500, 503),
+    )
+    places = asyncio.Semaphore(settings.files.uploads)
+
+    @upload.post("", response_model=FileBody, openapi_extra=_UPLOAD_BODY)
+    async def create_file(
+        request: Request,
+        filename: Annotated[str | None, Query(max_length=1024, description="label of a file sent as the body")] = None,
+    ) -> dict[str, Any]:
+        """Upload JSON lines or Parquet, as the body itself or as the part `file` of a form.
+
+        A row that cannot be read does not make a bad file: it becomes an error record of a job.
+        """
+        if places.locked():
+            raise QueueFullError(
+                f"{settings.files.uploads} files are being received: try again later",
+                code="too_many_uploads",
+                retry_after_s=settings.limits.retry_after_s,
+            )
+        async with places:
+            incoming = Upload(request, filename, settings.limits, settings.files)
+            return (await store.receive(incoming)).as_dict()
+
+    @router.get("", response_model=FileList)
+    async def list_files(
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        after: Annotated[str | None, Query(description="id of the last file of the page before")] = None,
+    ) -> dict[str, Any]:
+        """Files, newest first: uploads and results of jobs."""
+        page, more = await asyncio.to_thread(store.page, limit, after)
+        return {"object": "list", "data": [stored.as_dict() for stored in page], "has_more": more}
+
+    @router.get("/{file_id}", response_model=FileBody)
+    async def get_file(file_id: str) -> dict[str, Any]:
+        """What is known of a file."""
+        return (await asyncio.to_thread(store.get, file_id)).as_dict()
+
+    @router.get(
+        "/{file_id}/content",
+        response_class=FileResponse,
+        responses={200: {"content": dict.fromkeys(MEDIA_TYPES.values(), _BINARY)}},
+    )
+    async def get_content(file_id: str) -> FileResponse:
+        """The bytes of a file, streamed."""
+        stored = await asyncio.to_thread(store.get, file_id)
+        return FileResponse(
+            store.path(stored), media_type=MEDIA_TYPES[stored.format], filename=f"{stored.id}.{stored.format}"
+        )
+
+    @router.delete("/{file_id}", response_model=DeletedFile, responses=error_responses(409))
+    async def delete_file(file_id: str) -> dict[str, Any]:
+        """Remove a file that no unfinished job reads."""
+        await asyncio.to_thread(store.delete, file_id)
+        return {"id": file_id, "object": "file", "deleted": True}
+
+    both = APIRouter()
+    both.include_router(upload)
+    both.include_router(router)
+    return both

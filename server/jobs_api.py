@@ -1,0 +1,115 @@
+"""Routes of jobs: submit, list, describe, follow, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Security
+from fastapi.responses import StreamingResponse
+
+from server.bodies import GuardedRoute, bearer
+from server.examples import error_responses
+from server.exceptions import BadRequestError, ForbiddenError, InvalidFieldError
+from server.jobs import JobStore
+from server.jobs_runtime import JobRuntime
+from server.keys import Caller, Scope
+from server.work_schemas import JobBody, JobList, JobRequest
+
+_SCOPE_OF_KIND: dict[str, Scope] = {"rewrite": "rewrite", "evaluate": "rewrite", "train": "train", "sft": "train"}
+_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+_LARGEST_EVENT = 2**63 - 1
+
+
+def jobs_router(store: JobStore, runtime: JobRuntime) -> APIRouter:
+    """The routes over `store`; `runtime` does the work."""
+    router = APIRouter(
+        prefix="/v1/jobs",
+        tags=["jobs"],
+        route_class=GuardedRoute,
+        dependencies=[Security(bearer)],
+        responses=error_responses(401, 403, 404, 422, 500, 503),
+    )
+
+    @router.post("", response_model=JobBody, responses=error_responses(400, 408, 409, 413, 415, 429))
+    async def create_job(
+        request: Request,
+        body: JobRequest,
+        idempotency_key: Annotated[
+            str | None,
+            Header(
+                min_length=1,
+                max_length=255,
+                pattern=r"^[!-~]+$",
+                description="the same key with the same body makes one job, however often it is sent",
+            ),
+        ] = None,
+    ) -> dict[str, Any]:
+        """Start a job on an uploaded file. It goes on when the connection or the service ends."""
+        caller: Caller = request.state.caller
+        scope = _SCOPE_OF_KIND[body.kind]
+        if not caller.may(scope):
+            raise ForbiddenError(f"this key has no scope {scope!r}", code="insufficient_scope")
+        if body.kind != "rewrite":
+            raise BadRequestError(
+                f"jobs of kind {body.kind!r} are not yet available over HTTP: use the command line",
+                code="kind_not_available",
+                param="kind",
+            )
+        await request.app.state.backend.check_options(body.params)
+        job = await asyncio.to_thread(store.create, body, caller.id, idempotency_key)
+        await runtime.submit(job)
+        return job.as_dict()
+
+    @router.get("", response_model=JobList)
+    async def list_jobs(
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        after: Annotated[str | None, Query(description="id of the last job of the page before")] = None,
+    ) -> dict[str, Any]:
+        """Jobs, newest first."""
+        page, more = await asyncio.to_thread(store.page, limit, after)
+        return {"object": "list", "data": [job.as_dict() for job in page], "has_more": more}
+
+    @router.get("/{job_id}", response_model=JobBody)
+    async def get_job(job_id: str) -> dict[str, Any]:
+        """How far a job is."""
+        return (await asyncio.to_thread(store.get, job_id)).as_dict()
+
+    @router.get("/{job_id}/events", response_class=StreamingResponse, responses=_STREAM)
+    async def stream_events(
+        job_id: str, last_event_id: Annotated[str | None, Header(description="go on after this event")] = None
+    ) -> StreamingResponse:
+        """What happens to a job, from its beginning until its end, as server-sent events.
+
+        `status` events have the new status, `progress` events the counts. Their ids count from 1.
+        """
+        await asyncio.to_thread(store.get, job_id)
+        after = _event_number(last_event_id)
+        return StreamingResponse(_stream(runtime, job_id, after), media_type="text/event-stream")
+
+    @router.post("/{job_id}/cancel", response_model=JobBody)
+    async def cancel_job(job_id: str) -> dict[str, Any]:
+        """End a job early; the rows that are finished are kept. A job that has ended stays as it is."""
+        return (await runtime.cancel(job_id)).as_dict()
+
+    return router
+
+
+def _event_number(text: str | None) -> int:
+    if text is None:
+        return 0
+    if not (text.isascii() and text.isdecimal()) or int(text[:20]) > _LARGEST_EVENT:
+        raise InvalidFieldError(
+            "Last-Event-ID is no number of an event", code="invalid_event_id", param="last-event-id"
+        )
+    return int(text)
+
+
+async def _stream(runtime: JobRuntime, job_id: str, after: int) -> AsyncIterator[str]:
+    async for event in runtime.events(job_id, after):
+        if event is None:
+            yield ": still here\n\n"
+        else:
+            yield f"id: {event.number}\nevent: {event.type}\ndata: {json.dumps(event.data)}\n\n"

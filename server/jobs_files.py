@@ -1,0 +1,168 @@
+"""The working folder of a job: its input cut into shards, the result of each, and the two files they end up in.
+
+Rows of the input are numbered, and their ids kept apart, over the whole file; so the file is read once, in order, and
+every shard says all that its rows are. What is complete has its final name and is never written again.
+
+    plan.json            how many shards and rows
+    input/000000.jsonl   one line a row: the source row with its id and line, or why it cannot be read
+    output/000000.jsonl  one record a row, in the same order; there when the shard is done
+    failed/000000.jsonl  those of them with status error
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from agent.demonstrations import BadRow, Demonstration
+from agent.intake import read_rows
+from agent.output import file_row
+from agent.rows import parse_row
+from server.state import write_whole
+
+Row = Demonstration | BadRow
+
+_SHARD_BYTES = 8 * 2**20  # of rows in one shard, so that a few shards fit into memory whatever the rows are
+_STOP_EVERY = 256
+
+
+class StoppedError(Exception):
+    """The process is ending; the work will be done by the next one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a job's input is cut: number of shards, and of rows in all."""
+
+    shards: int
+    rows: int
+
+
+class JobFolder:
+    """The files of one job under `folder`. Methods block."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+
+    def split(self, source: Path, shard_rows: int, stopped: Callable[[], bool]) -> Plan:
+        """Cut the rows of `source` into shards; what was cut before is kept.
+
+        Args:
+            source: as `agent.intake.read_rows` takes it.
+            shard_rows: rows of a shard at most.
+            stopped: asked now and then whether to give up.
+
+        Raises:
+            InputFileError: the source cannot be read.
+            StoppedError: `stopped` said so.
+        """
+        done = self.path / "plan.json"
+        if done.exists():
+            return Plan(**json.loads(done.read_text()))
+        shutil.rmtree(self.path, ignore_errors=True)
+        for name in ("input", "output", "failed"):
+            (self.path / name).mkdir(parents=True)
+        shards = rows = 0
+        for shard in _cut(read_rows(source), shard_rows, stopped):
+            self._at("input", shards).write_bytes(b"".join(shard))
+            shards, rows = shards + 1, rows + len(shard)
+        os.sync()  # once for all of them: thousands of single ones take minutes
+        plan = Plan(shards, rows)
+        write_whole(done, lambda file: file.write(json.dumps(asdict(plan)).encode()))
+        return plan
+
+    def rows(self, shard: int) -> list[Row]:
+        """The rows of one shard."""
+        with self._at("input", shard).open("rb") as lines:
+            return [_decode(line) for line in lines]
+
+    def result(self, shard: int) -> tuple[int, int] | None:
+        """Rows of a finished shard that are no errors, and that are; None when it is not finished."""
+        output = self._at("output", shard)
+        if not output.exists():
+            return None
+        failed = _count_lines(self._at("failed", shard))
+        return _count_lines(output) - failed, failed
+
+    def commit(self, shard: int, records: Iterable[dict[str, Any]]) -> tuple[int, int]:
+        """Make the records of a shard durable; returns as `result`."""
+        lines: list[bytes] = []
+        failed: list[bytes] = []
+        for record in records:
+            line = f"{json.dumps(file_row(record), ensure_ascii=False, allow_nan=False)}\n".encode()
+            lines.append(line)
+            if record["status"] == "error":
+                failed.append(line)
+        write_whole(self._at("failed", shard), lambda file: file.writelines(failed))
+        write_whole(self._at("output", shard), lambda file: file.writelines(lines))
+        return len(lines) - len(failed), len(failed)
+
+    def assemble(self, name: str, shards: int) -> tuple[Path, int]:
+        """The finished ones of the first `shards` shards as one file: `output` or `failed`; and its rows."""
+        target = self.path / f"{name}.jsonl"
+        rows = 0
+
+        def write(file: IO[bytes]) -> None:
+            nonlocal rows
+            for shard in range(shards):
+                if not self._at("output", shard).exists():
+                    continue  # the job was cancelled
+                with self._at(name, shard).open("rb") as part:
+                    for line in part:
+                        file.write(line)
+                        rows += 1
+
+        write_whole(target, write)
+        return target, rows
+
+    def journal(self, shard: int) -> Path:
+        """What was begun of a shard that is not finished."""
+        return self.path / f"{shard:06}.journal"
+
+    def remove(self) -> None:
+        """The job is over."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _at(self, name: str, shard: int) -> Path:
+        return self.path / name / f"{shard:06}.jsonl"
+
+
+def _cut(rows: Iterable[Row], shard_rows: int, stopped: Callable[[], bool]) -> Iterator[list[bytes]]:
+    shard: list[bytes] = []
+    size = 0
+    for number, row in enumerate(rows, 1):
+        if number % _STOP_EVERY == 0 and stopped():
+            raise StoppedError
+        line = _encode(row, number)
+        if shard and (len(shard) == shard_rows or size + len(line) > _SHARD_BYTES):
+            yield shard
+            shard, size = [], 0
+        shard.append(line)
+        size += len(line)
+    if shard:
+        yield shard
+
+
+def _encode(row: Row, number: int) -> bytes:
+    if isinstance(row, Demonstration):
+        value: dict[str, Any] = {"id": row.id, "line": row.line, "number": number, "row": row.source}
+    else:
+        value = {"bad": asdict(row)}
+    return f"{json.dumps(value)}\n".encode()
+
+
+def _decode(line: bytes) -> Row:
+    value = json.loads(line)
+    if "bad" in value:
+        return BadRow(**value["bad"])
+    return replace(parse_row(value["row"], line=value["line"], number=value["number"]), id=value["id"])
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as lines:
+        return sum(1 for _ in lines)

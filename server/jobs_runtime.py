@@ -1,0 +1,144 @@
+"""Jobs as DBOS workflows: started once, carried on by the next process when this one dies.
+
+DBOS carries on only workflows of its own application version, so that is a number that changes when the steps of
+`server.jobs_workflow` do, and not DBOS's hash of the code: an upgrade finds the jobs of the release before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from dbos import DBOS, SetWorkflowID
+
+from server.files import FileStore
+from server.jobs import TERMINAL, Event, Job, JobStore
+from server.jobs_shard import ShardRunner
+from server.jobs_workflow import JobWorkflow
+from server.settings import JobSettings
+from server.state import Database
+
+APPLICATION_VERSION = "rewright-1"
+_QUEUE = "jobs"
+_WORKFLOW = "rewrite_job"
+_POLL_S = 0.25
+_EVENTS = 500
+_HEARTBEAT_S = 15.0
+_THREADS = 64
+
+
+class JobRuntime:
+    """Does the jobs of a store, in this process and its event loop. One at a time in a process, as DBOS is.
+
+    Args:
+        database: its folder holds the jobs' working folders.
+        store: what is known of the jobs.
+        files: their inputs and results.
+        settings: how many at a time.
+    """
+
+    def __init__(self, database: Database, store: JobStore, files: FileStore, settings: JobSettings) -> None:
+        self._database, self._store, self._files, self._settings = database, store, files, settings
+        self._workflow: JobWorkflow | None = None
+        self._registered: Callable[[str], Any] | None = None
+        self._changed = asyncio.Condition()
+        self._changes = 0
+        self._stopping = False
+        self._farewell: asyncio.Task[None] | None = None
+
+    async def start(self, runner: ShardRunner) -> None:
+        """Begin to do jobs: those that were left unfinished, then new ones."""
+        self._workflow = JobWorkflow(
+            self._store,
+            self._files,
+            self._database.folder / "jobs",
+            runner,
+            self._settings.shard_rows,
+            self._notify,
+        )
+        run = self._workflow.run
+        DBOS(
+            config={
+                "name": "rewright",
+                "system_database_url": self._database.workflows_url,
+                "application_version": APPLICATION_VERSION,
+                "executor_id": "service",
+                "log_level": "ERROR",
+                "max_executor_threads": _THREADS,
+            }
+        )
+
+        async def rewrite_job(job_id: str) -> None:
+            await run(job_id)
+
+        self._registered = DBOS.workflow(name=_WORKFLOW, max_recovery_attempts=None)(rewrite_job)
+        DBOS.launch()
+        await DBOS.register_queue_async(
+            _QUEUE, worker_concurrency=self._settings.running, polling_interval_sec=_POLL_S, on_conflict="always_update"
+        )
+        # A job that was written down just before a kill has no workflow yet; for the others this changes nothing.
+        for job_id in await asyncio.to_thread(self._store.unfinished):
+            await self._enqueue(job_id)
+
+    def begin_stop(self) -> None:
+        """Interrupt all jobs where they are, and end all streams of events."""
+        self._stopping = True
+        if self._workflow is not None:
+            self._workflow.begin_stop()
+        self._farewell = asyncio.create_task(self._notify())
+
+    async def stop(self) -> None:
+        """Return when nothing of this runs any more. Jobs are carried on by the next start."""
+        self.begin_stop()
+        if self._workflow is None:
+            return
+        await self._workflow.stopped()
+        await asyncio.to_thread(DBOS.destroy, destroy_registry=True)
+        # DBOS makes its own pool of threads the loop's, and has closed it now.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+
+    async def submit(self, job: Job) -> None:
+        """Have a new job done. Doing it again changes nothing."""
+        if job.status not in TERMINAL:
+            await self._enqueue(job.id)
+        await self._notify()
+
+    async def cancel(self, job_id: str) -> Job:
+        """Ask a job to end. Raises UnknownNameError."""
+        job = await asyncio.to_thread(self._store.cancel, job_id)
+        if self._workflow is not None and job.status == "cancelling":
+            self._workflow.cancel(job_id)
+        await self._notify()
+        return job
+
+    async def events(self, job_id: str, after: int) -> AsyncIterator[Event | None]:
+        """Events after number `after`, those to come too, until the job or the service ends; None now and then."""
+        while not self._stopping:
+            changes = self._changes  # before the look into the database: what changes after it is not waited for
+            ended = (await asyncio.to_thread(self._store.get, job_id)).status in TERMINAL
+            page = await asyncio.to_thread(self._store.events, job_id, after, _EVENTS)
+            for event in page:
+                after = event.number
+                yield event
+            if page:
+                continue
+            if ended:
+                return
+            try:
+                async with asyncio.timeout(_HEARTBEAT_S), self._changed:
+                    while self._changes == changes:
+                        await self._changed.wait()
+            except TimeoutError:
+                yield None
+
+    async def _enqueue(self, job_id: str) -> None:
+        assert self._registered is not None, "the runtime is not started"
+        with SetWorkflowID(job_id):
+            await DBOS.enqueue_workflow_async(_QUEUE, self._registered, job_id)
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changes += 1
+            self._changed.notify_all()

@@ -1,0 +1,225 @@
+"""The service's own database and folder: tables of files, jobs and keys, in SQLite or PostgreSQL.
+
+Workflows are kept by DBOS in tables of its own (`server.jobs_runtime`); what a job is, how far it has come and what
+its clients are told is here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from agent.exceptions import SettingsError
+from server.exceptions import StartError, UnavailableError
+from server.settings import ServerSettings
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+_BUSY_S = 30  # how long a write waits for another one of SQLite
+
+tables = sa.MetaData()
+
+schema = sa.Table("rewright_schema", tables, sa.Column("version", sa.Integer, primary_key=True))
+
+files = sa.Table(
+    "rewright_files",
+    tables,
+    sa.Column("id", sa.String(29), primary_key=True),
+    sa.Column("purpose", sa.String(16), nullable=False),
+    sa.Column("filename", sa.String(255), nullable=False),
+    sa.Column("format", sa.String(16), nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("unreadable_rows", sa.BigInteger, nullable=False),
+    sa.Column("problems", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+)
+
+jobs = sa.Table(
+    "rewright_jobs",
+    tables,
+    sa.Column("id", sa.String(28), primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False, index=True),
+    sa.Column("input_file", sa.String(29), nullable=False, index=True),
+    sa.Column("params", sa.JSON, nullable=False),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("idempotency_key", sa.String(255), nullable=True),
+    sa.Column("payload_hash", sa.String(64), nullable=False),
+    sa.Column("total", sa.BigInteger, nullable=False),
+    sa.Column("completed", sa.BigInteger, nullable=False, default=0),
+    sa.Column("failed", sa.BigInteger, nullable=False, default=0),
+    sa.Column("events", sa.BigInteger, nullable=False, default=0),
+    sa.Column("output_file", sa.String(29), nullable=True),
+    sa.Column("error_file", sa.String(29), nullable=True),
+    sa.Column("error", sa.Text, nullable=True),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("finished_at", sa.BigInteger, nullable=True),
+    sa.UniqueConstraint("owner", "idempotency_key"),
+)
+
+shards = sa.Table(
+    "rewright_shards",
+    tables,
+    sa.Column("job", sa.ForeignKey("rewright_jobs.id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+)
+
+events = sa.Table(
+    "rewright_events",
+    tables,
+    sa.Column("job", sa.ForeignKey("rewright_jobs.id"), primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True),
+    sa.Column("type", sa.String(16), nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+)
+
+keys = sa.Table(
+    "rewright_keys",
+    tables,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=True),
+    sa.Column("revoked_at", sa.BigInteger, nullable=True),
+)
+
+
+class Database:
+    """The tables above, made on first use.
+
+    Args:
+        settings: its state folder is created, for this user only; its database URL decides the kind.
+
+    Attributes:
+        folder: the state folder.
+        workflows_url: where DBOS keeps its tables.
+
+    Raises:
+        SettingsError: the URL is none, or the folder cannot be made.
+        StartError: the database cannot be reached, or a newer release has made it.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.folder = settings.state_folder
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"server.state {self.folder}: cannot be made: {error.strerror}") from error
+        if settings.database:
+            url = _postgres_url(settings.database.get_secret_value())
+            self.workflows_url = url.render_as_string(hide_password=False)
+        else:
+            url = sa.URL.create("sqlite", database=str(self.folder / "service.sqlite"))
+            self.workflows_url = f"sqlite:///{self.folder / 'workflows.sqlite'}"
+        self._engine = sa.create_engine(url, pool_pre_ping=True)
+        if url.get_backend_name() == "sqlite":
+            sa.event.listen(self._engine, "connect", _prepare_sqlite)
+        try:
+            self._create()
+        except SQLAlchemyError as error:
+            self._engine.dispose()
+            raise StartError(f"the service's database cannot be used: {_reason(error)}") from error
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._engine.dispose()
+
+    def do(self, work: Callable[[sa.Connection], T]) -> T:
+        """The result of `work` in one transaction. Blocks; an exception of `work` undoes it.
+
+        Raises:
+            UnavailableError: the database does not answer.
+        """
+        try:
+            with self._engine.begin() as connection:
+                return work(connection)
+        except sa.exc.OperationalError as error:
+            raise UnavailableError(
+                f"the service's database does not answer: {_reason(error)}",
+                code="database_unavailable",
+                retry_after_s=_BUSY_S,
+            ) from error
+
+    def _create(self) -> None:
+        with self._engine.begin() as connection:
+            tables.create_all(connection)
+            found = connection.scalar(sa.select(sa.func.max(schema.c.version)))
+            if found is None:
+                connection.execute(sa.insert(schema).values(version=SCHEMA_VERSION))
+            elif found > SCHEMA_VERSION:
+                raise StartError(
+                    f"the service's database has schema {found}, and this release knows {SCHEMA_VERSION}: "
+                    "use the release that made it, or another server.state"
+                )
+
+
+class StateLock:
+    """Keeps a second service off the same state folder. Let go by the system when the process dies.
+
+    Raises:
+        StartError: another process has it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / "lock").open("a")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise StartError(f"{folder} is in use by another service: stop it, or set another server.state") from None
+
+    def release(self) -> None:
+        self._file.close()
+
+
+def write_whole(path: Path, write: Callable[[Any], None]) -> None:
+    """Have `write` fill a binary file that is either whole and on disk, or not there at all."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with unfinished.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    commit(unfinished, path)
+
+
+def commit(unfinished: Path, path: Path) -> None:
+    """Give a file that is already on disk its final name, durably."""
+    os.replace(unfinished, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _postgres_url(text: str) -> sa.URL:
+    try:
+        url = sa.make_url(text)
+    except sa.exc.ArgumentError:
+        raise SettingsError("server.database is no URL, as postgresql://user:password@host/name is one") from None
+    if url.get_backend_name() != "postgresql":
+        raise SettingsError(f"server.database names {url.get_backend_name()!r}: only postgresql:// is supported")
+    return url.set(drivername="postgresql+psycopg")
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute(f"PRAGMA busy_timeout={_BUSY_S * 1000}")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    """The first line of what the driver says; SQLAlchemy's own text has statements and parameters in it."""
+    cause = getattr(error, "orig", None) or error
+    return next(iter(str(cause).splitlines()), type(cause).__name__)

@@ -1,0 +1,176 @@
+"""The bytes of an upload from a request: the body itself, or the part `file` of a multipart form, never all at once.
+
+Not here: what the bytes must be (`server.files_check`), and where they go (`server.files`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
+
+from server.exceptions import BadRequestError, BodyTimeoutError, MediaTypeError, TooLargeError
+from server.files import safe_name
+from server.settings import FileSettings, LimitSettings
+
+RAW_TYPES = (
+    "application/x-ndjson",
+    "application/jsonl",
+    "application/octet-stream",
+    "application/vnd.apache.parquet",
+    "text/plain",
+)
+_FORM = "multipart/form-data"
+_FORM_OVERHEAD = 1 << 16  # bytes of a form beside its file
+_FIELD_NAME = "file"
+
+
+class Upload:
+    """One upload as it arrives.
+
+    Args:
+        request: its Content-Type decides how the body is read.
+        filename: label of a raw body.
+        limits: `body_timeout_s` is the longest silence of a client.
+        settings: size and time of the whole.
+
+    Attributes:
+        filename: what the client calls the file; that of a form is known when its first bytes are.
+
+    Raises:
+        MediaTypeError: the Content-Type is neither of a form nor of a raw body.
+        TooLargeError: the declared length is beyond the limit.
+    """
+
+    def __init__(self, request: Request, filename: str | None, limits: LimitSettings, settings: FileSettings) -> None:
+        media_type, options = parse_options_header(request.headers.get("content-type"))
+        self._boundary = options.get(b"boundary", b"") if media_type == _FORM.encode() else None
+        if self._boundary is None and media_type.decode("latin-1") not in RAW_TYPES:
+            raise MediaTypeError(
+                f"declare the body as {_FORM} with a part {_FIELD_NAME!r}, or as one of {', '.join(RAW_TYPES)}",
+                code="unsupported_media_type",
+            )
+        self._request, self._limits, self._settings = request, limits, settings
+        self.filename = safe_name(filename or "")
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared[:18]) > settings.upload_bytes + _FORM_OVERHEAD:
+            raise TooLargeError(
+                f"the body is declared as longer than {settings.upload_bytes} bytes: send the file in parts",
+                code="file_too_large",
+                param="file",
+            )
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The bytes of the file.
+
+        Raises:
+            ApiError: the body is too slow, ends early, or is no form.
+        """
+        return self._body() if self._boundary is None else self._form_file(self._boundary)
+
+    async def _body(self) -> AsyncIterator[bytes]:
+        stream = self._request.stream().__aiter__()
+        end = asyncio.get_running_loop().time() + self._settings.upload_timeout_s
+        while True:
+            left = end - asyncio.get_running_loop().time()
+            try:
+                async with asyncio.timeout(min(left, self._limits.body_timeout_s)):
+                    chunk = await anext(stream)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise BodyTimeoutError(
+                    f"nothing came for {self._limits.body_timeout_s:g} seconds, or the whole took longer than "
+                    f"{self._settings.upload_timeout_s:g}",
+                    code="body_timeout",
+                ) from None
+            except ClientDisconnect:
+                raise BadRequestError("the body ended before its time", code="incomplete_body") from None
+            yield chunk
+
+    async def _form_file(self, boundary: bytes) -> AsyncIterator[bytes]:
+        form = _Form()
+        try:
+            parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": form.begin,
+                    "on_header_field": form.header_name,
+                    "on_header_value": form.header_value,
+                    "on_header_end": form.header_end,
+                    "on_headers_finished": form.headers_end,
+                    "on_part_data": form.data,
+                    "on_end": form.finish,
+                },
+            )
+            async for chunk in self._body():
+                parser.write(chunk)
+                if form.filename is not None:
+                    self.filename = safe_name(form.filename)
+                if form.overhead > _FORM_OVERHEAD:
+                    raise BadRequestError("the form has more than a file", code="invalid_form")
+                if data := form.take():
+                    yield data
+        except FormParserError as error:
+            raise BadRequestError(f"the form cannot be read: {error}", code="invalid_form") from None
+        if not form.finished:
+            raise BadRequestError("the form ended before its time", code="incomplete_body")
+        if not form.found:
+            raise BadRequestError(f"the form has no part {_FIELD_NAME!r}", code="invalid_form", param=_FIELD_NAME)
+
+
+class _Form:
+    """What a parser of forms tells: keeps the file's bytes until they are taken, and forgets the other parts."""
+
+    def __init__(self) -> None:
+        self.filename: str | None = None
+        self.found = self.finished = False
+        self.overhead = 0
+        self._inside = False
+        self._name, self._value = b"", b""
+        self._disposition = b""
+        self._data = bytearray()
+
+    def begin(self) -> None:
+        self._disposition = b""
+
+    def header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def header_end(self) -> None:
+        if self._name.lower() == b"content-disposition":
+            self._disposition = self._value
+        self.overhead += len(self._name) + len(self._value)
+        self._name, self._value = b"", b""
+
+    def headers_end(self) -> None:
+        _, options = parse_options_header(self._disposition.decode("latin-1"))
+        self._inside = options.get(b"name") == _FIELD_NAME.encode()
+        if self._inside:
+            if self.found:
+                raise BadRequestError(
+                    f"the form has several parts {_FIELD_NAME!r}: send one at a time", code="invalid_form"
+                )
+            self.found = True
+            self.filename = options.get(b"filename", b"").decode(errors="replace")
+
+    def data(self, data: bytes, start: int, end: int) -> None:
+        if self._inside:
+            self._data += data[start:end]
+        else:
+            self.overhead += end - start
+
+    def finish(self) -> None:
+        self.finished = True
+
+    def take(self) -> bytes:
+        data = bytes(self._data)
+        self._data.clear()
+        return data

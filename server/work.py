@@ -1,0 +1,76 @@
+"""Work that outlives a process: files, jobs and keys in one state folder and database, put together.
+
+Not here: each of the three (`server.files`, `server.jobs_runtime`, `server.keys`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import closing
+
+from fastapi import APIRouter
+
+from server.admission import Admission
+from server.auth import Keys
+from server.files import FileStore
+from server.files_api import files_router
+from server.jobs import JobStore
+from server.jobs_api import jobs_router
+from server.jobs_runtime import JobRuntime
+from server.jobs_shard import Lane, RowBackend, ShardRunner
+from server.keys import KeyStore
+from server.settings import ServerSettings
+from server.state import Database, StateLock
+
+
+class DurableWork:
+    """Files, jobs and keys of a service.
+
+    Args:
+        settings: where they are kept, and how much of them there may be.
+
+    Attributes:
+        keys: the stored keys.
+
+    Raises:
+        SettingsError: the state folder or the database URL cannot be used.
+        StartError: the database cannot be reached.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._database = Database(settings)
+        self.keys = KeyStore(self._database)
+        self._files = FileStore(self._database, self._database.folder / "files", settings.files)
+        self._jobs = JobStore(self._database, settings.jobs.waiting, settings.limits.retry_after_s)
+        self._runtime = JobRuntime(self._database, self._jobs, self._files, settings.jobs)
+        self._lock: StateLock | None = None
+
+    def routers(self) -> tuple[APIRouter, ...]:
+        """The routes of files and jobs."""
+        return files_router(self._files, self._settings), jobs_router(self._jobs, self._runtime)
+
+    async def start(self, backend: RowBackend, admission: Admission) -> None:
+        """Take hold of the state folder and do its jobs. Raises StartError when another service has it."""
+        self._lock = StateLock(self._database.folder)
+        await asyncio.to_thread(self._files.sweep)
+        await self._runtime.start(ShardRunner(backend, Lane(self._settings.jobs.rows, admission)))
+
+    def begin_stop(self) -> None:
+        """Interrupt the jobs and end the streams of events, which would keep a server from closing."""
+        self._runtime.begin_stop()
+
+    async def stop(self) -> None:
+        """Return when nothing runs any more and the state folder is free."""
+        await self._runtime.stop()
+        self._database.close()
+        if self._lock is not None:
+            self._lock.release()
+
+
+def needs_key(keys: Keys, settings: ServerSettings) -> bool:
+    """Whether the service asks for a key: there is one in `keys` or in its database. Raises as `DurableWork`."""
+    if keys:
+        return True
+    with closing(Database(settings)) as database:
+        return KeyStore(database).any()

@@ -1,0 +1,32 @@
+"""The service over `PlainBackend` in a process of its own, for tests and benchmarks that kill or measure it.
+
+python -m tests.scripted_service --port 8000 --state FOLDER [--pause SECONDS]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from server.auth import Keys
+from server.local import serve_backend
+from server.settings import JobSettings, ServerSettings
+from tests.plain_backend import PlainBackend
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--state", required=True)
+    parser.add_argument("--pause", type=float, default=0.0, metavar="SECONDS", help="of every row")
+    parser.add_argument("--database")
+    parser.add_argument("--shard-rows", type=int, default=JobSettings().shard_rows)
+    arguments = parser.parse_args()
+    settings = ServerSettings(
+        port=arguments.port,
+        state=arguments.state,
+        database=arguments.database,
+        drain_timeout_s=3600,  # a stream that does not end at a stop is to be noticed
+        jobs=JobSettings(shard_rows=arguments.shard_rows),
+    )
+    backend = PlainBackend(arguments.pause)
+    asyncio.run(serve_backend(backend, settings, Keys.from_environment(), lambda text: print(text, flush=True)))

@@ -48,6 +48,7 @@ def test_two_workers_make_the_updates_of_one(tmp_path: Path) -> None:
     )
     run_sft(alone, resume=False)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    inherited["RAY_ADDRESS"] = "local"  # a cluster of somebody else on this machine is not to be joined
     done = subprocess.run(
         [sys.executable, *ENTRYPOINT.split()[1:]],
         env=inherited | job_environment(TrainingJob(request=together, workers=2)) | {"RAY_USAGE_STATS_ENABLED": "0"},

@@ -59,6 +59,7 @@ def request_in(folder: Path, name: str) -> TrainingRequest:
 def train(folder: Path, name: str, workers: int) -> Path:
     job = TrainingJob(request=request_in(folder, name), workers=workers)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    inherited["RAY_ADDRESS"] = "local"  # a cluster of somebody else on this machine is not to be joined
     done = subprocess.run(
         [sys.executable, *ENTRYPOINT.split()[1:]],
         env=inherited | job_environment(job) | {"RAY_USAGE_STATS_ENABLED": "0"},

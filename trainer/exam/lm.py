@@ -40,7 +40,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         settings: window of rolling log-likelihoods, concurrency.
         needs_greedy: whether `is_greedy` is to be found out; it costs a generation where it is not obvious, and only
             LAMBADA asks for it. False answers it with False.
-        on_request: called with requests done and all of them.
+        on_rows: called with rows done and all of them, those of a request under way not counted.
     """
 
     def __init__(
@@ -52,13 +52,14 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         settings: EvaluateSettings,
         *,
         needs_greedy: bool,
-        on_request: Callable[[int, int], None],
+        on_rows: Callable[[int, int], None],
     ) -> None:
         super().__init__()
         self.tokenizer = chat.tokenizer
         self._runner, self._engine, self._chat, self._adapter = runner, engine, chat, adapter
-        self._settings, self._needs_greedy, self._on_request = settings, needs_greedy, on_request
+        self._settings, self._needs_greedy, self._on_rows = settings, needs_greedy, on_rows
         self._max_length = engine.info.max_length
+        self._rows = 0
 
     @property
     def eot_token_id(self) -> int:
@@ -88,6 +89,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation after its context, nats, and whether greedy decoding gives it."""
+        self._rows = _count_rows(requests)
         answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return answers
 
@@ -111,6 +113,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood of whole texts, nats, in windows that do not overlap; each token is predicted once."""
+        self._rows = _count_rows(requests)
         window = min(self._settings.window, self._max_length - 1)
         windows: list[tuple[int, list[int], list[int]]] = []
         for number, request in enumerate(requests):
@@ -129,6 +132,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Completions of prompts that are in the chat format already, cut off before the first stop text."""
+        self._rows = _count_rows(requests)
 
         async def generate(request: Instance) -> str:
             prompt, options = request.args
@@ -147,11 +151,16 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
     def _map(self, function: Callable[[T], Awaitable[R]], items: Sequence[T]) -> list[R]:
         async def run() -> list[R]:
             found: list[R] = []
-            self._on_request(0, len(items))
+            self._on_rows(0, self._rows)
             async with aclosing(map_in_order(function, items, self._settings.concurrency)) as results:
                 async for result in results:
                     found.append(result)
-                    self._on_request(len(found), len(items))
+                    self._on_rows(len(found) * self._rows // len(items), self._rows)
             return found
 
         return self._runner.run(run())
+
+
+def _count_rows(requests: Sequence[Instance]) -> int:
+    """Rows that the requests belong to."""
+    return len({request.doc_id for request in requests})

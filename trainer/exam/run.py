@@ -28,7 +28,7 @@ from trainer.exceptions import EvaluationError
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a task is: rows, requests or completions done, of how many."""
+    """How far a task is: rows done, of how many; completions where the divergence is measured."""
 
     task: str
     done: int
@@ -230,7 +230,7 @@ class _Exam:
             room.adapter,
             self._settings,
             needs_greedy=benchmark.greedy,
-            on_request=lambda done, total: self._on_report(Progress(name, done, total)),
+            on_rows=lambda done, total: self._on_report(Progress(name, done, total)),
         )
         about: dict[str, Any] = {
             "kind": "retention",

@@ -226,6 +226,9 @@ def cluster() -> Iterator[Cluster]:
     try:
         wait_until(lambda: process.poll() is not None or running.ask("status", "none")[2].endswith("does not exist\n"))
         assert process.poll() is None, (folder / "log").read_text()
+        # The agent that starts jobs comes up after the dashboard.
+        request = TrainingRequest(source=folder / "none", output=folder / "adapters").model_dump_json()
+        wait_until(lambda: running.ask("submit", "first", request, "1", "1")[0] == 0)
         yield running
     finally:
         for client in running.clients.values():

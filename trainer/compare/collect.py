@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from trainer.compare.numbers import (
     relative_forgetting,
     scores,
 )
-from trainer.compare.plan import Unit
+from trainer.compare.plan import OF_SETUPS, Unit
 from trainer.compare.results import (
     Comparison,
     Failure,
@@ -62,7 +63,7 @@ def collect(request: CompareRequest, units: Sequence[Unit], failures: list[Failu
     finished = read_finished(output, units)
     empty = Comparison(
         headline=headline([], [], failures=len(failures)),
-        model=request.model.name,
+        model=Path(request.model.name).name if Path(request.model.name).is_dir() else request.model.name,
         tasks=[],
         points=[],
         matches=[],
@@ -262,5 +263,10 @@ def _published_settings(request: CompareRequest) -> dict[str, Any]:
     compare = request.compare.model_dump(mode="json", exclude=paths)
     compare["train"] = request.compare.train.name
     compare["accuracy"] = {name: path.name for name, path in request.compare.accuracy.items()}
-    rest = request.model_dump(mode="json", include={"gate", "rewrite", "sft", "evaluate"})
-    return {"compare": compare, "dtype": request.engine.dtype, **rest}
+    return {
+        "compare": compare,
+        "dtype": request.engine.dtype,
+        "rewrite": request.rewrite.model_dump(mode="json", exclude={"adapter", "strategy"}),
+        "sft": request.sft.model_dump(mode="json", exclude=OF_SETUPS),
+        **request.model_dump(mode="json", include={"gate", "evaluate"}),
+    }

@@ -51,13 +51,13 @@ def scores(task: TaskRows, draws: int, seed: int) -> Values:
     counts_DN = np.concatenate([np.ones((1, rows)), drawn])
     ratio: Values = (counts_DN @ task.values_MN.T) / (counts_DN @ task.weights_MN.T)
     if task.aggregation == "perplexity":
-        return np.asarray(np.exp(-ratio))
-    return np.asarray(-ratio / np.log(2)) if task.aggregation == "bits" else ratio
+        return np.exp(-ratio)
+    return -ratio / np.log(2) if task.aggregation == "bits" else ratio
 
 
 def gain(scored: Sequence[Values]) -> Values:
     """G = acc(theta) - acc(pi0) in points, mean over the task's files, (D, M); `scored` has each file's (D, M)."""
-    return POINTS * np.mean([score - score[:, :1] for score in scored], axis=0)
+    return np.asarray(POINTS * np.mean([score - score[:, :1] for score in scored], axis=0))
 
 
 def forgetting(scored: Sequence[Values]) -> Values:

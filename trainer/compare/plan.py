@@ -24,7 +24,7 @@ from trainer.sft.settings import SftSettings
 UnitKind = Literal["data", "train", "exam"]
 
 # Settings of the fine-tuning that methods, shapes and lists decide, and those that change no weight.
-_OF_SETUPS = {"method", "lora", "loss", "kl_weight", "learning_rate", "epochs", "steps", "seed"}
+OF_SETUPS = {"method", "lora", "loss", "kl_weight", "learning_rate", "epochs", "steps", "seed"}
 _OF_SAVING = {"save_every", "keep_checkpoints", "merge"}
 
 
@@ -122,7 +122,7 @@ def described(request: CompareRequest, inputs: Inputs) -> dict[str, Any]:
     return {
         **request.model_dump(mode="json", include={"model", "gate"}),
         "rewrite": request.rewrite.model_dump(mode="json", include={"max_tokens", "top_p", "seed"}),
-        "sft": request.sft.model_dump(mode="json", exclude=_OF_SETUPS | _OF_SAVING),
+        "sft": request.sft.model_dump(mode="json", exclude=OF_SETUPS | _OF_SAVING),
         "evaluate": request.evaluate.model_dump(mode="json", exclude={"concurrency"}),
         "dtype": request.engine.dtype,
         "training data": [inputs.train, request.compare.train_limit],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -17,11 +18,12 @@ from trainer.compare.collect import collect
 from trainer.compare.finished import EXAM
 from trainer.compare.folder import mark_done
 from trainer.compare.headline import Standing, headline
+from trainer.compare.numbers import scores
 from trainer.compare.plan import Inputs, Unit, make_plan
 from trainer.compare.report import page, write_report
 from trainer.compare.results import Comparison, Failure
 from trainer.compare.rows import COSTS
-from trainer.compare.samples import read_exam
+from trainer.compare.samples import pair, read_exam
 from trainer.compare.settings import CompareRequest, CompareSettings
 from trainer.compare.tables import markdown, matchings, per_task, summary
 from trainer.exam.files import samples_path
@@ -217,6 +219,32 @@ def test_a_sampled_answer_is_not_the_score(tmp_path: Path) -> None:
     write_exam(tmp_path, (3, 5), kl=None)
     rows = read_exam(tmp_path / EXAM).rows
     assert [value for value, _ in rows["sums"].values()] == [1.0] * 3 + [0.0] * 7
+
+
+def test_perplexity_is_that_of_all_words_of_the_rows_that_every_model_has(tmp_path: Path) -> None:
+    task = TaskResult(
+        kind="retention",
+        data="w",
+        rows=2,
+        metrics={"word_perplexity": Measure(value=math.exp(2.5), stderr=None)},
+        primary="word_perplexity",
+        higher_is_better=False,
+        chat_template=False,
+    )
+    result = EvaluationResult(model=ModelIdentity(name="m", weights_sha256="0"), settings={}, tasks={"wikitext": task})
+    exams = []
+    for name, pages in (("one", [1, 2]), ("two", [1, 2, 3])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / EXAM).write_text(result.model_dump_json())
+        samples = [
+            {"task": "wikitext", "row": page, "metrics": {"word_perplexity": [-10.0 * page, 5.0 + page]}}
+            for page in pages
+        ]
+        samples_path(tmp_path / name / EXAM).write_text("".join(f"{json.dumps(sample)}\n" for sample in samples))
+        exams.append(read_exam(tmp_path / name / EXAM))
+    (rows,) = pair(exams)
+    assert not rows.in_points
+    assert scores(rows, 1, 0)[0] == pytest.approx([math.exp(30 / 13)] * 2)
 
 
 def test_results_go_through_json_unchanged(comparison: Comparison, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def gain(scored: Sequence[Values]) -> Values:
 
 def forgetting(scored: Sequence[Values]) -> Values:
     """F = score(pi0) - score(theta) in points, mean over benchmarks whose score is a share, (D, M)."""
-    return -gain(scored)
+    return 0.0 - gain(scored)  # and no negative zero
 
 
 def relative_forgetting(scored: Sequence[tuple[Values, bool]]) -> Values:

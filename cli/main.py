@@ -11,7 +11,7 @@ from typing import NoReturn
 import typer
 
 from agent.exceptions import EngineClosedError, RewrightError
-from cli import adapters, check, demo, evaluate, jobs, keys, mismatch, models, rewrite, serve, sft, train
+from cli import adapters, check, compare, demo, evaluate, jobs, keys, mismatch, models, rewrite, serve, sft, train
 from cli.console import say
 from cli.exceptions import ServiceError
 from server.exceptions import StartError
@@ -32,6 +32,7 @@ app.command("serve")(serve.serve)
 app.command("train")(train.train)
 app.command("sft")(sft.sft)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("demo")(demo.demo)
 app.add_typer(models.app, name="models")
 app.add_typer(adapters.app, name="adapters")

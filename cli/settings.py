@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from agent.exceptions import SettingsError
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteSettings, Section
 from server.settings import ServerSettings
+from trainer.compare.settings import CompareSettings
 from trainer.exam.settings import EvaluateSettings
 from trainer.settings import TrainSettings
 from trainer.sft.settings import SftSettings
@@ -35,6 +36,7 @@ class Settings(Section):
     train: TrainSettings = TrainSettings()
     sft: SftSettings = SftSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    compare: CompareSettings | None = None
     server: ServerSettings = ServerSettings()
 
 

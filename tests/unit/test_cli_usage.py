@@ -58,6 +58,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["rewrite", "in.jsonl", "-o", "none/o.jsonl"], "none/o.jsonl: cannot be written: No such file"),
         (["rewrite", "in.jsonl", "-o", "o.jsonl", "--model", "nope"], "model 'nope' is neither"),
         (["rewrite", "in.jsonl", "-o", "o.jsonl", "--model", "a/b"], "it needs a pinned revision"),
+        (["compare"], "what to compare and where to put it"),
+        (["compare", "-o", "out"], "what to compare and where to put it"),
         (["evaluate"], "what to measure and where to put it"),
         (["evaluate", "m", "--tasks", "piqa", "-o", "o.json", "--limit", "0"], "Invalid value for '--limit'"),
         (["evaluate", "m", "--tasks", "piqa", "-o", "o.json", "--samples", "-1"], "setting evaluate.samples"),

@@ -1,0 +1,310 @@
+"""The plan of a comparison: methods as data, what is shared, what a change redoes, and whose the folder is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.exceptions import AdapterError, InputFileError, SettingsError
+from cli.compare import compare
+from cli.settings import load_settings
+from trainer.compare.cost import Cost, DataCost, train_cost
+from trainer.compare.folder import claimed, is_done, mark_done
+from trainer.compare.inputs import read_inputs
+from trainer.compare.methods import METHODS, sft_settings
+from trainer.compare.plan import Inputs, Unit, described, make_plan
+from trainer.compare.rows import ROWS, keep_accepted, sum_costs
+from trainer.compare.settings import CompareRequest, CompareSettings
+from trainer.exceptions import CheckpointError, EvaluationError, TrainingDataError, TrainingSettingsError
+from trainer.sft.settings import SftSettings
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "compare.toml"
+INPUTS = Inputs("train", {"sums": "questions", "piqa": "rows"}, {"rewright": "weights", "paper": "others"})
+
+
+def compare_settings(**further: Any) -> dict[str, Any]:
+    return {
+        "train": "train.jsonl",
+        "accuracy": {"sums": "questions.jsonl"},
+        "retention": ["piqa"],
+        "methods": ["sft"],
+        "learning_rates": [1e-4],
+        "steps": [10],
+        **further,
+    }
+
+
+def request(output: Path = Path("out"), **further: Any) -> CompareRequest:
+    return CompareRequest(output=output, compare=CompareSettings(**compare_settings(**further)))
+
+
+def plan(**further: Any) -> list[Unit]:
+    return make_plan(request(**further), INPUTS)
+
+
+def kinds(units: list[Unit]) -> list[str]:
+    return [unit.kind for unit in units]
+
+
+def test_each_setup_is_trained_and_examined_and_the_base_model_once() -> None:
+    units = plan(methods=["base", "sft", "dft"], learning_rates=[1e-5, 1e-4], seeds=[0, 1])
+    assert kinds(units) == ["exam"] + ["train", "exam"] * 8
+    assert len({unit.folder for unit in units}) == len(units)
+    assert [unit.setup.told for unit in units[1:4:2] if unit.setup] == [
+        "sft_lora_lr1e-05_steps10_seed0",
+        "dft_lora_lr1e-05_steps10_seed0",
+    ]
+
+
+def test_rows_are_made_once_for_all_learning_rates_seeds_and_methods_that_share_them() -> None:
+    methods = ["rewright", "rewright_masked", "rewright_success_only", "sdft"]
+    units = plan(methods=methods, adapters={"rewright": "a"}, learning_rates=[1e-5, 1e-4], seeds=[0, 1])
+    made = [unit for unit in units if unit.kind == "data"]
+    assert [unit.name for unit in made] == ["rewrite-rewright", "rewrite-rewright-success-only", "rewrite"]
+    assert made[1].needs == (made[0].folder,)
+    trained = [unit for unit in units if unit.kind == "train"]
+    assert {unit.needs for unit in trained} == {(unit.folder,) for unit in made}
+
+
+def test_every_unit_comes_after_what_it_needs() -> None:
+    methods = [name for name, method in METHODS.items() if method.adapter != "gate_only"]
+    units = plan(methods=methods, adapters={"rewright": "a", "paper": "b"})
+    seen: set[Path] = set()
+    for unit in units:
+        assert seen.issuperset(unit.needs)
+        seen.add(unit.folder)
+
+
+def test_another_learning_rate_adds_units_and_changes_none() -> None:
+    before, after = ({unit.folder for unit in plan(learning_rates=rates)} for rates in ([1e-4], [1e-5, 1e-4]))
+    assert before < after
+
+
+@pytest.mark.parametrize("part", ["train", "tasks", "adapters"])
+def test_other_content_makes_other_units(part: str) -> None:
+    asked = request(methods=["rewright"], adapters={"rewright": "a"})
+    changed = {
+        "train": Inputs("other", INPUTS.tasks, INPUTS.adapters),
+        "tasks": Inputs(INPUTS.train, {"sums": "other"}, INPUTS.adapters),
+        "adapters": Inputs(INPUTS.train, INPUTS.tasks, {"rewright": "other"}),
+    }[part]
+    before, after = ({unit.folder for unit in make_plan(asked, inputs)} for inputs in (INPUTS, changed))
+    kept = {folder.parts[0] for folder in before & after}
+    assert kept == {"train": {"exam"}, "tasks": {"data", "train"}, "adapters": {"exam"}}[part]
+
+
+def test_a_strategy_of_the_users_own_is_what_a_method_uses() -> None:
+    asked = request(methods=["sdft", "mind_the_gap"])
+    own = {"strategies": {"rewrite": [{"proposer": "rewrite", "temperatures": [0.9], "samples": 1}]}}
+    changed = CompareRequest.model_validate({**asked.model_dump(), "rewrite": own})
+    before, after = (
+        {unit.name: unit for unit in make_plan(r, INPUTS) if unit.kind == "data"} for r in (asked, changed)
+    )
+    assert after["rewrite"].key != before["rewrite"].key
+    assert after["solve-hint"].key == before["solve-hint"].key
+    rewrite = after["solve-hint"].rewrite
+    assert rewrite is not None
+    assert [step.proposer for step in rewrite.strategies[rewrite.strategy]] == ["solve", "hint"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sft", ("nll", "none", "all", 0.0)),
+        ("mask", ("nll", "mask", "all", 0.0)),
+        ("entropy", ("nll", "entropy", "all", 0.0)),
+        ("prob", ("nll", "prob", "all", 0.0)),
+        ("dft", ("dft", "none", "all", 0.0)),
+        ("kl", ("nll", "none", "all", 0.3)),
+        ("rewright_masked", ("nll", "mask", "fallback", 0.0)),
+    ],
+)
+def test_a_method_decides_loss_weights_and_anchor_and_nothing_else(name: str, expected: tuple[object, ...]) -> None:
+    common = SftSettings(batch_rows=8, loss="dft", kl_weight=9)
+    shape = {"method": "full"}
+    found = sft_settings(METHODS[name], common, shape, learning_rate=1e-3, steps=5, seed=2, kl_weight=0.3)
+    assert (found.loss, found.weights.kind, found.weights.apply_to, found.kl_weight) == expected
+    assert (found.method, found.learning_rate, found.steps, found.seed) == ("full", 1e-3, 5, 2)
+    assert found.batch_rows == 8
+
+
+def test_the_table_says_which_methods_need_a_rewriter_and_drop_fallbacks() -> None:
+    assert {name for name, m in METHODS.items() if not m.is_cheap} == {
+        "gate_only",
+        "paper",
+        "rewright",
+        "rewright_masked",
+        "gate_only_success_only",
+        "paper_success_only",
+        "rewright_success_only",
+    }
+    dropped = {name for name, method in METHODS.items() if method.success_only}
+    assert dropped == {"rft"} | {name for name in METHODS if name.endswith("_success_only")}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("methods = ['sft', 'magic']", "unknown 'magic'; known are base, sft, mask"),
+        ("methods = ['base']", "name a method besides base"),
+        ("methods = ['rewright']", "give its folder as compare.adapters.rewright"),
+        ("methods = ['paper_success_only']", "compare.adapters.paper"),
+        ("methods = ['sft', 'sft']", "sft is given twice"),
+        ("learning_rates = []", "compare.learning_rates"),
+        ("learning_rates = [0.0]", "must be greater than 0"),
+        ("steps = []", "compare.steps"),
+        ("learning_rate = 1", "there is no such setting"),
+        ("shapes = {'../up' = {method = 'full'}}", "is no name of a shape"),
+        ("adapters = {magic = 'a'}", "adapters.magic is of no method"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(wrong: str, said: str, tmp_path: Path) -> None:
+    lines = {
+        "train": "'t'",
+        "accuracy": "{a = 'a'}",
+        "retention": "['piqa']",
+        "methods": "['sft']",
+        "learning_rates": "[1e-4]",
+        "steps": "[1]",
+    }
+    name, _, value = wrong.partition(" = ")
+    text = "\n".join(f"{key} = {told}" for key, told in {**lines, name: value}.items())
+    (tmp_path / "c.toml").write_text(f"[compare]\n{text.replace(chr(39), chr(34))}\n")
+    with pytest.raises(SettingsError) as error:
+        load_settings(tmp_path / "c.toml", {})
+    assert said in str(error.value)
+
+
+def test_missing_files_are_named_with_their_setting(tmp_path: Path) -> None:
+    questions = tmp_path / "q.jsonl"
+    with pytest.raises(InputFileError, match=r"compare\.train: .*no such file"):
+        read_inputs(request(train=tmp_path / "none"))
+    questions.write_text('{"question": "1+1?", "answer": "#### 2"}\n')
+    with pytest.raises(InputFileError, match=r"compare\.accuracy\.sums"):
+        read_inputs(request(train=questions, accuracy={"sums": tmp_path / "none"}))
+    with pytest.raises(EvaluationError, match="benchmark piqa: there is no file"):
+        read_inputs(request(train=questions, accuracy={"sums": questions}, benchmarks=tmp_path))
+    with pytest.raises(EvaluationError, match="unknown task 'chess'"):
+        read_inputs(request(train=questions, accuracy={"sums": questions}, retention=["chess"]))
+    with pytest.raises(AdapterError, match=r"compare\.adapters\.paper.*no such folder"):
+        read_inputs(
+            request(
+                train=questions,
+                accuracy={"sums": questions},
+                methods=["paper"],
+                adapters={"paper": tmp_path / "none"},
+            )
+        )
+
+
+def test_a_folder_belongs_to_one_comparison(tmp_path: Path) -> None:
+    first = described(request(), INPUTS)
+    with claimed(tmp_path / "out", first):
+        pass
+    with claimed(tmp_path / "out", described(request(learning_rates=[1e-3], methods=["dft"]), INPUTS)):
+        pass  # further methods and learning rates may come later
+    with (
+        pytest.raises(CheckpointError, match="made with other training data and tasks"),
+        claimed(tmp_path / "out", described(request(limit=5), Inputs("other", {}, {}))),
+    ):
+        pass
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    with (
+        claimed(tmp_path / "out", {}),
+        pytest.raises(TrainingSettingsError, match="another process works in it"),
+        claimed(tmp_path / "out", {}),
+    ):
+        pass
+
+
+def test_a_folder_of_other_things_and_a_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(TrainingSettingsError, match="holds other files"), claimed(tmp_path, {}):
+        pass
+    with pytest.raises(TrainingSettingsError, match="is a file"), claimed(tmp_path / "thesis.tex", {}):
+        pass
+
+
+def test_a_unit_is_done_by_its_marker_alone(tmp_path: Path) -> None:
+    unit = Unit("data", "rows", "0123456789abcdef")
+    (tmp_path / unit.folder).mkdir(parents=True)
+    assert not is_done(tmp_path, unit)
+    mark_done(tmp_path, unit)
+    assert is_done(tmp_path, unit)
+    assert not is_done(tmp_path, Unit("data", "rows", "fedcba9876543210"))
+
+
+def test_success_only_rows_are_those_with_an_accepted_rewrite(tmp_path: Path) -> None:
+    (tmp_path / "all").mkdir()
+    statuses = ["rewritten", "fallback", "error", "self_solved"]
+    (tmp_path / "all" / ROWS).write_text("".join(f'{{"id": "{s}", "status": "{s}"}}\n' for s in statuses))
+    keep_accepted(tmp_path / "all", tmp_path)
+    assert [line.split('"')[3] for line in (tmp_path / ROWS).read_text().splitlines()] == ["rewritten", "self_solved"]
+    (tmp_path / "all" / ROWS).write_text('{"id": "a", "status": "fallback"}\n')
+    with pytest.raises(TrainingDataError, match="no row has an accepted rewrite"):
+        keep_accepted(tmp_path / "all", tmp_path)
+
+
+def test_a_row_that_was_made_again_after_a_kill_costs_what_it_cost_last() -> None:
+    def cost(row: str, tokens: int) -> str:
+        return (
+            f'{{"row": "{row}", "prompt_tokens": {tokens}, "completion_tokens": 1, "scored_tokens": 2, "seconds": 0.5}}'
+        )
+
+    found = sum_costs([cost("a", 10), cost("b", 20), cost("b", 30), '{"row": "c", "pro'])
+    assert found == DataCost(prompt_tokens=40, completion_tokens=2, scored_tokens=4, seconds=1.0)
+    assert found.rewriting_passes == 42
+
+
+def card(kind: str = "none", apply_to: str = "all", kl: float = 0.0) -> dict[str, Any]:
+    return {
+        "tokens": {"prompt": 300, "completion": 100},
+        "trained_tokens": 50,
+        "seconds": 2.5,
+        "statuses": {"fallback": 1, "rewritten": 3},
+        "settings": {"sft": {"weights": {"kind": kind, "apply_to": apply_to}, "kl_weight": kl}},
+    }
+
+
+def test_compute_counts_rewriting_scoring_and_updates_with_their_prompts() -> None:
+    data = DataCost(prompt_tokens=10, completion_tokens=5, scored_tokens=7)
+    plain, masked, fallback, anchored = (
+        Cost(data=data, training=train_cost(found))
+        for found in (card(), card("mask"), card("mask", "fallback"), card(kl=0.1))
+    )
+    assert (plain.before_training, plain.passes) == (22, 22 + 3 * 200)
+    assert masked.passes - plain.passes == 400
+    assert fallback.passes - plain.passes == 100
+    assert anchored.passes - plain.passes == 200
+
+
+def test_the_example_is_a_comparison_with_every_kind_of_method() -> None:
+    compare = load_settings(EXAMPLE, {}).compare
+    assert compare is not None
+    assert {"sft", "mask", "rft", "sdft", "mind_the_gap", "rewright"} <= set(compare.methods)
+    assert len(compare.learning_rates) >= 4
+    assert {name: shape.lora.rank for name, shape in compare.shapes.items()} == {"small": 8, "large": 64}
+
+
+def test_a_dry_run_prints_the_plan_and_makes_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"question": "1+1?", "answer": "#### 2"}\n')
+    Path("c.toml").write_text(
+        '[compare]\ntrain = "rows.jsonl"\nretention = ["piqa"]\nmethods = ["sdft"]\nlearning_rates = [1e-4]\n'
+        'steps = [3]\n[compare.accuracy]\nsums = "rows.jsonl"\n'
+    )
+    compare(output=Path("out"), config=Path("c.toml"), dry_run=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition("-")[0] for line in lines] == [
+        "open  exam/base",
+        "open  data/rewrite",
+        "open  train/sdft_lora_lr0.0001_steps3_seed0",
+        "open  exam/sdft_lora_lr0.0001_steps3_seed0",
+    ]
+    assert not Path("out").exists()

@@ -1,0 +1,317 @@
+"""From the files of finished units to results and report: values by hand, nothing unescaped, nothing from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from trainer.compare.collect import collect
+from trainer.compare.finished import EXAM
+from trainer.compare.folder import mark_done
+from trainer.compare.headline import Standing, headline
+from trainer.compare.numbers import scores
+from trainer.compare.plan import Inputs, Unit, make_plan
+from trainer.compare.report import page, write_report
+from trainer.compare.results import Comparison, Failure
+from trainer.compare.rows import COSTS
+from trainer.compare.samples import pair, read_exam
+from trainer.compare.settings import CompareRequest, CompareSettings
+from trainer.compare.tables import markdown, matchings, per_task, summary
+from trainer.exam.files import samples_path
+from trainer.exam.results import EvaluationResult, Measure, ModelIdentity, TaskResult
+
+BASE, SFT_LOW, SFT_HIGH, MASK_LOW, MASK_HIGH = "base", ("sft", 1e-4), ("sft", 1e-3), ("mask", 1e-4), ("mask", 1e-3)
+# Of ten questions and ten rows of a benchmark: how many are right.
+RIGHT = {BASE: (2, 8), SFT_LOW: (4, 6), SFT_HIGH: (6, 4), MASK_LOW: (4, 8), MASK_HIGH: (7, 5)}
+
+
+def request(output: Path) -> CompareRequest:
+    compare = {
+        "train": "train.jsonl",
+        "accuracy": {"sums": "questions.jsonl"},
+        "retention": ["piqa"],
+        "methods": ["sft", "mask"],
+        "learning_rates": [1e-4, 1e-3],
+        "steps": [2],
+        "draws": 200,
+    }
+    return CompareRequest(output=output, compare=CompareSettings.model_validate(compare))
+
+
+def write_exam(folder: Path, right: tuple[int, int], *, kl: float | None) -> None:
+    """As `rewright evaluate` writes it: ten questions with a greedy and a sampled answer, ten rows of PIQA."""
+    samples: list[dict[str, Any]] = []
+    for row in range(10):
+        samples.append({"task": "sums", "row": f"q{row}", "draw": "greedy", "strict": row < right[0]})
+        samples.append({"task": "sums", "row": f"q{row}", "draw": 0, "strict": row % 2 == 0})
+        samples.append({"task": "piqa", "row": row, "metrics": {"acc": [float(row < right[1]), 1.0]}})
+    one = Measure(value=1.0, stderr=None)
+    shares = {"greedy/strict": Measure(value=right[0] / 10, stderr=0.1), "greedy/tokens": one, "greedy/no_answer": one}
+    tasks = {
+        "sums": TaskResult(
+            kind="accuracy", data="q", rows=10, metrics=shares, primary="greedy/strict", chat_template=True
+        ),
+        "piqa": TaskResult(
+            kind="retention",
+            data="p",
+            rows=10,
+            metrics={"acc": Measure(value=right[1] / 10, stderr=0.1)},
+            primary="acc",
+            chat_template=False,
+        ),
+    }
+    if kl is not None:
+        metrics = {"kl_per_token": Measure(value=kl, stderr=None)}
+        tasks["kl:sums"] = TaskResult(
+            kind="divergence", data="q", rows=1, metrics=metrics, primary="kl_per_token", chat_template=True
+        )
+    result = EvaluationResult(model=ModelIdentity(name="m", weights_sha256="0"), settings={}, tasks=tasks)
+    (folder / EXAM).write_text(result.model_dump_json())
+    samples_path(folder / EXAM).write_text("".join(f"{json.dumps(sample)}\n" for sample in samples))
+
+
+def write_training(folder: Path, weights: str) -> None:
+    card = {
+        "tokens": {"prompt": 100, "completion": 100},
+        "trained_tokens": 40,
+        "seconds": 1.5,
+        "statuses": {"expert": 6},
+        "initial_loss": 1.5,
+        "final_loss": 1.0,
+        "settings": {"sft": {"weights": {"kind": weights, "apply_to": "all"}, "kl_weight": 0.0}},
+    }
+    (folder / "sft.json").write_text(json.dumps(card))
+    (folder / "training").mkdir()
+    history = [{"step": step, "kind": "train", "metrics": {"nll": 1.5 / step}} for step in (1, 2)]
+    (folder / "training" / "history.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in history))
+
+
+def write_unit(output: Path, unit: Unit) -> None:
+    folder = output / unit.folder
+    folder.mkdir(parents=True)
+    setup = unit.setup
+    if unit.kind == "train":
+        assert setup is not None
+        write_training(folder, "mask" if setup.method == "mask" else "none")
+    else:
+        write_exam(folder, RIGHT[(setup.method, setup.learning_rate) if setup else BASE], kl=0.25 if setup else None)
+    mark_done(output, unit)
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Comparison:
+    asked = request(tmp_path)
+    units = make_plan(asked, Inputs("t", {}, {}))
+    for unit in units:
+        write_unit(tmp_path, unit)
+    return collect(asked, units, [])
+
+
+def test_gain_forgetting_and_front_are_those_of_the_samples(comparison: Comparison) -> None:
+    found = {
+        (point.method, point.learning_rate): (point.gain.value, point.forgetting.value, point.on_front)
+        for point in comparison.points
+    }
+    approximately = {
+        SFT_LOW: (20, 20, True),
+        SFT_HIGH: (40, 40, True),
+        MASK_LOW: (20, 0, True),
+        MASK_HIGH: (50, 30, True),
+    }
+    assert list(found) == list(approximately)
+    for key, expected in approximately.items():
+        assert found[key] == pytest.approx(expected), key
+    assert comparison.points[0].forgetting_relative.value == pytest.approx(0.25)
+    assert comparison.points[0].kl == {"sums": 0.25}
+    assert [(task.name, task.metric, task.rows) for task in comparison.tasks] == [
+        ("sums", "greedy/strict", 10),
+        ("piqa", "acc", 10),
+    ]
+
+
+def test_the_match_is_at_the_largest_gain_of_both(comparison: Comparison) -> None:
+    """sft reaches 40 and forgets 40 there; mask is at 40 two thirds of the way from (20, 0) to (50, 30)."""
+    by_steps, by_tokens, by_compute = comparison.matches
+    for match in (by_steps, by_tokens):
+        assert match.gain is not None
+        assert match.saved is not None
+        assert match.gain.value == pytest.approx(40)
+        assert match.saved.value == pytest.approx(1 - 20 / 40)
+    # Weighing costs mask 200 passes before 3 x 80 of training: of sft's 240 a sixth of its training is left to it.
+    assert by_compute.budget == 240
+    assert by_compute.saved is None
+    assert by_compute.reason == f"no learning rates of the reference have a gain of {50 / 6:.2f} points between them"
+
+
+def test_a_cheap_baseline_that_wins_is_the_first_thing_said(comparison: Comparison) -> None:
+    start = "With shape lora, at equal gain after the same steps, mask (1 - F/F_sft = 0.50"
+    assert comparison.headline.startswith(start)
+    draws = np.full(50, 0.4)
+    cheap, trained = Standing("mask", "small", True, draws), Standing("rewright", "small", False, draws - 0.3)
+    said = headline([trained, cheap], [], failures=0)
+    assert said.startswith("With shape small, at equal gain after the same steps, the cheap baseline mask")
+    assert "before rewright (1 - F/F_sft = 0.10" in said
+    assert "chance" not in said
+
+
+def test_a_difference_that_chance_could_make_is_said_to_be_one() -> None:
+    random = np.random.default_rng(0)
+    cheap = Standing("mask", "small", True, random.normal(0.30, 0.2, 300))
+    trained = Standing("rewright", "small", False, np.r_[0.9, random.normal(0.31, 0.2, 299)])
+    said = headline([cheap, trained], [], failures=2)
+    assert "rewright (1 - F/F_sft = 0.90" in said.split(" forgets least")[0]
+    assert "chance alone could be the difference" in said
+    assert said.endswith("2 units failed or were left out, and are missing here.")
+
+
+def test_without_a_match_no_method_is_said_to_win() -> None:
+    assert headline([], [], failures=0).startswith("No method could be matched")
+
+
+def test_a_method_that_forgets_more_than_sft_leaves_sft_the_winner() -> None:
+    worse = Standing("rewright", "small", False, np.full(20, -0.5))
+    assert "the cheap baseline plain fine-tuning (sft) forgets least" in headline([worse], [], failures=0)
+
+
+def test_units_that_are_missing_leave_the_others(tmp_path: Path) -> None:
+    asked = request(tmp_path)
+    units = make_plan(asked, Inputs("t", {}, {}))
+    for unit in units[:-1]:
+        write_unit(tmp_path, unit)
+    found = collect(asked, units, [Failure(unit=str(units[-1].folder), error="OSError: full")])
+    assert len(found.points) == 3
+    write_report(tmp_path, found)
+    assert "OSError: full" in (tmp_path / "report.html").read_text()
+    nothing = collect(asked, make_plan(asked, Inputs("other", {"sums": "other"}, {})), [])
+    write_report(tmp_path, nothing)
+    assert nothing.points == nothing.tasks == []
+
+
+def test_rows_of_a_method_are_charged_to_it(tmp_path: Path) -> None:
+    asked = request(tmp_path)
+    asked = asked.model_copy(update={"compare": asked.compare.model_copy(update={"methods": ("rft",)})})
+    RIGHT[("rft", 1e-4)] = RIGHT[("rft", 1e-3)] = (3, 7)
+    units = make_plan(asked, Inputs("t", {}, {}))
+    for unit in units:
+        if unit.kind == "data":
+            (tmp_path / unit.folder).mkdir(parents=True)
+            cost = {"prompt_tokens": 5, "completion_tokens": 6, "scored_tokens": 7, "seconds": 1.0}
+            if unit.rewrite:
+                (tmp_path / unit.folder / COSTS).write_text(json.dumps({"row": "a", **cost}))
+        else:
+            write_unit(tmp_path, unit)
+    found = collect(asked, units, [])
+    spent = found.points[0].spent
+    assert (spent.rewriting_passes, spent.scoring_passes, spent.training_passes) == (11, 7, 240)
+    assert found.matches == []
+
+
+def test_a_sampled_answer_is_not_the_score(tmp_path: Path) -> None:
+    write_exam(tmp_path, (3, 5), kl=None)
+    rows = read_exam(tmp_path / EXAM).rows
+    assert [value for value, _ in rows["sums"].values()] == [1.0] * 3 + [0.0] * 7
+
+
+def test_perplexity_is_that_of_all_words_of_the_rows_that_every_model_has(tmp_path: Path) -> None:
+    task = TaskResult(
+        kind="retention",
+        data="w",
+        rows=2,
+        metrics={"word_perplexity": Measure(value=math.exp(2.5), stderr=None)},
+        primary="word_perplexity",
+        higher_is_better=False,
+        chat_template=False,
+    )
+    result = EvaluationResult(model=ModelIdentity(name="m", weights_sha256="0"), settings={}, tasks={"wikitext": task})
+    exams = []
+    for name, pages in (("one", [1, 2]), ("two", [1, 2, 3])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / EXAM).write_text(result.model_dump_json())
+        samples = [
+            {"task": "wikitext", "row": page, "metrics": {"word_perplexity": [-10.0 * page, 5.0 + page]}}
+            for page in pages
+        ]
+        samples_path(tmp_path / name / EXAM).write_text("".join(f"{json.dumps(sample)}\n" for sample in samples))
+        exams.append(read_exam(tmp_path / name / EXAM))
+    (rows,) = pair(exams)
+    assert not rows.in_points
+    assert scores(rows, 1, 0)[0] == pytest.approx([math.exp(30 / 13)] * 2)
+
+
+def test_results_go_through_json_unchanged(comparison: Comparison, tmp_path: Path) -> None:
+    write_report(tmp_path, comparison)
+    assert Comparison.model_validate_json((tmp_path / "results.json").read_bytes()) == comparison
+    for name in ("gain_forgetting", "initial_loss", "loss_curves", "compute"):
+        assert imread(tmp_path / f"{name}.png").std() > 0.01, name
+
+
+class Elements(HTMLParser):
+    """The elements of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_escapes_everything(comparison: Comparison) -> None:
+    evil = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
+    poisoned = comparison.model_copy(
+        update={
+            "model": evil,
+            "headline": evil,
+            "methods": {"sft": evil},
+            "settings": {evil: evil},
+            "failures": [Failure(unit=evil, error=evil)],
+        }
+    )
+    elements = Elements(page(poisoned, {evil: b"\x89PNG"})).found
+    assert not [tag for tag, _ in elements if tag in ("script", "link", "iframe")]
+    assert [attributes["src"] for tag, attributes in elements if tag == "img"] == ["data:image/png;base64,iVBORw=="]
+    assert not [name for _, attributes in elements for name in attributes if name.startswith("on")]
+
+
+def test_markdown_cells_cannot_break_the_table(comparison: Comparison) -> None:
+    lines = markdown(summary(comparison)).splitlines()
+    assert len(lines) == 2 + 2
+    assert {line.count("|") for line in lines} == {11}
+    assert lines[3].startswith("| mask | lora | 2 | 0.001 | 50.00 [")
+    poisoned = comparison.points[0].model_copy(update={"method": "a|b\nc"})
+    (line,) = markdown(summary(comparison.model_copy(update={"points": [poisoned]}))).splitlines()[2:]
+    assert line.startswith("| a\\|b c |")
+
+
+def test_tables_tell_scores_changes_and_why_nothing_matched(comparison: Comparison) -> None:
+    table = per_task(comparison)
+    assert table.rows[0][4].startswith("20.00 [")
+    assert table.rows[1][5].startswith("-20.00 [")
+    unmatched = comparison.matches[0].model_copy(update={"saved": None, "reason": "one learning rate"})
+    assert matchings(comparison.model_copy(update={"matches": [unmatched]})).rows[0][-1] == "one learning rate"
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_every_picture_is_drawn_in_a_browser(comparison: Comparison, tmp_path: Path) -> None:
+    write_report(tmp_path, comparison)
+    report = (tmp_path / "report.html").read_text()
+    probe = "<script>onload = () => document.title = [...document.images].map(i => i.naturalWidth).join()</script>"
+    (tmp_path / "probe.html").write_text(report.replace("</body>", f"{probe}</body>"))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    done = subprocess.run(
+        [*command, profile, (tmp_path / "probe.html").as_uri()], capture_output=True, text=True, check=True
+    )
+    title = done.stdout.split("<title>")[1].split("</title>")[0]
+    assert len(widths := title.split(",")) == 4
+    assert all(int(width) > 0 for width in widths)

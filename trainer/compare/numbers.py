@@ -1,0 +1,192 @@
+"""Gain, forgetting, and what of it chance alone could be: pure functions over the rows of exams.
+
+Everything is computed for D resamples of the rows at once, the first of which is the rows themselves. A resample draws
+the rows of each task with replacement, the same rows for every model: a paired bootstrap (Efron and Tibshirani, 1993),
+with percentile intervals. Arrays carry their shape: D resamples, M models (the base model first), N rows.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Values = npt.NDArray[np.float64]
+Aggregation = Literal["mean", "perplexity", "bits"]
+
+POINTS = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRows:
+    """The rows of one task that every model has been asked.
+
+    Attributes:
+        values_MN, weights_MN: a row's metric as `sum(values) / sum(weights)` reads it; see `trainer.exam.statistics`.
+        aggregation: how the ratio becomes the score.
+    """
+
+    name: str
+    kind: Literal["accuracy", "retention"]
+    values_MN: Values
+    weights_MN: Values
+    aggregation: Aggregation = "mean"
+    higher_is_better: bool = True
+
+    @property
+    def in_points(self) -> bool:
+        """Whether its score is a share, of which differences are points."""
+        return self.aggregation == "mean" and self.higher_is_better
+
+
+def scores(task: TaskRows, draws: int, seed: int) -> Values:
+    """The score of every model on the rows and on `draws` resamples of them, (1 + draws, M)."""
+    rows = task.values_MN.shape[1]
+    random = np.random.default_rng([seed, zlib.crc32(task.name.encode())])
+    drawn = random.multinomial(rows, np.full(rows, 1 / rows), size=draws)
+    counts_DN = np.concatenate([np.ones((1, rows)), drawn])
+    ratio: Values = (counts_DN @ task.values_MN.T) / (counts_DN @ task.weights_MN.T)
+    if task.aggregation == "perplexity":
+        return np.exp(-ratio)
+    return -ratio / np.log(2) if task.aggregation == "bits" else ratio
+
+
+def gain(scored: Sequence[Values]) -> Values:
+    """G = acc(theta) - acc(pi0) in points, mean over the task's files, (D, M); `scored` has each file's (D, M)."""
+    return np.asarray(POINTS * np.mean([score - score[:, :1] for score in scored], axis=0))
+
+
+def forgetting(scored: Sequence[Values]) -> Values:
+    """F = score(pi0) - score(theta) in points, mean over benchmarks whose score is a share, (D, M)."""
+    return 0.0 - gain(scored)  # and no negative zero
+
+
+def relative_forgetting(scored: Sequence[tuple[Values, bool]]) -> Values:
+    """What is lost as a share of the base model's score, mean over benchmarks, (D, M).
+
+    Args:
+        scored: each benchmark's (D, M) and whether higher is better; perplexity counts by how much it rose.
+    """
+    losses = []
+    for score, higher_is_better in scored:
+        base = score[:, :1]
+        lost = base - score if higher_is_better else score - base
+        losses.append(np.divide(lost, base, out=np.full_like(lost, np.nan), where=base > 0))
+    return np.asarray(np.mean(losses, axis=0))
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure with its bootstrap interval.
+
+    Attributes:
+        value: on the rows themselves; None where it is not defined.
+        low, high: percentiles over the resamples in which it is defined; None where it is in none.
+        undefined: share of the resamples in which it is not.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    undefined: float = 0.0
+
+
+def interval(figure_D: Values, level: float) -> Interval:
+    """The interval of a figure, (D,), with NaN where it is not defined."""
+    value = None if np.isnan(figure_D[0]) else float(figure_D[0])
+    defined = figure_D[1:][~np.isnan(figure_D[1:])]
+    if value is None or not defined.size:
+        return Interval(value, None, None, 1.0 - defined.size / max(1, figure_D.size - 1))
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), 1.0 - defined.size / (figure_D.size - 1))
+
+
+def pareto_front(gains: Sequence[float], forgettings: Sequence[float]) -> list[int]:
+    """Indices of the points than which no other gains at least as much and forgets at most as much, one of it more."""
+    points = list(zip(gains, forgettings, strict=True))
+    return [
+        i
+        for i, (own_gain, own_lost) in enumerate(points)
+        if not any(
+            other_gain >= own_gain and other_lost <= own_lost and (other_gain, other_lost) != (own_gain, own_lost)
+            for other_gain, other_lost in points
+        )
+    ]
+
+
+def at_budget(budgets: Sequence[float], figures_KD: Values, start: float, budget: float) -> Values:
+    """A figure after exactly `budget` was spent, (D,): linear between the trainings around it.
+
+    Args:
+        budgets: what each of K trainings of growing length spent, ascending, none below `start`.
+        figures_KD: its figure, which is 0 for the base model.
+        start: what is spent before the first update; until then the model is the base model.
+        budget: at most the last of `budgets`.
+    """
+    if budget <= start:
+        return np.zeros(figures_KD.shape[1])
+    spent = [start, *budgets]
+    above = next(k for k in range(1, len(spent)) if spent[k] >= budget)
+    share = (budget - spent[above - 1]) / (spent[above] - spent[above - 1])
+    before = figures_KD[above - 2] if above > 1 else np.zeros(figures_KD.shape[1])
+    return np.asarray(before + share * (figures_KD[above - 1] - before))
+
+
+def forgetting_at(gains: Sequence[float], forgettings: Sequence[float], wanted: float) -> float | None:
+    """The least that is forgotten at a gain of `wanted`, linear between neighbouring learning rates.
+
+    Args:
+        gains, forgettings: by ascending learning rate.
+        wanted: the gain.
+
+    Returns:
+        None where no two neighbours have it between them.
+    """
+    found = [lost for gained, lost in zip(gains, forgettings, strict=True) if gained == wanted]
+    for i in range(len(gains) - 1):
+        if (gains[i] - wanted) * (gains[i + 1] - wanted) < 0:
+            share = (wanted - gains[i]) / (gains[i + 1] - gains[i])
+            found.append(forgettings[i] + share * (forgettings[i + 1] - forgettings[i]))
+    return min(found, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class AtGain:
+    """Two methods at the largest gain that both reach.
+
+    Attributes:
+        gain: that gain, points.
+        own, reference: what each forgets there, points.
+    """
+
+    gain: float
+    own: float
+    reference: float
+
+    @property
+    def saved(self) -> float:
+        """1 - F / F_reference; NaN where the reference forgets nothing."""
+        return 1 - self.own / self.reference if self.reference > 0 else float("nan")
+
+
+def match_gain(
+    own: tuple[Sequence[float], Sequence[float]], reference: tuple[Sequence[float], Sequence[float]]
+) -> AtGain | str:
+    """Compare two methods, each as gains and forgettings by ascending learning rate, at the largest common gain.
+
+    Returns:
+        Why it cannot be done, where it cannot.
+    """
+    wanted = min(max(own[0]), max(reference[0]))
+    if wanted <= 0:
+        return "there is no gain that both reach"
+    lost, reference_lost = forgetting_at(*own, wanted), forgetting_at(*reference, wanted)
+    if lost is None:
+        return f"no learning rates of its own have a gain of {wanted:.2f} points between them"
+    if reference_lost is None:
+        return f"no learning rates of the reference have a gain of {wanted:.2f} points between them"
+    return AtGain(wanted, lost, reference_lost)

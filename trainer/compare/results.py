@@ -1,0 +1,141 @@
+"""What a comparison found, as data that goes through JSON unchanged: the schema of `results.json`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from agent.settings import Section
+from trainer.compare.numbers import Interval
+
+Matching = Literal["steps", "trained tokens", "total compute"]
+
+
+class Figure(Section):
+    """A figure with its paired bootstrap interval over rows; see `trainer.compare.numbers.Interval`."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    undefined: float = Field(0.0, description="share of the resamples in which it is not defined")
+
+    @classmethod
+    def of(cls, interval: Interval) -> Figure:
+        return cls(value=interval.value, low=interval.low, high=interval.high, undefined=round(interval.undefined, 4))
+
+
+class TaskFacts(Section):
+    """One task of the exam, and the base model's score."""
+
+    name: str
+    kind: Literal["accuracy", "retention"]
+    metric: str
+    higher_is_better: bool
+    in_points: bool = Field(description="whether its score is a share, of which differences are points")
+    rows: int = Field(description="rows that every model was asked")
+    base: Figure
+
+
+class Spent(Section):
+    """What one fine-tuning and its rows cost; see `trainer.compare.cost`. Means over seeds in a point."""
+
+    rewriting_prompt_tokens: float
+    rewriting_completion_tokens: float
+    scored_tokens: float = Field(description="of rewrites and experts")
+    weighed_tokens: float = Field(description="that the base model was asked about for token weights")
+    trained_tokens: float
+    processed_tokens: float
+    rewriting_passes: float
+    scoring_passes: float
+    training_passes: float
+    rewriting_seconds: float = Field(description="scoring included")
+    training_seconds: float
+
+    @property
+    def passes(self) -> float:
+        return self.rewriting_passes + self.scoring_passes + self.training_passes
+
+
+class LossCurve(Section):
+    """Mean surprisal of the completion tokens of each update, nats."""
+
+    steps: list[int]
+    nll: list[float]
+
+
+class Run(Section):
+    """One fine-tuning."""
+
+    method: str
+    shape: str
+    steps: int
+    learning_rate: float
+    seed: int
+    model: str = Field(description="folder below the comparison's")
+    statuses: dict[str, int] = Field(description="rows by what the rewriter said of them")
+    initial_loss: float = Field(description="of the base model on this method's rows, nats a completion token")
+    final_loss: float
+    curve: LossCurve
+    spent: Spent
+    scores: dict[str, float]
+    kl: dict[str, float] = Field(description="forward KL from the base model by task, nats a token")
+    answer_tokens: dict[str, float]
+    no_answer: dict[str, float]
+
+
+class Point(Section):
+    """A method with one shape, number of steps and learning rate, averaged over seeds."""
+
+    method: str
+    shape: str
+    steps: int
+    learning_rate: float
+    seeds: list[int]
+    gain: Figure = Field(description="G, points")
+    forgetting: Figure = Field(description="F, points; no value where no benchmark's score is a share")
+    forgetting_relative: Figure = Field(description="as a share of the base model's scores, perplexities included")
+    changes: dict[str, Figure] = Field(description="score minus the base model's: points, or the metric's own unit")
+    kl: dict[str, float]
+    answer_tokens: dict[str, float]
+    no_answer: dict[str, float]
+    initial_loss: float
+    final_loss: float
+    spent: Spent
+    on_front: bool = Field(description="on its method's Pareto front over learning rates")
+
+
+class Match(Section):
+    """A method against the reference at the largest gain that both reach after the same was spent."""
+
+    matching: Matching
+    method: str
+    shape: str
+    budget: float | None = Field(description="steps, tokens or token passes")
+    reason: str | None = Field(None, description="why they cannot be matched")
+    gain: Figure | None = None
+    forgetting: Figure | None = None
+    reference_forgetting: Figure | None = None
+    difference: Figure | None = Field(None, description="what the reference forgets more, points")
+    saved: Figure | None = Field(None, description="1 - F / F of the reference")
+
+
+class Failure(Section):
+    """A unit that could not be done."""
+
+    unit: str
+    error: str
+
+
+class Comparison(Section):
+    """All of `results.json`."""
+
+    headline: str
+    model: str
+    tasks: list[TaskFacts]
+    points: list[Point]
+    matches: list[Match]
+    runs: list[Run]
+    methods: dict[str, str] = Field(description="what each method is")
+    failures: list[Failure]
+    settings: dict[str, Any]

@@ -34,7 +34,10 @@ run_head() {
   require REWRIGHT_API_KEYS
   local address code=0
   # The address that the workers see: a container may have several.
-  address=$(getent ahostsv4 "${RAY_HEAD%:*}" | awk 'NR == 1 { print $1 }')
+  address=$(getent ahostsv4 "${RAY_HEAD%:*}" | awk 'NR == 1 { print $1 }') || {
+    echo "entrypoint: RAY_HEAD is $RAY_HEAD, and no address is known for that name" >&2
+    exit 2
+  }
   export REWRIGHT_SERVER__RAY__ADDRESS="$address:${RAY_HEAD##*:}"
 
   trap stop TERM INT

@@ -185,6 +185,14 @@ def test_nothing_starts_without_its_secret(role: str, given: dict[str, str], mis
     assert refused.stdout == ""
 
 
+def test_a_head_that_does_not_find_its_own_name_says_so() -> None:
+    secrets = {"RAY_AUTH_TOKEN": "t" * 64, "REWRIGHT_API_KEYS": "k" * 16}
+    environment = {"PATH": os.environ["PATH"], "RAY_HEAD": "no-such-host.invalid:6379"} | secrets
+    refused = subprocess.run([ENTRYPOINT, "head"], env=environment, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "no-such-host.invalid:6379" in refused.stderr
+
+
 def test_any_other_word_is_a_command_of_rewright() -> None:
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     environment = {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": os.environ.get("HOME", "/")}

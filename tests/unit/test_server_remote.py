@@ -109,7 +109,7 @@ class MortalEngine:
     async def _describe(self) -> EngineInfo:
         return INFO
 
-    async def _score(self, prompt: list[int], _: list[int]) -> list[float]:
+    async def _score(self, prompt: list[int], *_: object) -> list[float]:
         self.made[prompt[0]] += 1
         future: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
         self._working.append((prompt[0], future))

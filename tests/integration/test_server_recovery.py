@@ -42,7 +42,7 @@ class Service:
         body = {
             "demonstrations": [ROW | {"id": f"row {number}"}],
             "strategy": "rewrite",
-            "sampling": {"temperature": 1.0, "samples": 2, "max_tokens": tokens, "seed": number},
+            "sampling": {"temperature": 1.0, "samples": 1, "max_tokens": tokens, "seed": number},
         }
         answer = self.http.post("/v1/rewrites", json=body | ({"adapter": adapter} if adapter else {}))
         assert answer.status_code == 200, answer.text
@@ -82,7 +82,7 @@ def service(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    limits = httpx.Limits(max_connections=REQUESTS)
+    limits = httpx.Limits(max_connections=2 * REQUESTS)
     http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False, limits=limits)
     try:
         _wait_until(lambda: b"ready at" in log.read_bytes() or process.poll() is not None)
@@ -151,7 +151,7 @@ def test_an_engine_killed_under_32_requests_loses_none_of_them(service: Service)
     service.activate(2)
     (engine,) = service.engines()
     with ThreadPoolExecutor(REQUESTS) as pool:
-        requests = [pool.submit(service.rewrite, number, tokens=96) for number in range(REQUESTS)]
+        requests = [pool.submit(service.rewrite, number, tokens=48) for number in range(REQUESTS)]
         _wait_until(lambda: service.http.get("/readyz").json().get("queue_rows") == REQUESTS)
         engine.kill()
         killed = time.monotonic()

@@ -45,13 +45,13 @@ def request_in(folder: Path, name: str) -> TrainingRequest:
         engine=EngineSettings(threads=1, dtype="float32"),
         train=TrainSettings(
             steps=1,
-            groups=2,
+            groups=4,
             samples=8,
             refills=0,
             eval_rows=2,
             eval_samples=1,
             lora=LoraSettings(rank=2, target_modules=("q_proj", "v_proj")),
-            optimizer=OptimizerSettings(groups_per_pass=1, warmup_steps=0),
+            optimizer=OptimizerSettings(groups_per_pass=2, warmup_steps=0),
         ),
     )
 

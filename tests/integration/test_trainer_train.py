@@ -138,7 +138,7 @@ def test_after_a_kill_the_next_step_is_that_of_an_uninterrupted_run(uninterrupte
         values: list[Any] = [record.metrics[name] for record in expected]
         assert [record.metrics[name] for record in resumed] == pytest.approx(values, rel=1e-3, abs=1e-6), name
     weights, again = (moved_weights(run / "training/checkpoint-2") for run in runs)
-    assert torch.linalg.norm(again - weights) < 1e-2 * torch.linalg.norm(weights), "the optimizer's state was lost"
+    assert torch.linalg.norm(again - weights) < 0.05 * torch.linalg.norm(weights), "the optimizer's state was lost"
 
 
 def moved_weights(checkpoint: Path) -> torch.Tensor:

@@ -78,6 +78,7 @@ run_worker() {
 
 export RAY_AUTH_MODE=token
 export RAY_USAGE_STATS_ENABLED=0
+export RAY_raylet_start_wait_time_s=600 # Ray gives up after 30, too soon for a busy machine
 RAY_HEAD=${RAY_HEAD:-$(hostname):6379}
 ray='' serve='' stopping=''
 

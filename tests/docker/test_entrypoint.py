@@ -90,6 +90,7 @@ def cluster(model_files: ModelFiles) -> Iterator[Cluster]:
         "RAY_HEAD": f"{HEAD}:{free_port()}",
         "RAY_AUTH_TOKEN": token,
         "REWRIGHT_ENGINE__THREADS": "1",
+        "REWRIGHT_SERVER__STATE": str(folder / "state"),
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",  # the worker ends last, when there is nobody to take its work
     }
 

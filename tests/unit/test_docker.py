@@ -16,6 +16,9 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from cli.settings import load_settings
+from server.settings import ServerSettings
+
 ROOT = Path(__file__).parents[2]
 ENTRYPOINT = ROOT / "docker" / "entrypoint.sh"
 NODES = ("head", "worker", "head-cpu", "worker-cpu")
@@ -94,6 +97,14 @@ def test_secrets_must_be_set_and_only_the_head_has_the_keys(services: dict[str, 
             assert "REWRIGHT_API_KEYS" not in environment
 
 
+def test_what_the_service_keeps_lies_on_volumes(services: dict[str, Any]) -> None:
+    for name in ("head", "head-cpu"):
+        service = services[name]
+        settings = load_settings(None, {k: str(v) for k, v in service["environment"].items()}).server
+        targets = {volume.partition(":")[2] for volume in service["volumes"]}
+        assert {str(settings.adapters), str(settings.state_folder)} == {"/data/adapters", "/data/state"} & targets
+
+
 def test_gpu_containers_reserve_the_gpus_and_cpu_containers_none(services: dict[str, Any]) -> None:
     for name in NODES:
         if name.endswith("-cpu"):
@@ -113,8 +124,6 @@ def test_every_node_finds_the_head_by_the_name_that_it_has(services: dict[str, A
 
 
 def test_stopping_leaves_time_to_finish_what_is_in_flight(services: dict[str, Any]) -> None:
-    from server.settings import ServerSettings
-
     for name in ("head", "head-cpu"):
         minutes = re.fullmatch(r"(\d+)m", services[name]["stop_grace_period"])
         assert minutes

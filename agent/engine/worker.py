@@ -83,6 +83,8 @@ class Worker(threading.Thread):
         self._scores = ScoreQueue(pack_tokens)
         self._adapter_requests: list[AdapterRequest] = []
         self._running: list[Group] = []
+        # Requests of the pass that is being computed: neither waiting any more nor running yet.
+        self._computing: Sequence[GenerationRequest | ScoreRequest] = ()
         self._closing = False
         self._lock = threading.Lock()
 
@@ -107,6 +109,7 @@ class Worker(threading.Thread):
                     self._admit()
                     self._step()
                     self._score()
+                    self._computing = ()
         except Exception as error:
             # Whoever waits must hear of it, and nobody may queue behind a dead loop.
             self._abort(error)
@@ -120,8 +123,7 @@ class Worker(threading.Thread):
                 fail(arrived.future, error)
         for group in self._groups():
             fail(group.request.future, error)
-        waiting: list[ScoreRequest | AdapterRequest] = [*self._scores, *self._adapter_requests]
-        for request in waiting:
+        for request in (*self._computing, *self._scores, *self._adapter_requests):
             fail(request.future, error)
 
     # -- requests ------------------------------------------------------------------------------
@@ -232,6 +234,7 @@ class Worker(threading.Thread):
             Prompt(siblings[0].request.prompt_ids, tuple(g.pages for g in siblings)) for siblings in by_request.values()
         ]
         adapter = groups[0].request.adapter
+        self._computing = [group.request for group in groups]
 
         def compute() -> tuple[Tensor, list[KeyValues | None]]:
             self._adapters.activate(adapter)
@@ -322,6 +325,7 @@ class Worker(threading.Thread):
 
     def _score_trees(self, trees: Trees) -> None:
         requests = [request for branch in trees.values() for request in branch]
+        self._computing = requests
 
         def compute() -> list[list[list[float]]]:
             self._adapters.activate(requests[0].adapter)

@@ -25,11 +25,11 @@ threads = 1
 [gate]
 steps = false
 [rewrite]
-max_tokens = 32
+max_tokens = 64
 [[rewrite.strategies.rewrite]]
 proposer = "rewrite"
 temperatures = [0.4]
-samples = 2
+samples = 4
 [sft]
 batch_rows = 4
 rows_per_pass = 4
@@ -67,7 +67,10 @@ FACTS = [
 def folder(tmp_path_factory: pytest.TempPathFactory, model_files: ModelFiles) -> Path:
     folder = tmp_path_factory.mktemp("compare")
     rows = [
-        {"question": f"{who} has {a} {what} and buys {b} more. How many?", "answer": f"{a}+{b}={a + b}\n#### {a + b}"}
+        {
+            "question": f"{who} has {a} {what} and buys {b} more. How many {what} does {who} have?",
+            "answer": f"{a}+{b}={a + b}\n#### {a + b}",
+        }
         for who, what, a, b in PEOPLE
     ]
     facts = [{"query": question, "choices": choices, "gold": gold} for question, choices, gold in FACTS]

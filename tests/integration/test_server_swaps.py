@@ -184,6 +184,7 @@ async def test_a_restart_keeps_what_is_active_and_loads_it_before_anybody_asks(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_an_engine_whose_loop_dies_says_so_to_all_that_wait(
     tiny: ModelFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,4 +202,16 @@ async def test_an_engine_whose_loop_dies_says_so_to_all_that_wait(
     with pytest.raises(EngineClosedError):
         await engine.check()
     with pytest.raises(EngineClosedError):
+        await engine.score([1], [2])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_an_engine_that_dies_while_scoring_says_so_too(tiny: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = await open_engine(tiny, EngineSettings(threads=1, dtype="float32"))
+
+    def score(*_: object) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(engine._runner, "score", score)  # type: ignore[attr-defined]
+    with pytest.raises(EngineClosedError, match="a defect"):
         await engine.score([1], [2])

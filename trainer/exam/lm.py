@@ -78,7 +78,9 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Text of a benchmark as token ids; control tokens in it are broken, as everywhere in data."""
         special = True if add_special_tokens is None else add_special_tokens
-        ids: list[int] = self.tokenizer.encode(self._chat.neutralise(string), add_special_tokens=special)
+        ids: list[int] = self.tokenizer.encode(  # not verbose: a text longer than the context is cut into windows
+            self._chat.neutralise(string), add_special_tokens=special, verbose=False
+        )
         return ids
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

@@ -83,6 +83,7 @@ def cluster() -> Iterator[Cluster]:
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     nodes.add_node(num_cpus=1)
     ray.init(address=nodes.address, log_to_driver=False, namespace="rewright")
+    serve.start(proxy_location="Disabled")  # no port is taken: the calls go through handles
     try:
         yield nodes
     finally:

@@ -49,7 +49,7 @@ class RewriteClient:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         # Reading may take as long as the service allows itself for a request: it knows when to give up.
         self._http = httpx.AsyncClient(
-            base_url=service_url(url), headers=headers, timeout=httpx.Timeout(30.0, read=None)
+            base_url=service_address(url), headers=headers, timeout=httpx.Timeout(30.0, read=None)
         )
         self._url = url
         self._options = options
@@ -67,8 +67,8 @@ class RewriteClient:
         """Wait until the service is ready and return the name of its model. Raises ServiceError."""
         answer = await self._request("GET", "/readyz", None)
         if answer.status_code != 200:
-            raise self._refusal(answer)
-        return str(self._json(answer).get("model"))
+            raise refusal(self._url, answer)
+        return str(answered_object(self._url, answer).get("model"))
 
     async def rewrite(self, demonstrations: list[Demonstration], *, model: str) -> tuple[list[dict[str, Any]], Usage]:
         """Output rows of `demonstrations`, as the local rewriter would write them.
@@ -84,12 +84,12 @@ class RewriteClient:
         answer = await self._request("POST", "/v1/rewrites", body)
         if answer.status_code == 200:
             return self._records(answer, demonstrations)
-        refusal = self._refusal(answer)
+        failed = refusal(self._url, answer)
         if answer.status_code in _FATAL or _about_options(answer, self._options):
-            raise refusal
+            raise failed
         if len(demonstrations) == 1:
             only = demonstrations[0]
-            bad = BadRow(only.id, only.line or 0, str(refusal), source=only.source)
+            bad = BadRow(only.id, only.line or 0, str(failed), source=only.source)
             return [error_row(bad, model)], Usage()
         middle = len(demonstrations) // 2
         left, left_usage = await self.rewrite(demonstrations[:middle], model=model)
@@ -110,7 +110,7 @@ class RewriteClient:
                 if answer.status_code not in _BUSY:
                     return answer
                 patience, asked = _BUSY_PATIENCE_S, retry_after(answer)
-                failure = self._refusal(answer)
+                failure = refusal(self._url, answer)
             pause = max(wait, asked)
             if time.monotonic() + pause > started + patience:
                 raise failure
@@ -120,7 +120,7 @@ class RewriteClient:
     def _records(
         self, answer: httpx.Response, demonstrations: list[Demonstration]
     ) -> tuple[list[dict[str, Any]], Usage]:
-        content = self._json(answer)
+        content = answered_object(self._url, answer)
         records, usage = content.get("data"), content.get("usage")
         if not isinstance(records, list) or not isinstance(usage, dict):
             raise ServiceError(f"{self._url} answered without data and usage: is it this service, and this version?")
@@ -133,18 +133,22 @@ class RewriteClient:
         tokens = (usage.get(name, 0) for name in ("prompt_tokens", "completion_tokens", "scored_tokens"))
         return records, Usage(*tokens)
 
-    def _json(self, answer: httpx.Response) -> dict[str, Any]:
-        try:
-            content = answer.json()
-        except (ValueError, RecursionError) as error:
-            raise ServiceError(f"{self._url} answered something that is not JSON") from error
-        if not isinstance(content, dict):
-            raise ServiceError(f"{self._url} answered JSON that is not an object")
-        return content
 
-    def _refusal(self, answer: httpx.Response) -> ServiceError:
-        message = error_fields(answer).get("message") or answer.reason_phrase
-        return ServiceError(f"{self._url} answered {answer.status_code}: {message}")
+def answered_object(url: str, answer: httpx.Response) -> dict[str, Any]:
+    """The JSON object that the service at `url` answered with. Raises ServiceError when it is none."""
+    try:
+        content = answer.json()
+    except (ValueError, RecursionError) as error:
+        raise ServiceError(f"{url} answered something that is not JSON") from error
+    if not isinstance(content, dict):
+        raise ServiceError(f"{url} answered JSON that is not an object")
+    return content
+
+
+def refusal(url: str, answer: httpx.Response) -> ServiceError:
+    """What an answer that is no success says, as an error to raise."""
+    message = error_fields(answer).get("message") or answer.reason_phrase
+    return ServiceError(f"{url} answered {answer.status_code}: {message}")
 
 
 def service_address(url: str) -> httpx.URL:
@@ -210,17 +214,6 @@ def _as_row(demonstration: Demonstration) -> dict[str, Any]:
 def _about_options(answer: httpx.Response, options: dict[str, Any]) -> bool:
     param = str(error_fields(answer).get("param") or "")
     return param.split(".")[0] in options
-
-
-def service_url(text: str) -> httpx.URL:
-    """The base address of a service. Raises UsageError."""
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL as error:
-        raise UsageError(f"--url {text!r} is no address: {error}") from error
-    if url.scheme not in ("http", "https") or not url.host:
-        raise UsageError(f"--url {text!r} is no http address, as http://127.0.0.1:8000 is one")
-    return url
 
 
 def error_fields(answer: httpx.Response) -> dict[str, Any]:

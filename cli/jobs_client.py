@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from cli.client import error_fields, retry_after, service_url
+from cli.client import answered_object, refusal, retry_after, service_address
 from cli.exceptions import ServiceError
 
 _BUSY = (429, 502, 503)
@@ -38,7 +38,7 @@ class JobsClient:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # A stream of events is silent for 15 seconds at most.
         timeout = httpx.Timeout(60.0, connect=30.0)
-        self._http = httpx.Client(base_url=service_url(url), headers=headers, timeout=timeout)
+        self._http = httpx.Client(base_url=service_address(url), headers=headers, timeout=timeout)
         self._url, self._patience_s = url, patience_s
 
     def __enter__(self) -> JobsClient:
@@ -120,7 +120,7 @@ class JobsClient:
             with self._http.stream("GET", f"/v1/files/{file_id}/content") as answer:
                 if answer.status_code != httpx.codes.OK:
                     answer.read()
-                    raise self._refusal(answer)
+                    raise refusal(self._url, answer)
                 for chunk in answer.iter_bytes(_CHUNK):
                     write(chunk)
         except httpx.TransportError as error:
@@ -135,7 +135,7 @@ class JobsClient:
                 return
             if answer.status_code != httpx.codes.OK:
                 answer.read()
-                raise self._refusal(answer)
+                raise refusal(self._url, answer)
             for line in answer.iter_lines():
                 name, _, value = line.partition(": ")
                 if name == "id":
@@ -159,8 +159,8 @@ class JobsClient:
                 failure = self._unreachable(error)
             else:
                 if answer.status_code == httpx.codes.OK:
-                    return self._body(answer)
-                failure = self._refusal(answer)
+                    return answered_object(self._url, answer)
+                failure = refusal(self._url, answer)
                 if answer.status_code not in _BUSY:
                     raise failure
                 asked = retry_after(answer)
@@ -169,19 +169,6 @@ class JobsClient:
                 raise failure
             time.sleep(min(max(wait, asked), left))
             wait = min(2 * wait, _LONGEST_WAIT_S)
-
-    def _body(self, answer: httpx.Response) -> dict[str, Any]:
-        try:
-            content = answer.json()
-        except (ValueError, RecursionError) as error:
-            raise ServiceError(f"{self._url} answered something that is not JSON") from error
-        if not isinstance(content, dict):
-            raise ServiceError(f"{self._url} answered JSON that is not an object")
-        return content
-
-    def _refusal(self, answer: httpx.Response) -> ServiceError:
-        message = error_fields(answer).get("message") or answer.reason_phrase
-        return ServiceError(f"{self._url} answered {answer.status_code}: {message}")
 
     def _unreachable(self, error: httpx.TransportError) -> ServiceError:
         return ServiceError(f"{self._url} cannot be reached: {str(error) or type(error).__name__}")

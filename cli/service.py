@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from cli.client import error_fields, service_address
+from cli.client import refusal, service_address
 from cli.exceptions import ServiceError
 
 _TIMEOUT_S = 600.0  # an adapter is read and loaded by every engine before the answer comes
@@ -48,8 +48,7 @@ def ask_service(
     except httpx.TransportError as error:
         raise ServiceError(f"{url} cannot be reached: {str(error) or type(error).__name__}") from error
     if answer.status_code != httpx.codes.OK:
-        message = error_fields(answer).get("message") or answer.reason_phrase
-        raise ServiceError(f"{url} answered {answer.status_code}: {message}")
+        raise refusal(url, answer)
     try:
         content = answer.json()
     except (ValueError, RecursionError) as error:

@@ -201,8 +201,10 @@ class Worker(threading.Thread):
 
     def _admit(self) -> None:
         """Prefill waiting groups, one pack of an adapter after the other, while the cache and the batch allow."""
-        while (groups := self._take_pack()) and self._prefill(groups):
-            pass
+        while groups := self._take_pack():
+            self._computing = [group.request for group in groups]
+            if not self._prefill(groups):
+                break
 
     def _take_pack(self) -> list[Group]:
         """The next groups in order of arrival that can start together."""
@@ -234,7 +236,6 @@ class Worker(threading.Thread):
             Prompt(siblings[0].request.prompt_ids, tuple(g.pages for g in siblings)) for siblings in by_request.values()
         ]
         adapter = groups[0].request.adapter
-        self._computing = [group.request for group in groups]
 
         def compute() -> tuple[Tensor, list[KeyValues | None]]:
             self._adapters.activate(adapter)
@@ -321,11 +322,11 @@ class Worker(threading.Thread):
     def _score(self) -> None:
         """Score one pack of waiting completions, all under one adapter; those of the same prompt form one tree."""
         if trees := self._scores.take():
+            self._computing = [request for branch in trees.values() for request in branch]
             self._score_trees(trees)
 
     def _score_trees(self, trees: Trees) -> None:
         requests = [request for branch in trees.values() for request in branch]
-        self._computing = requests
 
         def compute() -> list[list[list[float]]]:
             self._adapters.activate(requests[0].adapter)

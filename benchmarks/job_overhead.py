@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from agent.records import Record, error_row
 from cli.jobs_client import JobsClient
 from server.auth import Keys
 from server.local import serve_backend
+from server.ports import free_port
 from server.schemas import MismatchBody, RewriteOptions, RewritesBody
 from server.settings import ServerSettings
 
@@ -96,10 +96,8 @@ def measure(client: JobsClient, path: Path, rows: int) -> dict[str, float]:
 
 
 def run(sizes: list[int]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
         command = [sys.executable, __file__, "--serve", str(port), "--state", f"{folder}/state"]
         service = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:

@@ -15,7 +15,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from agent.models import resolve_model
 from agent.pipeline import rewrite_rows
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteSettings
 from cli.client import RewriteClient, rewrite_rows_remotely
+from server.ports import free_port
 
 Rows = list[Demonstration | BadRow]
 SCORINGS = 50
@@ -99,9 +99,7 @@ async def run_service(rows: Rows, url: str, model: str) -> dict[str, float]:
 @contextmanager
 def running_service(rewrite: RewriteSettings) -> Iterator[str]:
     """Within: `rewright serve` on a free port of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = {
         "REWRIGHT_REWRITE__STRATEGY": rewrite.strategy,
         "REWRIGHT_REWRITE__MAX_TOKENS": str(rewrite.max_tokens),

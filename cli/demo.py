@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 from collections.abc import Coroutine, Iterator
@@ -20,6 +19,7 @@ from rich.markup import escape
 from cli.console import console, fetching, say
 from cli.exceptions import ServiceError, UsageError
 from cli.settings import load_settings
+from server.ports import free_port
 
 T = TypeVar("T")
 
@@ -64,9 +64,7 @@ def demo(
 @contextmanager
 def _service(log: Path, key: str, state: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Within: `rewright serve` runs on a free port; yields its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-P", "-m", "cli.main", "serve", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
         service = subprocess.Popen(

@@ -20,7 +20,8 @@ from server.app import Backend, create_app
 from server.auth import Keys
 from server.backend import AgentBackend
 from server.hosting import host_engine
-from server.run import Announce, base_url, require_free_port
+from server.ports import require_free_port
+from server.run import Announce, base_url
 from server.settings import ServerSettings, require_keys_in_public
 from server.work import DurableWork, needs_key
 
@@ -44,7 +45,7 @@ def serve_local(
     """
     keys = Keys.from_environment()
     require_keys_in_public(server, has_keys=needs_key(keys, server))
-    require_free_port(server)
+    require_free_port(server.host, server.port)
     asyncio.run(_serve(model, engine, gate, rewrite, server, keys, announce))
     announce("stopped")
 

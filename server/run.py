@@ -10,7 +10,6 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,12 +23,15 @@ from agent.models import resolve_model
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteSettings
 from server.auth import Keys
 from server.exceptions import StartError
+from server.ports import require_free_port
 from server.settings import RaySettings, ServerSettings, require_keys_in_public
 from server.work import needs_key
 
 if TYPE_CHECKING:
     from ray.serve import Application
+    from ray.serve.config import HTTPOptions
     from ray.serve.handle import DeploymentHandle
+    from ray.serve.schema import LoggingConfig
 
 APPLICATION = "rewright"
 _NAMESPACE = "rewright"
@@ -60,7 +62,7 @@ def serve(
     """
     keys = Keys.from_environment()
     require_keys_in_public(server, has_keys=needs_key(keys, server))
-    require_free_port(server)
+    require_free_port(server.host, server.port)
     resolve_model(model)
     started = time.monotonic()
     with _stop_signals() as stop, _ray_cluster(server.ray), _stop_signals(stop):  # Ray has installed handlers too
@@ -83,19 +85,6 @@ def base_url(server: ServerSettings) -> str:
     """Where a client on this machine reaches the service."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
     return f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"
-
-
-def require_free_port(server: ServerSettings) -> None:
-    """Raises SettingsError when host and port cannot be bound to."""
-    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((server.host, server.port))
-        except OSError as error:
-            raise SettingsError(
-                f"cannot listen on {server.host}:{server.port}: {error.strerror}; choose another server.port"
-            ) from error
 
 
 @contextlib.contextmanager
@@ -216,7 +205,7 @@ def _deployed(
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     try:
-        ray_serve.start(http_options=HTTPOptions(host=server.host, port=server.port), logging_config=quiet)
+        _start_serve(HTTPOptions(host=server.host, port=server.port), quiet)
         (handle,) = ray_serve.run_many(
             [ray_serve.RunTarget(application, name=APPLICATION, route_prefix="/", logging_config=quiet)],
             wait_for_applications_running=False,
@@ -229,6 +218,17 @@ def _deployed(
                 ray_serve.shutdown()  # type: ignore[no-untyped-call]
             else:
                 ray_serve.delete(APPLICATION)
+
+
+def _start_serve(http: HTTPOptions, quiet: LoggingConfig) -> None:
+    """Raises StartError when nobody can listen: the port was free before Ray's own processes took theirs."""
+    from ray import serve as ray_serve
+
+    try:
+        ray_serve.start(http_options=http, logging_config=quiet)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise StartError(f"Ray Serve does not listen on {http.host}:{http.port}: {reason}") from error
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import psutil
 import pytest
 
 from agent.models import ModelFiles
+from server.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 HEAD, WORKER = "127.0.0.2", "127.0.0.3"  # two machines, as far as Ray can tell
@@ -65,12 +65,6 @@ class Cluster:
         return found
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HEAD, 0))
-        return int(probe.getsockname()[1])
-
-
 def wait_until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
@@ -82,12 +76,12 @@ def wait_until(condition: Callable[[], object]) -> None:
 def cluster(model_files: ModelFiles) -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="rw-"))  # Ray's sockets lie in it, and their paths must be short
     token, key = secrets.token_hex(32), secrets.token_urlsafe(32)
-    port, dashboard = free_port(), free_port()
+    port, dashboard = free_port(HEAD), free_port(HEAD)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = inherited | {
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
         "PYTHONPATH": str(ROOT),
-        "RAY_HEAD": f"{HEAD}:{free_port()}",
+        "RAY_HEAD": f"{HEAD}:{free_port(HEAD)}",
         "RAY_AUTH_TOKEN": token,
         "REWRIGHT_ENGINE__THREADS": "1",
         "REWRIGHT_SERVER__STATE": str(folder / "state"),
@@ -108,7 +102,7 @@ def cluster(model_files: ModelFiles) -> Iterator[Cluster]:
         "head",
         "--num-cpus=0",
         f"--dashboard-port={dashboard}",
-        f"--ray-client-server-port={free_port()}",
+        f"--ray-client-server-port={free_port(HEAD)}",
         f"--temp-dir={folder}/ray",
         REWRIGHT_API_KEYS=key,
         REWRIGHT_SERVER__PORT=str(port),

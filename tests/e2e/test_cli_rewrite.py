@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import httpx
 import pytest
 
 from agent.models import ModelFiles
+from server.ports import free_port
 
 pytestmark = pytest.mark.usefixtures("model_files")
 
@@ -137,9 +137,7 @@ def test_rows_can_be_piped_through(folder: Path) -> None:
 def service(tmp_path_factory: pytest.TempPathFactory, model_files: ModelFiles) -> Iterator[str]:
     """The address of a service in one process of its own, with the same settings."""
     folder = prepare(tmp_path_factory.mktemp("service"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = start(folder, "serve", "--local", "--port", str(port), start_new_session=True)
     url = f"http://127.0.0.1:{port}"
     while True:

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 
 from agent.intake import read_rows
 from agent.output import file_row
+from server.ports import free_port
 from tests.plain_backend import plain_record
 
 ROWS = 200
@@ -30,9 +30,7 @@ class Service:
     """A service process over one state folder, started again as often as it is killed."""
 
     def __init__(self, state: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.state = state
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from agent.models import ModelFiles
+from server.ports import free_port
 
 KEY = "key-of-the-local-service"
 SETTINGS = {
@@ -52,9 +53,7 @@ class Service:
 @pytest.fixture(scope="module")
 def service(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     log = tmp_path_factory.mktemp("service") / "log"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "cli.main", "serve", "--local", "--port", str(port)]
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=os.environ | SETTINGS, stdout=output, stderr=subprocess.STDOUT)

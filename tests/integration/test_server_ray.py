@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from agent.models import ModelFiles
+from server.ports import free_port
 from server.schemas import MismatchResponse, RewritesResponse
 
 QUEUE_ROWS = 8
@@ -59,9 +59,7 @@ class Service:
 @pytest.fixture(scope="module")
 def service(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     log = tmp_path_factory.mktemp("service") / "log"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "cli.main", "serve", "--port", str(port)],
@@ -196,7 +194,7 @@ def test_nothing_of_ray_can_be_reached_from_another_machine_without_its_token(se
 
 
 def test_shutting_down_finishes_what_is_in_flight_and_leaves_nothing_behind(service: Service) -> None:
-    """The last test: nothing runs after it."""
+    """The last test of this service: nothing of it runs after it."""
     left = psutil.Process(service.process.pid).children(recursive=True)
     with ThreadPoolExecutor() as pool:
         in_flight = pool.submit(service.rewrite, [APPLES], max_tokens=48)
@@ -209,3 +207,11 @@ def test_shutting_down_finishes_what_is_in_flight_and_leaves_nothing_behind(serv
     assert service.process.wait(PATIENCE_S) == 0
     _, alive = psutil.wait_procs(left, timeout=PATIENCE_S)
     assert alive == []
+
+
+def test_a_port_that_a_process_of_ray_takes_first_is_one_clear_line(model_files: ModelFiles) -> None:
+    command = [sys.executable, "-m", "cli.main", "serve", "--port", "52365"]  # where Ray's agent of a node listens
+    ended = subprocess.run(command, env=os.environ | SETTINGS, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert ended.returncode == 1
+    assert ended.stderr.strip().splitlines()[-1].startswith("error: Ray Serve does not listen on 127.0.0.1:52365: ")
+    assert "Traceback" not in ended.stderr

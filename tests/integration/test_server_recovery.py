@@ -6,7 +6,6 @@ One start for all tests: the command line, local Ray, Ray Serve.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from agent.models import ModelFiles
+from server.ports import free_port
 from tests.tiny import make_model, publish_lora
 
 REQUESTS = 32
@@ -63,9 +63,7 @@ def service(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -
     model = make_model(folder / "tiny", model_files)
     for version in (1, 2, 3):
         publish_lora(folder / "adapters", model, version)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = {
         "REWRIGHT_MODEL__NAME": str(model.path),
         "REWRIGHT_ENGINE__THREADS": "1",

@@ -24,6 +24,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from server.ports import free_port
 from trainer.request import TrainingRequest
 
 PATIENCE_S = 600.0
@@ -112,12 +113,6 @@ for line in sys.stdin:
         code = answer(output.write, *json.loads(line))
     print(json.dumps([code, output.getvalue(), errors.getvalue()]), flush=True)
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], object]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from agent.models import ModelFiles
+from server.ports import free_port
 from server.schemas import RewritesResponse
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
@@ -29,9 +29,7 @@ def service(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("service")
     model = AutoModelForCausalLM.from_pretrained(model_files.path, dtype=torch.float32)
     get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj"])).save_pretrained(str(folder / "still"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = {
         "REWRIGHT_ENGINE__KIND": "vllm",
         "REWRIGHT_ENGINE__MAX_LENGTH": "2048",

@@ -31,7 +31,7 @@ from agent.strategies import Strategy, find_strategy
 from server.adapters import AdapterStore
 from server.exceptions import ConflictError, UnknownNameError
 from server.hosting import ServedEngine
-from server.schemas import MismatchBody, RewriteOptions, RewritesBody, SamplingBody
+from server.schemas import MismatchBody, PinnedOptions, RewriteOptions, RewritesBody, SamplingBody
 
 
 class AgentBackend:
@@ -81,9 +81,10 @@ class AgentBackend:
             raise self._refused(error, "adapter") from error
         return {"data": data, "usage": asdict(usage), "model": model}
 
-    async def check_options(self, options: RewriteOptions) -> None:
+    async def check_options(self, options: RewriteOptions) -> str | None:
         """See `Backend.check_options`."""
         self._rewriter(options)
+        return self._adapters.resolve(options.adapter)
 
     async def rewrite_row(self, row: Demonstration | BadRow, options: RewriteOptions) -> dict[str, Any]:
         """See `Backend.rewrite_row`."""
@@ -140,13 +141,14 @@ class AgentBackend:
             strategy = find_strategy(name, self._settings)
         except SettingsError as error:
             raise UnknownNameError(str(error), code="unknown_strategy", param="strategy") from None
+        pinned = isinstance(body, PinnedOptions)
         return Rewriter(
             self._engine,
             self._chat,
             self._gate,
             override_steps(strategy, body.sampling),
             override_settings(self._settings, body.sampling),
-            self._adapters.resolve(body.adapter),
+            body.adapter if pinned else self._adapters.resolve(body.adapter),
         )
 
     async def _surprisal_row(self, row: Demonstration | BadRow) -> dict[str, Any]:

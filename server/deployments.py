@@ -28,6 +28,7 @@ from server.adapters import AdapterStore
 from server.app import create_app
 from server.auth import Keys
 from server.backend import AgentBackend
+from server.cluster_jobs import Served
 from server.hosting import host_engine
 from server.remote import RemoteEngine, ReplicaReport
 from server.settings import ServerSettings
@@ -134,7 +135,7 @@ class ApiDeployment:
         chat = open_chat(files)
         store = AdapterStore(server.adapters, rewrite.adapter, files.name)
         self._backend = AgentBackend(remote, chat, build_gate(remote, chat, gate), rewrite, store)
-        self._work = DurableWork(server)
+        self._work = DurableWork(server, Served(model, gate, rewrite))
         self._app = create_app(self._backend, server, keys, self._work)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -19,6 +19,7 @@ from server.adapters import AdapterStore
 from server.app import Backend, create_app
 from server.auth import Keys
 from server.backend import AgentBackend
+from server.cluster_jobs import Served
 from server.hosting import host_engine
 from server.ports import require_free_port
 from server.run import Announce, base_url
@@ -67,15 +68,23 @@ async def _serve(
     backend = AgentBackend(engine, chat, build_gate(engine, chat, gate), rewrite, store)
     try:
         seconds = time.monotonic() - started
-        await serve_backend(backend, server, keys, lambda ready: announce(f"{ready}; loaded in {seconds:.1f} s"))
+        await serve_backend(
+            backend,
+            server,
+            keys,
+            lambda ready: announce(f"{ready}; loaded in {seconds:.1f} s"),
+            Served(model, gate, rewrite),
+        )
     finally:
         await backend.aclose()
         await engine.close()
 
 
-async def serve_backend(backend: Backend, server: ServerSettings, keys: Keys, announce: Announce) -> None:
+async def serve_backend(
+    backend: Backend, server: ServerSettings, keys: Keys, announce: Announce, served: Served | None = None
+) -> None:
     """Serve `backend` over HTTP, with its jobs, until SIGINT or SIGTERM. Raises StartError."""
-    work = DurableWork(server)
+    work = DurableWork(server, served)
     app = create_app(backend, server, keys, work)
     http = _UvicornServer(
         uvicorn.Config(

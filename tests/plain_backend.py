@@ -49,9 +49,10 @@ class PlainBackend:
     async def activate_adapter(self, name: str, version: int) -> dict[str, Any]:
         raise UnknownNameError("there are no adapters", code="unknown_adapter", param="name")
 
-    async def check_options(self, options: RewriteOptions) -> None:
+    async def check_options(self, options: RewriteOptions) -> str | None:
         if options.strategy not in (None, "solve"):
             raise UnknownNameError("no such strategy", code="unknown_strategy", param="strategy")
+        return None
 
     async def rewrite_row(self, row: Demonstration | BadRow, options: RewriteOptions) -> dict[str, Any]:
         if isinstance(row, BadRow):

@@ -33,8 +33,10 @@ from server.examples import (
 from server.exceptions import BadRequestError, TooLargeError, UnavailableError, WorkTimeoutError
 from server.headers import GuardHeaders
 from server.page import PAGE
+from server.requests import Defects, Requests
 from server.routes_adapters import AdapterBackend
 from server.routes_adapters import routers as adapter_routers
+from server.routes_metrics import MetricsBackend, metrics_router
 from server.schemas import (
     HealthResponse,
     MismatchBody,
@@ -54,7 +56,7 @@ _READY_TIMEOUT_S = 3.0
 _WORK_ERRORS = error_responses(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504)
 
 
-class Backend(AdapterBackend, Protocol):
+class Backend(AdapterBackend, MetricsBackend, Protocol):
     """What the application needs; `server.backend` has the real one."""
 
     async def rewrite(self, body: RewritesBody) -> dict[str, Any]:
@@ -113,10 +115,13 @@ def create_app(backend: Backend, settings: ServerSettings, keys: Keys, work: Dur
     app.state.limits = settings.limits
     app.state.keys = keys
     app.state.admission = admission
+    app.add_middleware(Defects)  # innermost: the last one added is the first to see a request
     app.add_middleware(GuardHeaders, local_only=not keys)
+    app.add_middleware(Requests, metrics=backend.metrics)
     install_error_handlers(app)
     app.include_router(_status)
     app.include_router(_work)
+    app.include_router(metrics_router(work.job_counts if work is not None else None))
     for router in adapter_routers:
         app.include_router(router, dependencies=[Security(bearer)])
     for router in work.routers() if work is not None else ():

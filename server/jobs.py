@@ -158,6 +158,12 @@ class JobStore:
         rows = self._database.do(lambda c: c.execute(query).all())
         return [_job(row) for row in rows[:limit]], len(rows) > limit
 
+    def counts(self) -> dict[str, int]:
+        """Number of jobs in each state, those that no job is in too."""
+        query = sa.select(table.c.status, sa.func.count()).group_by(table.c.status)
+        found = {row[0]: row[1] for row in self._database.do(lambda c: c.execute(query).all())}
+        return {status: found.get(status, 0) for status in (*ACTIVE, *TERMINAL)}
+
     def unfinished(self) -> list[str]:
         """Ids of the jobs that are not finished, oldest first."""
         query = sa.select(table.c.id).where(table.c.status.in_(ACTIVE)).order_by(table.c.created_at, table.c.id)

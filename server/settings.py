@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
 
@@ -91,6 +92,8 @@ class ServerSettings(Section):
     database: SecretStr | None = Field(
         None, description="postgresql://user:password@host/name for jobs and keys; None for SQLite in the state folder"
     )
+    log_format: Literal["text", "json"] = Field("text", description="lines for people, or one JSON object each")
+    log_file: Path | None = Field(None, description="file that log lines are appended to, None for stderr")
     limits: LimitSettings = LimitSettings()
     files: FileSettings = FileSettings()
     jobs: JobSettings = JobSettings()

@@ -46,6 +46,10 @@ class DurableWork:
         self._runtime = JobRuntime(self._database, self._jobs, self._files, settings.jobs)
         self._lock: StateLock | None = None
 
+    def job_counts(self) -> dict[str, int]:
+        """Number of jobs in each state. Blocks; raises UnavailableError."""
+        return self._jobs.counts()
+
     def routers(self) -> tuple[APIRouter, ...]:
         """The routes of files and jobs."""
         return files_router(self._files, self._settings), jobs_router(self._jobs, self._runtime)

@@ -33,6 +33,7 @@ from server.examples import (
 from server.exceptions import BadRequestError, TooLargeError, UnavailableError, WorkTimeoutError
 from server.headers import GuardHeaders
 from server.page import PAGE
+from server.rates import Rates
 from server.requests import Defects, Requests
 from server.routes_adapters import AdapterBackend
 from server.routes_adapters import routers as adapter_routers
@@ -114,6 +115,7 @@ def create_app(backend: Backend, settings: ServerSettings, keys: Keys, work: Dur
     app.state.backend = backend
     app.state.limits = settings.limits
     app.state.keys = keys
+    app.state.rates = Rates(settings.limits)
     app.state.admission = admission
     app.add_middleware(Defects)  # innermost: the last one added is the first to see a request
     app.add_middleware(GuardHeaders, local_only=not keys)
@@ -185,7 +187,7 @@ async def _answer(request: Request, body: B, work: Callable[[B], Coroutine[Any, 
     """Do `work` within the limits; it is cancelled when the client goes away.
 
     Raises:
-        TooLargeError, QueueFullError, UnavailableError, WorkTimeoutError: a limit was met.
+        TooLargeError, RateLimitError, QueueFullError, UnavailableError, WorkTimeoutError: a limit was met.
     """
     limits: LimitSettings = request.app.state.limits
     admission: Admission = request.app.state.admission
@@ -196,6 +198,7 @@ async def _answer(request: Request, body: B, work: Callable[[B], Coroutine[Any, 
             code="too_many_rows",
             param="demonstrations",
         )
+    request.app.state.rates.take_rows(request.state.caller, rows)
     with admission.admit(rows):
         return JSONResponse(await _while_connected(request, work(body), limits.request_timeout_s))
 

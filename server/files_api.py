@@ -44,7 +44,7 @@ def files_router(store: FileStore, settings: ServerSettings) -> APIRouter:
         tags=["files"],
         route_class=GuardedRoute,
         dependencies=[Security(bearer)],
-        responses=error_responses(401, 403, 404, 422, 500, 503),
+        responses=error_responses(401, 403, 404, 422, 429, 500, 503),
     )
     upload = APIRouter(
         prefix="/v1/files",

@@ -30,10 +30,10 @@ def jobs_router(store: JobStore, runtime: JobRuntime) -> APIRouter:
         tags=["jobs"],
         route_class=GuardedRoute,
         dependencies=[Security(bearer)],
-        responses=error_responses(401, 403, 404, 422, 500, 503),
+        responses=error_responses(401, 403, 404, 422, 429, 500, 503),
     )
 
-    @router.post("", response_model=JobBody, responses=error_responses(400, 408, 409, 413, 415, 429))
+    @router.post("", response_model=JobBody, responses=error_responses(400, 408, 409, 413, 415))
     async def create_job(
         request: Request,
         body: JobRequest,

@@ -22,11 +22,16 @@ class LimitSettings(Section):
     body_timeout_s: float = Field(60.0, gt=0, description="time to send a body, seconds")
     request_timeout_s: float = Field(1800.0, gt=0, description="time to answer a request, seconds")
     retry_after_s: int = Field(5, ge=1, description="Retry-After of 429 and 503 answers, seconds")
+    requests_per_minute: int | None = Field(None, ge=1, description="requests of one key a minute, None for no limit")
+    rows_per_minute: int | None = Field(
+        None, ge=1, description="demonstrations of one key a minute, those of jobs apart; None for no limit"
+    )
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> LimitSettings:
-        if self.rows > self.queue_rows:
-            raise ValueError("limits.rows must not exceed limits.queue_rows, or a full request could never be taken")
+        for name, room in (("queue_rows", self.queue_rows), ("rows_per_minute", self.rows_per_minute)):
+            if room is not None and self.rows > room:
+                raise ValueError(f"limits.rows must not exceed limits.{name}, or a full request could never be taken")
         return self
 
 

@@ -12,6 +12,8 @@ from agent.exceptions import SettingsError
 from agent.models import home
 from agent.settings import Section
 
+DAY_S = 86_400
+
 
 class LimitSettings(Section):
     """How much a client may ask for."""
@@ -58,6 +60,29 @@ class JobSettings(Section):
     shard_rows: int = Field(100, ge=1, description="rows whose result is made durable together")
 
 
+class RetentionSettings(Section):
+    """How long things are kept; None for ever. What an unfinished job needs stays beyond its time."""
+
+    uploads_days: float | None = Field(None, gt=0, description="days that an upload is kept")
+    results_days: float | None = Field(None, gt=0, description="days that the output and error files of jobs are kept")
+    jobs_days: float | None = Field(None, gt=0, description="days that a job is known after it has ended")
+    sweep_s: float = Field(3600.0, gt=0, description="time between two looks for what has expired, seconds")
+
+    @property
+    def any(self) -> bool:
+        """Whether anything expires."""
+        return not (self.uploads_days is None and self.results_days is None and self.jobs_days is None)
+
+    def file_days(self, purpose: str) -> float | None:
+        """Of a file, by its purpose."""
+        return self.uploads_days if purpose == "input" else self.results_days
+
+
+def expiry(since: int | None, days: float | None) -> int | None:
+    """When something that began to age at `since` expires, in seconds since 1970; None for never, or not yet known."""
+    return None if since is None or days is None else since + round(days * DAY_S)
+
+
 class RaySettings(Section):
     """Where the service runs."""
 
@@ -102,6 +127,7 @@ class ServerSettings(Section):
     limits: LimitSettings = LimitSettings()
     files: FileSettings = FileSettings()
     jobs: JobSettings = JobSettings()
+    retention: RetentionSettings = RetentionSettings()
     ray: RaySettings = RaySettings()
 
     @property

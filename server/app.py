@@ -115,6 +115,7 @@ def create_app(backend: Backend, settings: ServerSettings, keys: Keys, work: Dur
     app.state.backend = backend
     app.state.limits = settings.limits
     app.state.keys = keys
+    app.state.work = work
     app.state.rates = Rates(settings.limits)
     app.state.admission = admission
     app.add_middleware(Defects)  # innermost: the last one added is the first to see a request
@@ -150,8 +151,9 @@ async def health() -> dict[str, str]:
 
 @_status.get("/readyz", response_model=ReadyResponse, responses=error_responses(503))
 async def ready(request: Request) -> dict[str, Any]:
-    """Whether work would be done now: asks the engine, every time."""
+    """Whether work would be done now: asks the engine, the database and the disk, every time."""
     admission: Admission = request.app.state.admission
+    work: DurableWork | None = request.app.state.work
     if admission.closed:
         raise _unavailable(request, "the service is shutting down", "shutting_down")
     try:
@@ -162,6 +164,13 @@ async def ready(request: Request) -> dict[str, Any]:
     except TimeoutError:
         message = f"the engine did not answer within {_READY_TIMEOUT_S:g} seconds"
         raise _unavailable(request, message, "engine_unavailable") from None
+    try:
+        async with asyncio.timeout(_READY_TIMEOUT_S):
+            if work is not None:
+                await work.check()
+    except TimeoutError:
+        message = f"the database or the disk did not answer within {_READY_TIMEOUT_S:g} seconds"
+        raise _unavailable(request, message, "state_unavailable") from None
     return {"status": "ready", "model": info.model, "max_length": info.max_length, "queue_rows": admission.rows}
 
 

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import secrets
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
@@ -78,6 +79,15 @@ class FileStore:
         self._database, self._folder, self._settings, self._retention = database, folder, settings, retention
         self._incoming = folder / "incoming"
         self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def check(self) -> None:
+        """Write to the folder now. Raises UnavailableError."""
+        try:
+            with tempfile.TemporaryFile(dir=self._incoming) as probe:
+                probe.write(b"?")
+                probe.flush()
+        except OSError as error:
+            raise _storage_failure(error) from error
 
     def sweep(self) -> None:
         """Remove what a process left behind that was killed while it took a file in."""

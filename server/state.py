@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from agent.exceptions import SettingsError
 from server.exceptions import StartError, UnavailableError
-from server.migrations import open_schema
+from server.migrations import open_schema, schema_table
 from server.settings import ServerSettings
 
 T = TypeVar("T")
@@ -133,6 +133,10 @@ class Database:
     def close(self) -> None:
         """Close its connections."""
         self._engine.dispose()
+
+    def check(self) -> None:
+        """Read from it now. Raises UnavailableError."""
+        self.do(lambda connection: connection.execute(sa.select(schema_table)).all())
 
     def do(self, work: Callable[[sa.Connection], T]) -> T:
         """The result of `work` in one transaction. Blocks; an exception of `work` undoes it.

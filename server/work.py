@@ -46,8 +46,22 @@ class DurableWork:
         self._jobs = JobStore(self._database, settings.jobs.waiting, settings.limits.retry_after_s, settings.retention)
         self._runtime = JobRuntime(self._database, self._jobs, self._files, settings.jobs)
         self._sweeper = Sweeper(self._files, self._jobs, self._runtime.forget, settings.retention)
+        self._looking: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._lock: StateLock | None = None
+
+    async def check(self) -> None:
+        """Use the database and the folder of files now.
+
+        Where they hang, whoever asks again waits for the same look: threads that hang do not become more.
+
+        Raises:
+            UnavailableError: one of the two does not work.
+        """
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(asyncio.to_thread(self._look))
+            self._looking.add_done_callback(lambda look: look.cancelled() or look.exception())
+        await asyncio.shield(self._looking)
 
     def job_counts(self) -> dict[str, int]:
         """Number of jobs in each state. Blocks; raises UnavailableError."""
@@ -79,6 +93,10 @@ class DurableWork:
         self._database.close()
         if self._lock is not None:
             self._lock.release()
+
+    def _look(self) -> None:
+        self._database.check()
+        self._files.check()
 
 
 def needs_key(keys: Keys, settings: ServerSettings) -> bool:

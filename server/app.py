@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Body, FastAPI, Request, Security
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -50,6 +50,9 @@ from server.schemas import (
 from server.settings import LimitSettings, ServerSettings
 from server.work import DurableWork
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
 T = TypeVar("T")
 B = TypeVar("B", RewritesBody, MismatchBody)
 
@@ -59,6 +62,11 @@ _WORK_ERRORS = error_responses(400, 401, 403, 404, 408, 409, 413, 415, 422, 429,
 
 class Backend(AdapterBackend, MetricsBackend, Protocol):
     """What the application needs; `server.backend` has the real one."""
+
+    @property
+    def tracer(self) -> Tracer | None:
+        """Makes spans of what the application does too; None for no traces."""
+        ...
 
     async def rewrite(self, body: RewritesBody) -> dict[str, Any]:
         """The body of the answer. Raises UnknownNameError, ConflictError and EngineClosedError."""
@@ -120,6 +128,10 @@ def create_app(backend: Backend, settings: ServerSettings, keys: Keys, work: Dur
     app.state.admission = admission
     app.add_middleware(Defects)  # innermost: the last one added is the first to see a request
     app.add_middleware(GuardHeaders, local_only=not keys)
+    if backend.tracer is not None:
+        from server.tracing import TracedRequests
+
+        app.add_middleware(TracedRequests, tracer=backend.tracer)
     app.add_middleware(Requests, metrics=backend.metrics)
     install_error_handlers(app)
     app.include_router(_status)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.chat import ChatFormat
 from agent.demonstrations import BadRow, Demonstration
@@ -35,6 +35,9 @@ from server.metrics import EngineCount, Metrics
 from server.observed import ObservedRewriter, counting_bad_rows
 from server.schemas import MismatchBody, RewriteOptions, RewritesBody, SamplingBody
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
 
 class AgentBackend:
     """Rewrites and scores with one engine.
@@ -45,6 +48,7 @@ class AgentBackend:
         gate: shared by all requests.
         settings: what a request does not override.
         adapters: which adapters a request may name.
+        tracer: makes spans of requests, demonstrations and calls of the engine; None for none.
 
     Attributes:
         metrics: what it counts.
@@ -57,11 +61,17 @@ class AgentBackend:
         gate: Gate,
         settings: RewriteSettings,
         adapters: AdapterStore,
+        tracer: Tracer | None = None,
     ) -> None:
-        self._engine, self._chat, self._gate = engine, chat, gate
+        self._engine: ServedEngine = engine
+        self._chat, self._gate = chat, gate
         self._settings, self._adapters = settings, adapters
         self._activating = asyncio.Lock()
-        self.metrics = Metrics()
+        self.metrics, self.tracer = Metrics(), tracer
+        if tracer is not None:
+            from server.tracing import TracedEngine
+
+            self._engine = TracedEngine(engine, tracer)
 
     async def ping(self) -> EngineInfo:
         """See `Backend.ping`."""
@@ -158,6 +168,7 @@ class AgentBackend:
             raise UnknownNameError(str(error), code="unknown_strategy", param="strategy") from None
         return ObservedRewriter(
             self.metrics,
+            self.tracer,
             self._engine,
             self._chat,
             self._gate,

@@ -30,6 +30,7 @@ from server.auth import Keys
 from server.backend import AgentBackend
 from server.hosting import host_engine
 from server.logs import set_up_logging
+from server.observed import open_tracing
 from server.remote import RemoteEngine, ReplicaReport
 from server.settings import ServerSettings
 from server.work import DurableWork
@@ -136,7 +137,9 @@ class ApiDeployment:
         files = resolve_model(model)
         chat = open_chat(files)
         store = AdapterStore(server.adapters, rewrite.adapter, files.name)
-        self._backend = AgentBackend(remote, chat, build_gate(remote, chat, gate), rewrite, store)
+        self._tracing = open_tracing(server)
+        tracer = self._tracing.tracer if self._tracing else None
+        self._backend = AgentBackend(remote, chat, build_gate(remote, chat, gate), rewrite, store, tracer)
         self._work = DurableWork(server)
         self._app = create_app(self._backend, server, keys, self._work)
 
@@ -152,6 +155,8 @@ class ApiDeployment:
 
     async def __del__(self) -> None:
         await self._backend.aclose()
+        if self._tracing:
+            await asyncio.to_thread(self._tracing.close)
 
 
 def build_application(

@@ -124,6 +124,11 @@ class ServerSettings(Section):
     )
     log_format: Literal["text", "json"] = Field("text", description="lines for people, or one JSON object each")
     log_file: Path | None = Field(None, description="file that log lines are appended to, None for stderr")
+    traces: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s@]+$",
+        description="collector of OpenTelemetry traces, as http://127.0.0.1:4318/v1/traces; None for none",
+    )
     limits: LimitSettings = LimitSettings()
     files: FileSettings = FileSettings()
     jobs: JobSettings = JobSettings()

@@ -37,6 +37,7 @@ class PlainBackend:
         self.at_once = 0
         self.seen: list[str] = []
         self.metrics = Metrics()
+        self.tracer = None
         self._under_way = 0
 
     async def rewrite(self, body: RewritesBody) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class ScriptedBackend:
         self.cancelled = asyncio.Event()
         self.error: Exception | None = None
         self.metrics = Metrics()
+        self.tracer = None
 
     async def rewrite(self, body: RewritesBody) -> dict[str, Any]:
         return await self._answer(body.demonstrations)

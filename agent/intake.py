@@ -193,10 +193,12 @@ def _files(path: Path) -> list[Path]:
     """The file itself, or the readable files of a folder in the order of their names.
 
     Raises:
-        InputFileError: there is no such path, or nothing to read in the folder.
+        InputFileError: there is no such path, it is a device, or the folder has nothing to read.
     """
     if not path.exists():
         raise InputFileError(f"{path}: no such file or folder")
+    if path.is_char_device() or path.is_block_device():
+        raise InputFileError(f"{path}: a device, which may never end; give a file or a pipe")
     if not path.is_dir():
         return [path]
     files = sorted(f for f in path.iterdir() if f.is_file() and _format_suffix(f) in _SUFFIXES and f.name not in _NOTES)

@@ -1,7 +1,8 @@
 """Writes output rows to JSON lines or Parquet so that a killed run loses nothing and can go on where it stopped.
 
 Beside `OUT` lies `OUT.run.json`: which input and settings the rows belong to; it stays when the run is over.
-Parquet cannot be appended to: its rows collect in `OUT.journal.jsonl` until the run is over.
+Parquet cannot be appended to: its rows collect in `OUT.journal.jsonl` until the run is over. Rows that are finished
+before an earlier one may wait in `OUT.early.jsonl`.
 Not here: what a row contains (`agent.records`).
 """
 
@@ -17,36 +18,16 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from agent.demonstrations import BadRow, Demonstration
+from agent.early import EarlyRows
 from agent.exceptions import OutputFileError, ResumeError
 from agent.intake import input_identity, overlap
-from agent.records import error_row
+from agent.records import file_row, is_output_row
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_COLUMNS = error_row(BadRow("", 0, ""), "").keys()
 _CHUNK = 1 << 16
 _BATCH_ROWS = 512
-
-
-def file_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The form of an output row in files: our own columns keep one type, whatever the row.
-
-    Readers of JSON lines take a column's type from the first megabytes, and a later row that does not fit
-    makes the whole file unreadable to them. So what is null in most rows (`error`, `adapter`) is empty instead.
-    `source` stays the object it was: it is as regular as the input, which such readers could not load either
-    where it is not. In Parquet it is JSON text.
-    """
-    error = row["error"] or {}
-    return {
-        **row,
-        "adapter": row["adapter"] or "",
-        "error": {
-            "line": error.get("line") or 0,
-            "field": error.get("field") or "",
-            "message": error.get("message") or "",
-        },
-    }
 
 
 class RecordWriter:
@@ -66,6 +47,7 @@ class RecordWriter:
 
     Attributes:
         done: rows found in the output by `remaining`.
+        early: where finished rows may wait for an earlier one; `write` takes them out.
     """
 
     def __init__(
@@ -86,6 +68,7 @@ class RecordWriter:
         self._is_parquet = path.suffix == ".parquet"
         self._journal = path.with_name(f"{path.name}.journal.jsonl") if self._is_parquet else path
         self._sidecar = path.with_name(f"{path.name}.run.json")
+        self.early = EarlyRows(path.with_name(f"{path.name}.early.jsonl"))
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> RecordWriter:
@@ -131,6 +114,7 @@ class RecordWriter:
         rows = iter(rows)
         for written in self.written_rows():
             self.done += 1
+            self.early.drop(written["id"])
             row = next(rows, None)
             if row is None:
                 raise ResumeError(f"{self.path}: has row {self.done}, the input has {self.done - 1}: raise the limit")
@@ -152,6 +136,7 @@ class RecordWriter:
         try:
             self._file.write(f"{line}\n".encode())
             self._file.flush()
+            self.early.drop(row["id"])
         except OSError as error:
             raise OutputFileError(f"{self.path}: cannot be written: {error.strerror}; resume when it can") from None
 
@@ -167,12 +152,12 @@ class RecordWriter:
                     row = json.loads(line)
                 except (ValueError, RecursionError):
                     row = None
-                if not _is_row(row):
+                if not is_output_row(row):
                     raise ResumeError(f"{self._journal}: line {number} is not an output row: write another output")
                 yield row
 
     def _open(self, run: dict[str, Any]) -> None:
-        exists = any(path.exists() and path.stat().st_size for path in (self.path, self._journal))
+        exists = any(path.exists() and path.stat().st_size for path in (self.path, self._journal, self.early.path))
         if exists and not (self._resume or self._overwrite):
             raise OutputFileError(f"{self.path}: exists already: resume it, overwrite it, or choose another output")
         go_on = exists and self._resume
@@ -187,8 +172,10 @@ class RecordWriter:
             raise OutputFileError(f"{self.path}: another process is writing it") from None
         if go_on:
             _cut_partial_line(self._file)
+            self.early.open(resume=True)
         else:
             self._file.truncate(0)
+            self.early.open(resume=False)
             _write_whole(self._sidecar, f"{json.dumps(run, indent=2)}\n")
 
     def _check_run(self, run: dict[str, Any]) -> None:
@@ -234,16 +221,10 @@ class RecordWriter:
         os.replace(unfinished, self._journal)
 
     def _close(self) -> None:
+        self.early.close()
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-def _is_row(value: object) -> bool:
-    """Whether a line that was read back is a whole row: it may be another program's, or edited."""
-    if not isinstance(value, dict) or _COLUMNS - value.keys():
-        return False
-    return isinstance(value["error"], dict) and isinstance(value["mismatch"], dict)
 
 
 def _schema() -> pa.Schema:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 from agent.demonstrations import BadRow, Demonstration
+from agent.early import EarlyRows
 from agent.records import error_row
 from agent.rewriter import Rewriter, Usage
 
@@ -50,7 +51,12 @@ async def map_in_order(
 
 
 def rewrite_rows(
-    rewriter: Rewriter, rows: Iterable[Demonstration | BadRow], *, model: str, concurrency: int
+    rewriter: Rewriter,
+    rows: Iterable[Demonstration | BadRow],
+    *,
+    model: str,
+    concurrency: int,
+    early: EarlyRows | None = None,
 ) -> AsyncGenerator[tuple[dict[str, Any], Usage], None]:
     """Output rows of `rows`, one each, in their order.
 
@@ -59,12 +65,18 @@ def rewrite_rows(
         rows: as `agent.intake` reads them; a row that could not be read passes through as an error row.
         model: name recorded in the error rows.
         concurrency: demonstrations worked on at the same time.
+        early: keeps the rows that are finished before an earlier one; those that it holds are not made again.
     """
 
     async def one(row: Demonstration | BadRow) -> tuple[dict[str, Any], Usage]:
         if isinstance(row, BadRow):
             return error_row(row, model), Usage()
+        if early and (finished := early.find(row.id)):
+            return finished, Usage()
         rewritten = await rewriter.rewrite(row)
-        return rewritten.record.as_dict(), rewritten.usage
+        record = rewritten.record.as_dict()
+        if early:
+            early.keep(record)
+        return record, rewritten.usage
 
     return map_in_order(one, rows, concurrency)

@@ -5,6 +5,7 @@ Not here: writing files (`agent.output`), deciding (`agent.rewriter`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -119,3 +120,33 @@ def error_row(bad: BadRow, model: str) -> dict[str, Any]:
         "error": {"line": bad.line, "field": bad.field, "message": bad.message},
         "source": bad.source,
     }
+
+
+def file_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The form of an output row in files: our own columns keep one type, whatever the row.
+
+    Readers of JSON lines take a column's type from the first megabytes, and a later row that does not fit
+    makes the whole file unreadable to them. So what is null in most rows (`error`, `adapter`) is empty instead.
+    `source` stays the object it was: it is as regular as the input, which such readers could not load either
+    where it is not. In Parquet it is JSON text.
+    """
+    error = row["error"] or {}
+    return {
+        **row,
+        "adapter": row["adapter"] or "",
+        "error": {
+            "line": error.get("line") or 0,
+            "field": error.get("field") or "",
+            "message": error.get("message") or "",
+        },
+    }
+
+
+def is_output_row(value: object) -> bool:
+    """Whether a value that was read back has the form of `file_row`: it may be another program's, or edited."""
+    if not isinstance(value, dict) or COLUMNS - value.keys():
+        return False
+    return isinstance(value["id"], str) and isinstance(value["error"], dict) and isinstance(value["mismatch"], dict)
+
+
+COLUMNS = error_row(BadRow("", 0, ""), "").keys()

@@ -86,6 +86,7 @@ def _parquet_batches(file: Path) -> Iterator[pa.RecordBatch]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as opened:
+        _refuse_repeated_columns(file, opened.schema_arrow.names)
         yield from opened.iter_batches(batch_size=_BATCH_ROWS)
 
 
@@ -93,9 +94,16 @@ def _arrow_batches(file: Path) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
     with file.open("rb") as opened, pa.ipc.open_stream(opened) as stream:
+        _refuse_repeated_columns(file, stream.schema.names)
         for batch in stream:
             batch.validate(full=True)  # offsets of an untrusted file may point anywhere
             yield batch
+
+
+def _refuse_repeated_columns(file: Path, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise InputFileError(f"{file}: {names.count(name)} columns are named {name!r}; keep one of them")
 
 
 def _row(batch: pa.RecordBatch, index: int, number: int) -> Row:

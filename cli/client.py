@@ -16,8 +16,9 @@ from typing import Any
 import httpx
 
 from agent.demonstrations import BadRow, Demonstration
+from agent.early import EarlyRows
 from agent.pipeline import map_in_order
-from agent.records import error_row
+from agent.records import COLUMNS, error_row
 from agent.rewriter import Usage
 from cli.exceptions import ServiceError, UsageError
 
@@ -126,6 +127,10 @@ class RewriteClient:
             raise ServiceError(f"{self._url} answered without data and usage: is it this service, and this version?")
         if [r.get("id") for r in records if isinstance(r, dict)] != [d.id for d in demonstrations]:
             raise ServiceError(f"{self._url} answered with other rows than it was sent")
+        if missing := {name for record in records for name in COLUMNS - record.keys()}:
+            raise ServiceError(
+                f"{self._url} answered with rows without {', '.join(sorted(missing))}: is it this version?"
+            )
         for record, demonstration in zip(records, demonstrations, strict=True):
             record["source"] = demonstration.source
             if record.get("error"):
@@ -163,7 +168,7 @@ def service_address(url: str) -> httpx.URL:
 
 
 async def rewrite_rows_remotely(
-    client: RewriteClient, rows: Iterable[Row], *, model: str
+    client: RewriteClient, rows: Iterable[Row], *, model: str, early: EarlyRows | None = None
 ) -> AsyncGenerator[tuple[dict[str, Any], Usage], None]:
     """As `agent.pipeline.rewrite_rows`, with the work done by the service.
 
@@ -171,11 +176,16 @@ async def rewrite_rows_remotely(
     """
 
     async def one(batch: list[Row]) -> list[tuple[dict[str, Any], Usage]]:
-        demonstrations = [row for row in batch if isinstance(row, Demonstration)]
-        records, usage = await client.rewrite(demonstrations, model=model)
-        answered = iter(records)
-        results = [error_row(row, model) if isinstance(row, BadRow) else next(answered) for row in batch]
-        return [(result, Usage() if i else usage) for i, result in enumerate(results)]
+        results = {row.id: error_row(row, model) for row in batch if isinstance(row, BadRow)}
+        if early:
+            results |= {row.id: finished for row in batch if (finished := early.find(row.id))}
+        asked = [row for row in batch if isinstance(row, Demonstration) and row.id not in results]
+        records, usage = await client.rewrite(asked, model=model)
+        for record in records:
+            results[record["id"]] = record
+            if early:
+                early.keep(record)
+        return [(results[row.id], Usage() if i else usage) for i, row in enumerate(batch)]
 
     async with aclosing(map_in_order(one, _batches(rows), _REQUESTS)) as batches:
         async for results in batches:

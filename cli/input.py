@@ -10,6 +10,7 @@ from typing import cast
 
 from agent.demonstrations import BadRow, Demonstration
 from agent.intake import read_rows, read_stream
+from cli.console import say
 
 STANDARD_INPUT = Path("-")
 
@@ -23,15 +24,20 @@ def open_rows(source: Path, limit: int | None) -> Iterator[Demonstration | BadRo
 
 def is_pipe(source: Path) -> bool:
     """Whether `source` can be read only once: standard input, a named pipe, what `<(command)` stands for."""
-    return source == STANDARD_INPUT or (source.exists() and not source.is_file() and not source.is_dir())
+    return source == STANDARD_INPUT or source.is_fifo() or source.is_socket()
 
 
 def count_rows(source: Path, limit: int | None) -> int | None:
-    """How many rows there will be, None for a pipe.
+    """How many rows there will be, None for a pipe; none at all is said, since it is seldom what was meant.
 
     Reads everything: little beside the work on the rows, and an unreadable file is told before any work.
 
     Raises:
         InputFileError: missing, unreadable, or not what it claims to be.
     """
-    return None if is_pipe(source) else sum(1 for _ in read_rows(source, limit=limit))
+    if is_pipe(source):
+        return None
+    count = sum(1 for _ in read_rows(source, limit=limit))
+    if not count:
+        say(f"{source} holds no rows")
+    return count

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.demonstrations import BadRow, Demonstration
-from agent.output import RecordWriter, file_row
+from agent.early import EarlyRows
+from agent.output import RecordWriter
+from agent.records import file_row
 from agent.rewriter import Usage
 from cli.console import counting
 from cli.input import count_rows, is_pipe, open_rows
@@ -36,6 +38,7 @@ class OpenJob:
     total: int | None
     summary: Summary
     write: Callable[[dict[str, Any]], None]
+    early: EarlyRows | None = None
 
     async def drive(self, results: AsyncGenerator[tuple[dict[str, Any], Usage], None]) -> Summary:
         """Write every result as it comes."""
@@ -72,7 +75,7 @@ def open_job(job: Job, settings: dict[str, Any]) -> Iterator[OpenJob]:
         for row in writer.written_rows():
             summary.add(row, Usage())
         summary.start()
-        yield OpenJob(writer.remaining(rows), total, summary, writer.write)
+        yield OpenJob(writer.remaining(rows), total, summary, writer.write, writer.early)
 
 
 def _print_row(row: dict[str, Any]) -> None:

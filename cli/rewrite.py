@@ -117,7 +117,8 @@ async def _rewrite_here(settings: Settings, job: Job) -> Summary:
             rewriter = build_rewriter(engine, chat, settings.gate, settings.rewrite, adapter=adapter)
             try:
                 model, concurrency = engine.info.model, settings.rewrite.concurrency
-                return await opened.drive(rewrite_rows(rewriter, opened.rows, model=model, concurrency=concurrency))
+                results = rewrite_rows(rewriter, opened.rows, model=model, concurrency=concurrency, early=opened.early)
+                return await opened.drive(results)
             finally:
                 await rewriter.aclose()
 
@@ -142,7 +143,7 @@ async def rewrite_there(settings: Settings, job: Job, url: str, key: str | None,
     async with RewriteClient(url, key, asked, patience_s=patience_s) as client:
         model = await client.ready()
         with open_job(job, {"model": model, **asked}) as opened:
-            return await opened.drive(rewrite_rows_remotely(client, opened.rows, model=model))
+            return await opened.drive(rewrite_rows_remotely(client, opened.rows, model=model, early=opened.early))
 
 
 def _asked_of_service(settings: Settings) -> dict[str, Any]:

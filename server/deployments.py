@@ -192,7 +192,8 @@ def build_application(
     )(EngineDeployment)
     api_deployment = serve.deployment(
         name="api",
-        ray_actor_options={"num_cpus": 0},
+        # Files, jobs and keys lie in a folder of the head node, whose resource Ray names so.
+        ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
         max_ongoing_requests=_UNBOUNDED,
         max_constructor_retry_count=_START_ATTEMPTS,
     )(ApiDeployment)

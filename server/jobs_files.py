@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from agent.demonstrations import BadRow, Demonstration
 from agent.intake import read_rows
-from agent.output import file_row
+from agent.records import file_row
 from agent.rows import parse_row
 from server.state import write_whole
 

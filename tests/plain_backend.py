@@ -10,6 +10,7 @@ from typing import Any
 from agent.demonstrations import BadRow, Demonstration
 from agent.engine import EngineInfo
 from agent.exceptions import EngineClosedError
+from agent.intake import read_json_rows
 from agent.records import Record, error_row
 from server.exceptions import UnknownNameError
 from server.metrics import EngineCount, Metrics
@@ -41,7 +42,8 @@ class PlainBackend:
         self._under_way = 0
 
     async def rewrite(self, body: RewritesBody) -> dict[str, Any]:
-        return {"data": body.demonstrations, "model": MODEL}
+        rows = read_json_rows(body.demonstrations)
+        return {"data": await asyncio.gather(*(self.rewrite_row(row, body) for row in rows)), "model": MODEL}
 
     async def mismatch(self, body: MismatchBody) -> dict[str, Any]:
         return {"data": body.demonstrations, "model": MODEL}

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from agent.intake import read_rows
-from agent.output import file_row
+from agent.records import file_row
 from server.ports import free_port
 from tests.plain_backend import plain_record
 

@@ -17,7 +17,7 @@ import pytest
 from agent.assembly import build_gate, open_chat
 from agent.intake import read_rows
 from agent.models import ModelFiles
-from agent.output import file_row
+from agent.records import file_row
 from agent.settings import GateSettings, RewriteSettings
 from server.adapters import AdapterStore
 from server.app import Backend, create_app

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from agent.demonstrations import BadRow, Demonstration, Message
+from agent.early import EarlyRows
+from agent.records import error_row
 from cli import client as client_module
 from cli.client import RewriteClient, rewrite_rows_remotely
 from cli.exceptions import ServiceError
@@ -43,7 +46,8 @@ class Service:
 
 
 def records(rows: list[dict[str, Any]]) -> Response:
-    data = [{"id": row["id"], "status": "rewritten", "error": None, "source": row} for row in rows]
+    whole = error_row(BadRow("", 1, ""), "tiny") | {"status": "rewritten", "error": None}
+    data = [whole | {"id": row["id"], "source": row} for row in rows]
     usage = {"prompt_tokens": 5, "completion_tokens": len(rows), "scored_tokens": 2}
     return JSONResponse({"data": data, "usage": usage, "model": "tiny"})
 
@@ -177,6 +181,25 @@ async def test_batches_come_back_as_one_ordered_stream_with_bad_rows_in_place(se
     assert [row["id"] for row, _ in results if row["status"] == "error"] == ["row-3"]
     assert sum(usage.completion_tokens for _, usage in results) == 39
     assert sorted(len(body["demonstrations"]) for body in service.bodies) == [8, 15, 16]
+
+
+async def test_rows_of_another_version_are_refused(service: Service) -> None:
+    service.answers = [lambda sent: JSONResponse({"data": [{"id": row["id"]} for row in sent], "usage": {}})]
+    with pytest.raises(ServiceError, match="answered with rows without adapter, attempts, completion, "):
+        await send(service, rows(2))
+
+
+async def test_rows_that_were_finished_before_are_not_sent_again(service: Service, tmp_path: Path) -> None:
+    early = EarlyRows(tmp_path / "early.jsonl")
+    early.open(resume=False)
+    early.keep(error_row(BadRow("row-1", 1, "kept"), "tiny"))
+    async with RewriteClient(service.url, None, {}, patience_s=0.0) as client:
+        results = [row async for row, _ in rewrite_rows_remotely(client, rows(3), model="tiny", early=early)]
+    assert [row["id"] for row in results] == ["row-0", "row-1", "row-2"]
+    assert results[1]["error"]["message"] == "kept"
+    assert [sent["id"] for sent in service.bodies[0]["demonstrations"]] == ["row-0", "row-2"]
+    assert early.find("row-2") is not None
+    early.close()
 
 
 async def test_large_rows_make_small_batches(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

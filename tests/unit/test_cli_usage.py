@@ -144,6 +144,14 @@ def test_rows_come_through_a_named_pipe(run: Run, tmp_path: Path) -> None:
     assert [json.loads(line)["status"] for line in out.splitlines()] == ["passed", "failed"]
 
 
+@pytest.mark.parametrize("text", ["", "\n  \n", "[]"])
+def test_a_file_without_rows_is_done_and_said(run: Run, tmp_path: Path, text: str) -> None:
+    (tmp_path / "rows.json").write_text(text)
+    code, out, err = run("check", "rows.json")
+    assert (code, out) == (0, "")
+    assert "rows.json holds no rows" in err
+
+
 def test_an_unreachable_service_is_a_failure_not_wrong_use(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cli.rewrite._PATIENCE_S", 0.0)
     code, _, err = run("rewrite", "in.jsonl", "-o", "o.jsonl", "--url", "http://127.0.0.1:1")

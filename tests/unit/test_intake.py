@@ -239,6 +239,11 @@ def test_a_missing_file_is_named(tmp_path: Path):
         list(read_rows(tmp_path / "nothing.jsonl"))
 
 
+def test_a_device_is_refused_instead_of_read_for_ever():
+    with pytest.raises(InputFileError, match="/dev/zero: a device, which may never end; give a file or a pipe"):
+        list(read_rows(Path("/dev/zero")))
+
+
 def test_a_missing_relative_file_is_not_looked_for_on_the_hub():
     with pytest.raises(InputFileError, match=r"data/train\.jsonl: no such file or folder$"):
         list(read_rows(Path("data/train.jsonl")))

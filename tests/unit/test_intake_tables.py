@@ -38,6 +38,21 @@ def test_a_table_of_mixed_shapes_has_nulls_for_the_fields_of_the_others(tmp_path
     assert [row.expert for row in rows if isinstance(row, Demonstration)] == ["4", "It is 1."]
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, suffix: str):
+    table = pa.Table.from_arrays(
+        [pa.array(["1+1?"]), pa.array(["2"]), pa.array(["2+2?"])], ["question", "answer", "question"]
+    )
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table)
+    with pytest.raises(InputFileError, match="2 columns are named 'question'; keep one of them"):
+        list(read_rows(path))
+
+
 def test_cells_that_json_does_not_know_become_text_or_null(tmp_path: Path):
     cells = {
         "when": datetime.datetime(2024, 1, 2, 3, 4),

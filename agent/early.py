@@ -1,0 +1,94 @@
+"""Rows that are finished before an earlier one: on disk until their turn comes, so that a kill loses none of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from agent.exceptions import OutputFileError
+from agent.records import file_row, is_output_row
+
+_SPENT_LINES = 1024  # lines of rows that have been written since; more of them, and the file is made anew
+
+
+class EarlyRows:
+    """A file of finished rows beside an output that is written in order.
+
+    Its size is bounded by the rows that wait, not by those that passed through. A row that cannot be read back is
+    forgotten, and so made again.
+
+    Args:
+        path: the file; it is there only while a run is unfinished.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines: dict[str, bytes] = {}
+        self._file: IO[bytes] | None = None
+        self._spent = 0
+
+    def open(self, *, resume: bool) -> None:
+        """Read the rows that an earlier run has left, or forget them. Raises OSError."""
+        self._lines = _read(self.path) if resume and self.path.exists() else {}
+        self._renew()
+
+    def keep(self, row: Mapping[str, Any]) -> None:
+        """Add a finished row; once this returns, it survives a kill of the process.
+
+        Raises:
+            OutputFileError: the disk is full or failing.
+        """
+        assert self._file is not None, "EarlyRows is used before it is open"
+        line = f"{json.dumps(file_row(row), ensure_ascii=False, allow_nan=False)}\n".encode()
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise OutputFileError(f"{self.path}: cannot be written: {error.strerror}; resume when it can") from None
+        self._lines[row["id"]] = line
+
+    def find(self, row_id: str) -> dict[str, Any] | None:
+        """The finished row of that id in the form of `file_row`, None when there is none."""
+        line = self._lines.get(row_id)
+        return None if line is None else dict(json.loads(line))
+
+    def drop(self, row_id: str) -> None:
+        """Forget a row: it is in the output. Raises OSError."""
+        if self._lines.pop(row_id, None) is not None:
+            self._spent += 1
+            if self._spent > _SPENT_LINES + len(self._lines):
+                self._renew()
+
+    def close(self) -> None:
+        """Close the file, and remove it when no row waits in it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            if not self._lines:
+                self.path.unlink(missing_ok=True)
+
+    def _renew(self) -> None:
+        """Make the file anew, of the rows that wait."""
+        if self._file is not None:
+            self._file.close()
+        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
+        unfinished.write_bytes(b"".join(self._lines.values()))
+        os.replace(unfinished, self.path)
+        self._file = self.path.open("ab")
+        self._spent = 0
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    lines = {}
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if line.endswith(b"\n") and is_output_row(row):
+                lines[row["id"]] = line
+    return lines

@@ -89,7 +89,9 @@ class Backend(AdapterBackend, MetricsBackend, Protocol):
         ...
 
 
-def create_app(backend: Backend, settings: ServerSettings, keys: Keys, work: DurableWork | None = None) -> FastAPI:
+def create_app(
+    backend: Backend, settings: ServerSettings, keys: Keys, work: DurableWork | None = None, *, proxied: bool = False
+) -> FastAPI:
     """The application.
 
     Args:
@@ -97,6 +99,7 @@ def create_app(backend: Backend, settings: ServerSettings, keys: Keys, work: Dur
         settings: its limits are enforced here; host and port are the caller's business.
         keys: bearer keys that may pass, those that `work` keeps apart; none at all lets everybody on this machine in.
         work: files, jobs and stored keys; None for a service without. It runs from the application's start to its end.
+        proxied: behind the proxy of Ray Serve, which says `X-Request-ID` itself.
     """
     if work is not None:
         keys = keys.with_store(work.keys)
@@ -132,7 +135,7 @@ def create_app(backend: Backend, settings: ServerSettings, keys: Keys, work: Dur
         from server.tracing import TracedRequests
 
         app.add_middleware(TracedRequests, tracer=backend.tracer)
-    app.add_middleware(Requests, metrics=backend.metrics)
+    app.add_middleware(Requests, metrics=backend.metrics, proxied=proxied)
     install_error_handlers(app)
     app.include_router(_status)
     app.include_router(_work)

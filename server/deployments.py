@@ -141,7 +141,7 @@ class ApiDeployment:
         tracer = self._tracing.tracer if self._tracing else None
         self._backend = AgentBackend(remote, chat, build_gate(remote, chat, gate), rewrite, store, tracer)
         self._work = DurableWork(server)
-        self._app = create_app(self._backend, server, keys, self._work)
+        self._app = create_app(self._backend, server, keys, self._work, proxied=True)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app

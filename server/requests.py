@@ -29,16 +29,19 @@ class Requests:
     Args:
         app: what answers.
         metrics: told of every request.
+        proxied: a proxy in front gives every request an id and says it in the answer, so that it is not said twice.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, proxied: bool) -> None:
+        self._app, self._metrics, self._proxied = app, metrics, proxied
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _id_of(Headers(scope=scope))
+        given = Headers(scope=scope).getlist("x-request-id")
+        request_id = _safe_id(given)
+        told = self._proxied and given == [request_id]
         scope.setdefault("state", {})
         started = time.perf_counter()
         status: int | None = None
@@ -48,7 +51,8 @@ class Requests:
             nonlocal status, seconds
             if message["type"] == "http.response.start":
                 status, seconds = message["status"], time.perf_counter() - started
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                if not told:
+                    MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
         self._metrics.begin_request()
@@ -89,9 +93,8 @@ def route_of(scope: Scope) -> str | None:
     return getattr(scope.get("route"), "path", None)
 
 
-def _id_of(headers: Headers) -> str:
+def _safe_id(given: list[str]) -> str:
     """The client's own id where it has a safe form, else a new one."""
-    given = headers.getlist("x-request-id")
     return given[0] if len(given) == 1 and REQUEST_ID.fullmatch(given[0]) else f"req_{secrets.token_hex(12)}"
 
 

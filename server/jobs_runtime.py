@@ -113,6 +113,10 @@ class JobRuntime:
         await self._notify()
         return job
 
+    async def forget(self, job_id: str) -> None:
+        """Remove what DBOS keeps of a job that has ended."""
+        await DBOS.delete_workflow_async(job_id)
+
     async def events(self, job_id: str, after: int) -> AsyncIterator[Event | None]:
         """Events after number `after`, those to come too, until the job or the service ends; None now and then."""
         while not self._stopping:

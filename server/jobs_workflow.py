@@ -24,6 +24,7 @@ from server.files import FileStore, Purpose
 from server.jobs import TERMINAL, JobStore
 from server.jobs_files import JobFolder, Plan, StoppedError
 from server.jobs_shard import ShardRunner
+from server.logs import about
 
 T = TypeVar("T")
 
@@ -97,6 +98,10 @@ class JobWorkflow:
             raise asyncio.CancelledError
         self._running.add(task)
         self._cancelled[job_id] = asyncio.Event()
+        with about(job_id=job_id):
+            await self._run(job_id, task)
+
+    async def _run(self, job_id: str, task: asyncio.Task[Any]) -> None:
         try:
             plan = await self._step("begin", self._begin, job_id)
             if plan is not None:

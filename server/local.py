@@ -20,6 +20,8 @@ from server.app import Backend, create_app
 from server.auth import Keys
 from server.backend import AgentBackend
 from server.hosting import host_engine
+from server.logs import set_up_logging
+from server.observed import open_tracing
 from server.ports import require_free_port
 from server.run import Announce, base_url
 from server.settings import ServerSettings, require_keys_in_public
@@ -43,6 +45,7 @@ def serve_local(
         StartError: the state folder is in use, or its database cannot be reached.
         ModelError: the model cannot be had.
     """
+    set_up_logging(server)
     keys = Keys.from_environment()
     require_keys_in_public(server, has_keys=needs_key(keys, server))
     require_free_port(server.host, server.port)
@@ -64,13 +67,17 @@ async def _serve(
     store = AdapterStore(server.adapters, rewrite.adapter, files.name)
     engine = await host_engine(files, engine_settings, store, server.loaded_adapters)
     chat = open_chat(files)
-    backend = AgentBackend(engine, chat, build_gate(engine, chat, gate), rewrite, store)
+    tracing = open_tracing(server)
+    tracer = tracing.tracer if tracing else None
+    backend = AgentBackend(engine, chat, build_gate(engine, chat, gate), rewrite, store, tracer)
     try:
         seconds = time.monotonic() - started
         await serve_backend(backend, server, keys, lambda ready: announce(f"{ready}; loaded in {seconds:.1f} s"))
     finally:
         await backend.aclose()
         await engine.close()
+        if tracing:
+            await asyncio.to_thread(tracing.close)
 
 
 async def serve_backend(backend: Backend, server: ServerSettings, keys: Keys, announce: Announce) -> None:
@@ -83,6 +90,7 @@ async def serve_backend(backend: Backend, server: ServerSettings, keys: Keys, an
             host=server.host,
             port=server.port,
             lifespan="off",  # entered here, where its errors arrive
+            log_config=None,  # its lines are formatted as ours are
             log_level="warning",
             access_log=False,
             server_header=False,

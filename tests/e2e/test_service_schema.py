@@ -47,7 +47,7 @@ def test_work_answers_as_described_and_never_fails(api: BaseSchema, path: str, m
     _drive(api[path]["POST"], mode)
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/adapters"])
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/v1/adapters"])
 def test_status_answers_as_described(api: BaseSchema, path: str) -> None:
     _drive(api[path]["GET"], GenerationMode.POSITIVE)
 

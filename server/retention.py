@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from server.exceptions import ApiError, ConflictError, UnknownNameError
+from server.exceptions import ConflictError, UnknownNameError
 from server.files import FileStore
 from server.jobs import JobStore
 from server.settings import RetentionSettings
@@ -46,7 +46,7 @@ class Sweeper:
                 files, jobs = await self.sweep(time.time())
                 if files or jobs:
                     _log.info("expired: removed %d files and %d jobs", files, jobs)
-            except (ApiError, OSError) as error:
+            except Exception as error:  # of the database, the disk or DBOS; the next look must come all the same
                 _log.error("what has expired cannot be removed", exc_info=error)
             await asyncio.sleep(self._settings.sweep_s)
 

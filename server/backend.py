@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.chat import ChatFormat
 from agent.demonstrations import BadRow, Demonstration
@@ -31,7 +31,12 @@ from agent.strategies import Strategy, find_strategy
 from server.adapters import AdapterStore
 from server.exceptions import ConflictError, UnknownNameError
 from server.hosting import ServedEngine
+from server.metrics import EngineCount, Metrics
+from server.observed import ObservedRewriter, counting_bad_rows
 from server.schemas import MismatchBody, PinnedOptions, RewriteOptions, RewritesBody, SamplingBody
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 
 class AgentBackend:
@@ -43,6 +48,10 @@ class AgentBackend:
         gate: shared by all requests.
         settings: what a request does not override.
         adapters: which adapters a request may name.
+        tracer: makes spans of requests, demonstrations and calls of the engine; None for none.
+
+    Attributes:
+        metrics: what it counts.
     """
 
     def __init__(
@@ -52,10 +61,17 @@ class AgentBackend:
         gate: Gate,
         settings: RewriteSettings,
         adapters: AdapterStore,
+        tracer: Tracer | None = None,
     ) -> None:
-        self._engine, self._chat, self._gate = engine, chat, gate
+        self._engine: ServedEngine = engine
+        self._chat, self._gate = chat, gate
         self._settings, self._adapters = settings, adapters
         self._activating = asyncio.Lock()
+        self.metrics, self.tracer = Metrics(), tracer
+        if tracer is not None:
+            from server.tracing import TracedEngine
+
+            self._engine = TracedEngine(engine, tracer)
 
     async def ping(self) -> EngineInfo:
         """See `Backend.ping`."""
@@ -70,7 +86,7 @@ class AgentBackend:
         """See `Backend.rewrite`."""
         model = await self._model()
         rewriter = self._rewriter(body)
-        rows = read_json_rows(body.demonstrations)
+        rows = counting_bad_rows(read_json_rows(body.demonstrations), self.metrics)
         data: list[dict[str, Any]] = []
         usage = Usage()
         try:
@@ -90,6 +106,7 @@ class AgentBackend:
         """See `Backend.rewrite_row`."""
         model = await self._model()
         if isinstance(row, BadRow):
+            self.metrics.count_row("error", "expert")
             return error_row(row, model)
         try:
             return (await self._rewriter(options).rewrite(row)).record.as_dict()
@@ -112,6 +129,15 @@ class AgentBackend:
             versions = [asdict(v) | {"loaded": f"{name}@{v.version}" in loaded} for v in store.published(name)]
             data.append({"name": name, "active": store.active(name), "versions": versions})
         return {"data": data, "default": store.resolve(None)}
+
+    async def engines(self) -> EngineCount:
+        """See `MetricsBackend.engines`."""
+        return await self._engine.count()
+
+    def active_adapters(self) -> dict[str, int]:
+        """See `MetricsBackend.active_adapters`."""
+        store = self._adapters
+        return {name: version for name in store.names() if (version := store.active(name)) is not None}
 
     async def activate_adapter(self, name: str, version: int) -> dict[str, Any]:
         """See `AdapterBackend.activate_adapter`: what cannot be loaded everywhere does not become active."""
@@ -142,7 +168,9 @@ class AgentBackend:
         except SettingsError as error:
             raise UnknownNameError(str(error), code="unknown_strategy", param="strategy") from None
         pinned = isinstance(body, PinnedOptions)
-        return Rewriter(
+        return ObservedRewriter(
+            self.metrics,
+            self.tracer,
             self._engine,
             self._chat,
             self._gate,
@@ -158,6 +186,7 @@ class AgentBackend:
             scored = await surprisal(self._engine, self._chat, row.prompt, row.expert)
         except (PromptTooLongError, EngineMemoryError, EngineCrashError) as error:
             return _surprisal_error(row.id, row.line, None, str(error))
+        self.metrics.count_tokens(Usage(scored_tokens=len(scored.tokens)))
         tokens = [{"text": text, "nats": round(nats, 6)} for text, nats in zip(scored.tokens, scored.nats, strict=True)]
         return {"id": row.id, "mismatch": scored.summary().as_dict(), "tokens": tokens, "error": None}
 

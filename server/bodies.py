@@ -19,6 +19,7 @@ from agent.strict_json import JsonValueError, check_json_value, parse_json
 from server.auth import authenticate
 from server.exceptions import BadRequestError, BodyTimeoutError, MediaTypeError, TooLargeError
 from server.keys import Scope
+from server.rates import Rates
 from server.settings import LimitSettings
 
 bearer = HTTPBearer(auto_error=False, description="A key of the service.")
@@ -84,6 +85,8 @@ class GuardedRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             request.state.caller = await authenticate(request, self.scope)
+            rates: Rates = request.app.state.rates
+            rates.take_request(request.state.caller)
             bounded = self.request_class(request.scope, request.receive)
             if self.body_field is not None:
                 await bounded.json()

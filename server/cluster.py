@@ -145,7 +145,7 @@ def _connect(address: str) -> JobSubmissionClient:
     class Client(JobSubmissionClient):
         def _do_request(self, *arguments: Any, **options: Any) -> Any:
             """Ray sets no time limit, and a dashboard that hangs would hold a thread for good."""
-            return super()._do_request(*arguments, **({"timeout": _TIMEOUT_S} | options))  # type: ignore[no-untyped-call]
+            return super()._do_request(*arguments, **({"timeout": _TIMEOUT_S} | options))
 
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it talks of every connection
     with _connecting:

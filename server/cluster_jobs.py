@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,9 @@ _SETTING_OF = {
 class Served:
     """What the service runs, and so what its adapters are trained for."""
 
-    model: ModelSettings = ModelSettings()
-    gate: GateSettings = GateSettings()
-    rewrite: RewriteSettings = RewriteSettings()
+    model: ModelSettings = field(default_factory=ModelSettings)
+    gate: GateSettings = field(default_factory=GateSettings)
+    rewrite: RewriteSettings = field(default_factory=RewriteSettings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ from server.auth import Keys
 from server.backend import AgentBackend
 from server.cluster_jobs import Served
 from server.hosting import host_engine
+from server.logs import set_up_logging
+from server.observed import open_tracing
 from server.remote import RemoteEngine, ReplicaReport
 from server.settings import ServerSettings
 from server.work import DurableWork
@@ -48,6 +50,7 @@ class EngineDeployment:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, model: ModelSettings, settings: EngineSettings, default_adapter: str | None, server: ServerSettings
     ) -> None:
+        set_up_logging(server)
         files = await asyncio.to_thread(resolve_model, model)
         store = AdapterStore(server.adapters, default_adapter, files.name)
         self._engine = await host_engine(files, settings, store, server.loaded_adapters)
@@ -74,8 +77,8 @@ class EngineDeployment:
         return await self._answer(self._engine.unload_adapter(name))
 
     async def report(self) -> ReplicaReport:
-        node = get_runtime_context().get_node_id()
-        return ReplicaReport(node, self._answers, await self._engine.loaded())
+        here = get_runtime_context()
+        return ReplicaReport(here.get_node_id(), here.get_actor_id() or "", self._answers, await self._engine.loaded())
 
     async def _check_and_describe(self) -> EngineInfo:
         await self._engine.check()
@@ -130,13 +133,16 @@ class ApiDeployment:
         server: ServerSettings,
         keys: Keys,
     ) -> None:
+        set_up_logging(server)
         remote = RemoteEngine(engine, server.ray.engine_start_timeout_s)
         files = resolve_model(model)
         chat = open_chat(files)
         store = AdapterStore(server.adapters, rewrite.adapter, files.name)
-        self._backend = AgentBackend(remote, chat, build_gate(remote, chat, gate), rewrite, store)
+        self._tracing = open_tracing(server)
+        tracer = self._tracing.tracer if self._tracing else None
+        self._backend = AgentBackend(remote, chat, build_gate(remote, chat, gate), rewrite, store, tracer)
         self._work = DurableWork(server, Served(model, gate, rewrite))
-        self._app = create_app(self._backend, server, keys, self._work)
+        self._app = create_app(self._backend, server, keys, self._work, proxied=True)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
@@ -150,6 +156,8 @@ class ApiDeployment:
 
     async def __del__(self) -> None:
         await self._backend.aclose()
+        if self._tracing:
+            await asyncio.to_thread(self._tracing.close)
 
 
 def build_application(
@@ -162,8 +170,8 @@ def build_application(
 ) -> Application:
     """Both deployments, wired."""
     ray = server.ray
-    if server.adapters is not None:  # Ray's processes have working folders of their own
-        server = server.model_copy(update={"adapters": server.adapters.absolute()})
+    here = {name: path.absolute() for name in ("adapters", "log_file") if (path := getattr(server, name)) is not None}
+    server = server.model_copy(update=here)  # Ray's processes have working folders of their own
     scaling = None
     if ray.engine_max_replicas is not None:
         scaling = AutoscalingConfig(
@@ -185,7 +193,8 @@ def build_application(
     )(EngineDeployment)
     api_deployment = serve.deployment(
         name="api",
-        ray_actor_options={"num_cpus": 0},
+        # Files, jobs and keys lie in a folder of the head node, whose resource Ray names so.
+        ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
         max_ongoing_requests=_UNBOUNDED,
         max_constructor_retry_count=_START_ATTEMPTS,
     )(ApiDeployment)

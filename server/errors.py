@@ -5,7 +5,6 @@ Not here: which errors there are (`server.exceptions`).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,8 +17,6 @@ from agent.exceptions import EngineClosedError
 from server.exceptions import ApiError, InvalidFieldError, UnavailableError
 from server.settings import LimitSettings
 
-_log = logging.getLogger("rewright.server")
-
 
 def install_error_handlers(app: FastAPI) -> None:
     """Answer whatever is raised while a request is handled in the one shape."""
@@ -27,7 +24,6 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(EngineClosedError, _engine_closed)
-    app.add_exception_handler(Exception, _unexpected)
 
 
 def error_response(error: ApiError) -> JSONResponse:
@@ -41,6 +37,12 @@ def error_response(error: ApiError) -> JSONResponse:
         headers["Connection"] = "close"
     body = error_body(str(error), error.type, error.code, param=error.param, line=error.line)
     return JSONResponse(body, error.status, headers)
+
+
+def defect_response() -> JSONResponse:
+    """A defect of ours: the log has what happened, the client only a hint."""
+    body = error_body("the service failed on this request; its log says why", "server_error", "internal_error")
+    return JSONResponse(body, 500)
 
 
 def error_body(
@@ -97,10 +99,3 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 async def _engine_closed(request: Request, error: Exception) -> JSONResponse:
     limits: LimitSettings = request.app.state.limits
     return error_response(UnavailableError(str(error), code="engine_unavailable", retry_after_s=limits.retry_after_s))
-
-
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    """A defect of ours: the log has the traceback, the client only a hint."""
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    body = error_body("the service failed on this request; its log says why", "server_error", "internal_error")
-    return JSONResponse(body, 500)

@@ -104,6 +104,13 @@ class QueueFullError(ApiError, RuntimeError):
     type = "rate_limit_error"
 
 
+class RateLimitError(ApiError, RuntimeError):
+    """The key has asked for more than it may in a minute."""
+
+    status = 429
+    type = "rate_limit_error"
+
+
 class UnavailableError(ApiError, RuntimeError):
     """The engine is starting, being replaced or shutting down."""
 

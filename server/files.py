@@ -12,17 +12,18 @@ import hashlib
 import os
 import re
 import secrets
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import sqlalchemy as sa
 
 from server.exceptions import ApiError, ConflictError, TooLargeError, UnavailableError, UnknownNameError
 from server.files_check import FileFormat, Finding, UploadCheck
-from server.settings import FileSettings
+from server.settings import DAY_S, FileSettings, RetentionSettings, expiry
 from server.state import Database, commit, jobs
 from server.state import files as table
 
@@ -50,9 +51,10 @@ class StoredFile:
     problems: list[dict[str, Any]]
     created_at: int
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self, retention: RetentionSettings) -> dict[str, Any]:
         """The file as clients see it."""
-        return {"object": "file", **asdict(self)}
+        expires_at = expiry(self.created_at, retention.file_days(self.purpose))
+        return {"object": "file", **asdict(self), "expires_at": expires_at}
 
 
 class Incoming(Protocol):
@@ -70,12 +72,22 @@ class FileStore:
         database: describes them.
         folder: holds them; made here.
         settings: bounds of an upload.
+        retention: how long a file is kept.
     """
 
-    def __init__(self, database: Database, folder: Path, settings: FileSettings) -> None:
-        self._database, self._folder, self._settings = database, folder, settings
+    def __init__(self, database: Database, folder: Path, settings: FileSettings, retention: RetentionSettings) -> None:
+        self._database, self._folder, self._settings, self._retention = database, folder, settings, retention
         self._incoming = folder / "incoming"
         self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def check(self) -> None:
+        """Write to the folder now. Raises UnavailableError."""
+        try:
+            with tempfile.TemporaryFile(dir=self._incoming) as probe:
+                probe.write(b"?")
+                probe.flush()
+        except OSError as error:
+            raise _storage_failure(error) from error
 
     def sweep(self) -> None:
         """Remove what a process left behind that was killed while it took a file in."""
@@ -170,6 +182,17 @@ class FileStore:
             )
         rows = self._database.do(lambda c: c.execute(query).all())
         return [StoredFile(**row._mapping) for row in rows[:limit]], len(rows) > limit
+
+    def expired(self, now: float, limit: int) -> list[str]:
+        """Ids of files that have expired at `now` and that no unfinished job reads, oldest first."""
+        read = sa.exists().where(jobs.c.input_file == table.c.id, jobs.c.status.in_(ACTIVE))
+        old = [
+            sa.and_(table.c.purpose == purpose, table.c.created_at <= now - days * DAY_S)
+            for purpose in get_args(Purpose)
+            if (days := self._retention.file_days(purpose)) is not None
+        ]
+        query = sa.select(table.c.id).where(sa.or_(sa.false(), *old), ~read).order_by(table.c.created_at).limit(limit)
+        return list(self._database.do(lambda c: c.scalars(query).all()))
 
     def path(self, stored: StoredFile) -> Path:
         """Where its bytes are."""

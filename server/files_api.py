@@ -44,7 +44,7 @@ def files_router(store: FileStore, settings: ServerSettings) -> APIRouter:
         tags=["files"],
         route_class=GuardedRoute,
         dependencies=[Security(bearer)],
-        responses=error_responses(401, 403, 404, 422, 500, 503),
+        responses=error_responses(401, 403, 404, 422, 429, 500, 503),
     )
     upload = APIRouter(
         prefix="/v1/files",
@@ -72,7 +72,7 @@ def files_router(store: FileStore, settings: ServerSettings) -> APIRouter:
             )
         async with places:
             incoming = Upload(request, filename, settings.limits, settings.files)
-            return (await store.receive(incoming)).as_dict()
+            return (await store.receive(incoming)).as_dict(settings.retention)
 
     @router.get("", response_model=FileList)
     async def list_files(
@@ -81,12 +81,12 @@ def files_router(store: FileStore, settings: ServerSettings) -> APIRouter:
     ) -> dict[str, Any]:
         """Files, newest first: uploads and results of jobs."""
         page, more = await asyncio.to_thread(store.page, limit, after)
-        return {"object": "list", "data": [stored.as_dict() for stored in page], "has_more": more}
+        return {"object": "list", "data": [stored.as_dict(settings.retention) for stored in page], "has_more": more}
 
     @router.get("/{file_id}", response_model=FileBody)
     async def get_file(file_id: str) -> dict[str, Any]:
         """What is known of a file."""
-        return (await asyncio.to_thread(store.get, file_id)).as_dict()
+        return (await asyncio.to_thread(store.get, file_id)).as_dict(settings.retention)
 
     @router.get(
         "/{file_id}/content",

@@ -23,6 +23,7 @@ from agent.exceptions import AdapterError
 from agent.models import ModelFiles
 from agent.settings import EngineSettings
 from server.adapters import AdapterStore
+from server.metrics import EngineCount
 
 _log = logging.getLogger("rewright.server")
 
@@ -36,6 +37,10 @@ class ServedEngine(Engine, Protocol):
 
     async def loaded(self) -> frozenset[str]:
         """The adapters that every copy has loaded. Raises EngineClosedError."""
+        ...
+
+    async def count(self) -> EngineCount:
+        """How many copies answer, and how many ever did. Raises EngineClosedError."""
         ...
 
 
@@ -104,6 +109,11 @@ class HostedEngine:
     async def check(self) -> None:
         """See `Engine.check`."""
         await self._engine.check()
+
+    async def count(self) -> EngineCount:
+        """See `ServedEngine.count`."""
+        await self.check()
+        return EngineCount(answering=1, started=1)
 
     async def close(self) -> None:
         """See `Engine.close`."""

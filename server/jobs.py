@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from server.exceptions import ConflictError, InvalidFieldError, QueueFullError, UnknownNameError
 from server.files import ACTIVE
 from server.schemas import PinnedOptions, RewriteOptions
+from server.settings import DAY_S, RetentionSettings, expiry
 from server.state import Database, events, files, runs, shards
 from server.state import jobs as table
 from server.work_schemas import JobRequest
@@ -65,7 +66,7 @@ class Job:
             return PinnedOptions.model_validate(self.params | {"adapter": self.adapter})
         return RewriteOptions.model_validate(self.params)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self, retention: RetentionSettings) -> dict[str, Any]:
         """The job as clients see it."""
         return {
             "id": self.id,
@@ -82,6 +83,7 @@ class Job:
             "error": self.error,
             "created_at": self.created_at,
             "finished_at": self.finished_at,
+            "expires_at": expiry(self.finished_at, retention.jobs_days),
         }
 
 
@@ -101,10 +103,12 @@ class JobStore:
         database: holds them.
         waiting: jobs that are not finished, at most.
         retry_after_s: told to whoever is turned away, seconds.
+        retention: how long an ended job is known.
     """
 
-    def __init__(self, database: Database, waiting: int, retry_after_s: int) -> None:
+    def __init__(self, database: Database, waiting: int, retry_after_s: int, retention: RetentionSettings) -> None:
         self._database, self._waiting, self._retry_after_s = database, waiting, retry_after_s
+        self._retention = retention
 
     def create(
         self,
@@ -146,10 +150,11 @@ class JobStore:
         same_key = _select().where(table.c.owner == owner, table.c.idempotency_key == idempotency_key)
 
         def insert(connection: sa.Connection) -> sa.Row[Any]:
-            rows = _input_rows(connection, request.input_file) if request.input_file else 0
-            total = rows if request.kind == "rewrite" else 0
-            connection.execute(sa.insert(table).values(total=total, **row))
+            connection.execute(sa.insert(table).values(total=0, **row))  # first, for SQLite's write lock
             connection.execute(sa.insert(runs).values(job=row["id"], adapter=adapter, model=model))
+            rows = _input_rows(connection, request.input_file) if request.input_file else 0
+            if request.kind == "rewrite":
+                connection.execute(sa.update(table).where(table.c.id == row["id"]).values(total=rows))
             unfinished = sa.select(sa.func.count()).where(table.c.status.in_(ACTIVE))
             if (connection.scalar(unfinished) or 0) > self._waiting:
                 raise QueueFullError(
@@ -188,11 +193,38 @@ class JobStore:
         rows = self._database.do(lambda c: c.execute(query).all())
         return [_job(row) for row in rows[:limit]], len(rows) > limit
 
+    def counts(self) -> dict[str, int]:
+        """Number of jobs in each state, those that no job is in too."""
+        query = sa.select(table.c.status, sa.func.count()).group_by(table.c.status)
+        found = {row[0]: row[1] for row in self._database.do(lambda c: c.execute(query).all())}
+        return {status: found.get(status, 0) for status in (*ACTIVE, *TERMINAL)}
+
     def unfinished(self) -> list[tuple[str, str]]:
         """Ids and kinds of the jobs that are not finished, oldest first."""
         query = sa.select(table.c.id, table.c.kind).where(table.c.status.in_(ACTIVE))
         query = query.order_by(table.c.created_at, table.c.id)
         return [(row.id, row.kind) for row in self._database.do(lambda c: c.execute(query).all())]
+
+    def expired(self, now: float, limit: int) -> list[str]:
+        """Ids of ended jobs that have expired at `now`, oldest first."""
+        if (days := self._retention.jobs_days) is None:
+            return []
+        old = sa.and_(table.c.status.in_(TERMINAL), table.c.finished_at <= now - days * DAY_S)
+        query = sa.select(table.c.id).where(old).order_by(table.c.finished_at).limit(limit)
+        return list(self._database.do(lambda c: c.scalars(query).all()))
+
+    def delete(self, job_id: str) -> None:
+        """Forget an ended job and its events; one that has not ended, or is gone, stays as it is."""
+
+        def remove(connection: sa.Connection) -> None:
+            ended = sa.select(table.c.id).where(table.c.id == job_id, table.c.status.in_(TERMINAL))
+            if connection.scalar(ended) is None:
+                return
+            for part in (events, shards, runs):
+                connection.execute(sa.delete(part).where(part.c.job == job_id))
+            connection.execute(sa.delete(table).where(table.c.id == job_id))
+
+        self._database.do(remove)
 
     def begin(self, job_id: str) -> None:
         """The work has started, unless it was cancelled before."""
@@ -275,7 +307,9 @@ def _select() -> sa.Select[Any]:
 
 def _input_rows(connection: sa.Connection, file_id: str) -> int:
     """Rows of an input file. Raises UnknownNameError, and InvalidFieldError for a file of something else."""
-    found = connection.execute(sa.select(files.c.rows, files.c.format).where(files.c.id == file_id)).one_or_none()
+    query = sa.select(files.c.rows, files.c.format).where(files.c.id == file_id)
+    # Locked until the job is there, so that whoever deletes the file sees the job or deletes it before.
+    found = connection.execute(query.with_for_update(read=True)).one_or_none()
     if found is None:
         raise UnknownNameError(f"there is no file {file_id!r}", code="unknown_file", param="input_file")
     if found.format == "json":

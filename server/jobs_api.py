@@ -17,6 +17,7 @@ from server.exceptions import ForbiddenError, InvalidFieldError
 from server.jobs import JobStore
 from server.jobs_runtime import JobRuntime
 from server.keys import Caller, Scope
+from server.settings import RetentionSettings
 from server.work_schemas import JobBody, JobList, JobRequest, RewriteJob
 
 _SCOPE_OF_KIND: dict[str, Scope] = {"rewrite": "rewrite", "evaluate": "rewrite", "train": "train", "sft": "train"}
@@ -24,20 +25,27 @@ _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream
 _LARGEST_EVENT = 2**63 - 1
 
 
-def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs) -> APIRouter:
-    """The routes over `store`; `runtime` does the work, `commands` knows which there is on a cluster."""
+def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, retention: RetentionSettings) -> APIRouter:
+    """The routes over `store`.
+
+    Args:
+        store: what is known of the jobs.
+        runtime: does the work.
+        commands: knows which work there is on a cluster.
+        retention: says when a job expires.
+    """
     router = APIRouter(
         prefix="/v1/jobs",
         tags=["jobs"],
         route_class=GuardedRoute,
         dependencies=[Security(bearer)],
-        responses=error_responses(401, 403, 404, 422, 500, 503),
+        responses=error_responses(401, 403, 404, 422, 429, 500, 503),
     )
 
-    @router.post("", response_model=JobBody, responses=error_responses(400, 408, 409, 413, 415, 429))
+    @router.post("", response_model=JobBody, responses=error_responses(400, 408, 409, 413, 415))
     async def create_job(
         request: Request,
-        body: Annotated[JobRequest, Body()],
+        body: Annotated[JobRequest, Body(discriminator="kind")],
         idempotency_key: Annotated[
             str | None,
             Header(
@@ -60,7 +68,7 @@ def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs) -> 
             adapter, model = await asyncio.to_thread(commands.accept, body)
         job = await asyncio.to_thread(store.create, body, caller.id, idempotency_key, adapter=adapter, model=model)
         await runtime.submit(job)
-        return job.as_dict()
+        return job.as_dict(retention)
 
     @router.get("", response_model=JobList)
     async def list_jobs(
@@ -69,12 +77,12 @@ def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs) -> 
     ) -> dict[str, Any]:
         """Jobs, newest first."""
         page, more = await asyncio.to_thread(store.page, limit, after)
-        return {"object": "list", "data": [job.as_dict() for job in page], "has_more": more}
+        return {"object": "list", "data": [job.as_dict(retention) for job in page], "has_more": more}
 
     @router.get("/{job_id}", response_model=JobBody)
     async def get_job(job_id: str) -> dict[str, Any]:
         """How far a job is."""
-        return (await asyncio.to_thread(store.get, job_id)).as_dict()
+        return (await asyncio.to_thread(store.get, job_id)).as_dict(retention)
 
     @router.get("/{job_id}/events", response_class=StreamingResponse, responses=_STREAM)
     async def stream_events(
@@ -92,7 +100,7 @@ def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs) -> 
     @router.post("/{job_id}/cancel", response_model=JobBody)
     async def cancel_job(job_id: str) -> dict[str, Any]:
         """End a job early; the rows that are finished are kept. A job that has ended stays as it is."""
-        return (await runtime.cancel(job_id)).as_dict()
+        return (await runtime.cancel(job_id)).as_dict(retention)
 
     return router
 

@@ -22,6 +22,7 @@ from server.files import FileStore
 from server.jobs import TERMINAL, Job, JobStore
 from server.jobs_runs import RunStore
 from server.jobs_steps import JobFailedError, Running, failure_of, run_step
+from server.logs import about
 from server.settings import ClusterSettings
 
 _POLL_S = 1.0
@@ -74,7 +75,7 @@ class ClusterWork:
 
     async def run(self, job_id: str) -> None:
         """The workflow. A job that is interrupted raises CancelledError, which DBOS does not record."""
-        with self.running.one():
+        with self.running.one(), about(job_id=job_id):
             if (failure := await failure_of(self._do(job_id))) is not None:
                 await run_step("fail", self._fail, job_id, failure)
 

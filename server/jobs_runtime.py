@@ -102,7 +102,7 @@ class JobRuntime:
         here = DBOS.workflow(name=_WORKFLOW, max_recovery_attempts=None)(rewrite_job)
         there = DBOS.workflow(name=_CLUSTER_WORKFLOW, max_recovery_attempts=None)(cluster_job)
         self._registered = {"rewrite": (_QUEUE, here)}
-        self._registered |= {kind: (_CLUSTER_QUEUE, there) for kind in ("train", "sft", "evaluate")}
+        self._registered |= dict.fromkeys(("train", "sft", "evaluate"), (_CLUSTER_QUEUE, there))
         DBOS.launch()
         for queue, at_once in (
             (_QUEUE, self._settings.jobs.running),
@@ -144,6 +144,10 @@ class JobRuntime:
             self._workflow.cancel(job_id)
         await self._notify()
         return job
+
+    async def forget(self, job_id: str) -> None:
+        """Remove what DBOS keeps of a job that has ended."""
+        await DBOS.delete_workflow_async(job_id)
 
     async def events(self, job_id: str, after: int) -> AsyncIterator[Event | None]:
         """Events after number `after`, those to come too, until the job or the service ends; None now and then."""

@@ -21,6 +21,7 @@ from server.jobs import TERMINAL, JobStore
 from server.jobs_files import JobFolder, Plan
 from server.jobs_shard import ShardRunner
 from server.jobs_steps import RETRY, JobFailedError, Running, attempt, failure_of, run_step
+from server.logs import about
 
 _WINDOW = 2
 
@@ -63,7 +64,7 @@ class JobWorkflow:
 
     async def run(self, job_id: str) -> None:
         """The workflow. A job that is interrupted raises CancelledError, which DBOS does not record."""
-        with self._running.one():
+        with self._running.one(), about(job_id=job_id):
             self._cancelled[job_id] = asyncio.Event()
             try:
                 if (failure := await failure_of(self._do(job_id))) is not None:

@@ -22,7 +22,7 @@ from server.exceptions import UnknownNameError
 from server.state import Database
 from server.state import keys as table
 
-Scope = Literal["rewrite", "train", "admin"]
+Scope = Literal["rewrite", "train", "metrics", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 _KEY = re.compile(r"rw_([0-9a-f]{12})_([\w-]{43})", re.ASCII)
@@ -35,10 +35,12 @@ class Caller:
     Attributes:
         id: of the key; empty where there is none, or it comes from the environment.
         scopes: what it may do; `admin` includes the others.
+        account: tells every key from the others, those of the environment too; empty where there is none.
     """
 
     id: str
     scopes: frozenset[str]
+    account: str = ""
 
     def may(self, scope: Scope) -> bool:
         return scope in self.scopes or "admin" in self.scopes
@@ -123,7 +125,7 @@ class KeyStore:
         row = self._database.do(lambda c: c.execute(sa.select(table).where(table.c.id == form[1])).one_or_none())
         if row is None or not hmac.compare_digest(_digest(form[2]), row.digest) or _stored(row).state != "active":
             return None
-        return Caller(row.id, frozenset(row.scopes))
+        return Caller(row.id, frozenset(row.scopes), row.id)
 
 
 def _stored(row: sa.Row[Any]) -> StoredKey:

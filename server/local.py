@@ -21,6 +21,8 @@ from server.auth import Keys
 from server.backend import AgentBackend
 from server.cluster_jobs import Served
 from server.hosting import host_engine
+from server.logs import set_up_logging
+from server.observed import open_tracing
 from server.ports import require_free_port
 from server.run import Announce, base_url
 from server.settings import ServerSettings, require_keys_in_public
@@ -44,6 +46,7 @@ def serve_local(
         StartError: the state folder is in use, or its database cannot be reached.
         ModelError: the model cannot be had.
     """
+    set_up_logging(server)
     keys = Keys.from_environment()
     require_keys_in_public(server, has_keys=needs_key(keys, server))
     require_free_port(server.host, server.port)
@@ -65,7 +68,9 @@ async def _serve(
     store = AdapterStore(server.adapters, rewrite.adapter, files.name)
     engine = await host_engine(files, engine_settings, store, server.loaded_adapters)
     chat = open_chat(files)
-    backend = AgentBackend(engine, chat, build_gate(engine, chat, gate), rewrite, store)
+    tracing = open_tracing(server)
+    tracer = tracing.tracer if tracing else None
+    backend = AgentBackend(engine, chat, build_gate(engine, chat, gate), rewrite, store, tracer)
     try:
         seconds = time.monotonic() - started
         await serve_backend(
@@ -78,6 +83,8 @@ async def _serve(
     finally:
         await backend.aclose()
         await engine.close()
+        if tracing:
+            await asyncio.to_thread(tracing.close)
 
 
 async def serve_backend(
@@ -92,6 +99,7 @@ async def serve_backend(
             host=server.host,
             port=server.port,
             lifespan="off",  # entered here, where its errors arrive
+            log_config=None,  # its lines are formatted as ours are
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -23,6 +23,7 @@ from ray.serve.handle import DeploymentHandle
 
 from agent.engine import Completion, EngineInfo, Sampling
 from agent.exceptions import EngineClosedError, EngineCrashError, RewrightError
+from server.metrics import EngineCount
 from server.turns import Turns
 
 _TRIES_TOGETHER = 2
@@ -35,11 +36,13 @@ class ReplicaReport:
 
     Attributes:
         node: Ray's id of the machine that it runs on.
+        actor: Ray's id of the copy itself; one that takes its place has another.
         answers: calls that it has answered.
         adapters: those that it has loaded.
     """
 
     node: str
+    actor: str
     answers: int
     adapters: frozenset[str]
 
@@ -56,6 +59,7 @@ class RemoteEngine:
         self._handle, self._patience_s = handle, patience_s
         self._info: EngineInfo | None = None
         self._turns = Turns()
+        self._heard_of: set[str] = set()
 
     @property
     def info(self) -> EngineInfo:
@@ -95,6 +99,12 @@ class RemoteEngine:
         """What every engine that runs now says of itself, at least one. Raises EngineClosedError."""
         return cast(list[ReplicaReport], await self._ask_all("report"))
 
+    async def count(self) -> EngineCount:
+        """See `ServedEngine.count`."""
+        actors = {report.actor for report in await self.reports()}
+        self._heard_of |= actors
+        return EngineCount(answering=len(actors), started=len(self._heard_of))
+
     async def close(self) -> None:
         """Nothing to do: the deployment owns the engines."""
 
@@ -125,6 +135,8 @@ class RemoteEngine:
         try:
             answer = await _await(getattr(self._handle, method).remote(*arguments))
         except RayActorError as error:
+            if error.actor_id is not None:
+                self._heard_of.add(error.actor_id)
             raise _DiedError("the engine has died; it is being replaced") from error
         except (BackPressureError, DeploymentUnavailableError) as error:
             raise EngineClosedError(f"the engine takes no more work now: {error}") from error

@@ -46,7 +46,7 @@ class AdapterBackend(Protocol):
         ...
 
 
-@_listing.get("", responses=answer(ADAPTERS_ANSWER, AdaptersResponse) | error_responses(401, 403, 500, 503))
+@_listing.get("", responses=answer(ADAPTERS_ANSWER, AdaptersResponse) | error_responses(401, 403, 429, 500, 503))
 async def list_adapters(request: Request) -> dict[str, Any]:
     """The published adapters: their versions, which is active, and which are loaded."""
     backend: AdapterBackend = request.app.state.backend
@@ -56,7 +56,7 @@ async def list_adapters(request: Request) -> dict[str, Any]:
 @_activation.post(
     "/{name}/activate",
     responses=answer(ACTIVATE_ANSWER, ActivateResponse)
-    | error_responses(400, 401, 403, 404, 408, 409, 413, 415, 422, 500, 503),
+    | error_responses(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503),
 )
 async def activate_adapter(
     request: Request, name: Name, body: Annotated[ActivateBody, Body(openapi_examples=ACTIVATE_REQUESTS)]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from agent.exceptions import SettingsError
 from agent.models import home
 from agent.settings import Section
+
+DAY_S = 86_400
 
 
 class LimitSettings(Section):
@@ -22,11 +25,16 @@ class LimitSettings(Section):
     body_timeout_s: float = Field(60.0, gt=0, description="time to send a body, seconds")
     request_timeout_s: float = Field(1800.0, gt=0, description="time to answer a request, seconds")
     retry_after_s: int = Field(5, ge=1, description="Retry-After of 429 and 503 answers, seconds")
+    requests_per_minute: int | None = Field(None, ge=1, description="requests of one key a minute, None for no limit")
+    rows_per_minute: int | None = Field(
+        None, ge=1, description="demonstrations of one key a minute, those of jobs apart; None for no limit"
+    )
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> LimitSettings:
-        if self.rows > self.queue_rows:
-            raise ValueError("limits.rows must not exceed limits.queue_rows, or a full request could never be taken")
+        for name, room in (("queue_rows", self.queue_rows), ("rows_per_minute", self.rows_per_minute)):
+            if room is not None and self.rows > room:
+                raise ValueError(f"limits.rows must not exceed limits.{name}, or a full request could never be taken")
         return self
 
 
@@ -82,6 +90,29 @@ class ClusterSettings(Section):
         return value
 
 
+class RetentionSettings(Section):
+    """How long things are kept; None for ever. What an unfinished job needs stays beyond its time."""
+
+    uploads_days: float | None = Field(None, gt=0, description="days that an upload is kept")
+    results_days: float | None = Field(None, gt=0, description="days that the output and error files of jobs are kept")
+    jobs_days: float | None = Field(None, gt=0, description="days that a job is known after it has ended")
+    sweep_s: float = Field(3600.0, gt=0, description="time between two looks for what has expired, seconds")
+
+    @property
+    def any(self) -> bool:
+        """Whether anything expires."""
+        return not (self.uploads_days is None and self.results_days is None and self.jobs_days is None)
+
+    def file_days(self, purpose: str) -> float | None:
+        """Of a file, by its purpose."""
+        return self.uploads_days if purpose == "input" else self.results_days
+
+
+def expiry(since: int | None, days: float | None) -> int | None:
+    """When something that began to age at `since` expires, in seconds since 1970; None for never, or not yet known."""
+    return None if since is None or days is None else since + round(days * DAY_S)
+
+
 class RaySettings(Section):
     """Where the service runs."""
 
@@ -121,10 +152,18 @@ class ServerSettings(Section):
     database: SecretStr | None = Field(
         None, description="postgresql://user:password@host/name for jobs and keys; None for SQLite in the state folder"
     )
+    log_format: Literal["text", "json"] = Field("text", description="lines for people, or one JSON object each")
+    log_file: Path | None = Field(None, description="file that log lines are appended to, None for stderr")
+    traces: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s@]+$",
+        description="collector of OpenTelemetry traces, as http://127.0.0.1:4318/v1/traces; None for none",
+    )
     limits: LimitSettings = LimitSettings()
     files: FileSettings = FileSettings()
     jobs: JobSettings = JobSettings()
     cluster: ClusterSettings = ClusterSettings()
+    retention: RetentionSettings = RetentionSettings()
     ray: RaySettings = RaySettings()
 
     @property

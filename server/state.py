@@ -1,7 +1,7 @@
 """The service's own database and folder: tables of files, jobs and keys, in SQLite or PostgreSQL.
 
-Workflows are kept by DBOS in tables of its own (`server.jobs_runtime`); what a job is, how far it has come and what
-its clients are told is here.
+How an older database becomes this one is `server.migrations`. Workflows are kept by DBOS in tables of its own
+(`server.jobs_runtime`); what a job is, how far it has come and what its clients are told is here.
 """
 
 from __future__ import annotations
@@ -17,16 +17,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from agent.exceptions import SettingsError
 from server.exceptions import StartError, UnavailableError
+from server.migrations import open_schema, schema_table
 from server.settings import ServerSettings
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
 _BUSY_S = 30  # how long a write waits for another one of SQLite
 
 tables = sa.MetaData()
-
-schema = sa.Table("rewright_schema", tables, sa.Column("version", sa.Integer, primary_key=True))
 
 files = sa.Table(
     "rewright_files",
@@ -40,7 +38,7 @@ files = sa.Table(
     sa.Column("rows", sa.BigInteger, nullable=False),
     sa.Column("unreadable_rows", sa.BigInteger, nullable=False),
     sa.Column("problems", sa.JSON, nullable=False),
-    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False, index=True),
 )
 
 jobs = sa.Table(
@@ -62,7 +60,7 @@ jobs = sa.Table(
     sa.Column("error_file", sa.String(29), nullable=True),
     sa.Column("error", sa.Text, nullable=True),
     sa.Column("created_at", sa.BigInteger, nullable=False),
-    sa.Column("finished_at", sa.BigInteger, nullable=True),
+    sa.Column("finished_at", sa.BigInteger, nullable=True, index=True),
     sa.UniqueConstraint("owner", "idempotency_key"),
 )
 
@@ -73,7 +71,7 @@ shards = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True),
 )
 
-# A table beside that of the jobs, so that databases of earlier releases need no change.
+# What jobs are about that run on a cluster or by an adapter; jobs of earlier releases have none.
 runs = sa.Table(
     "rewright_runs",
     tables,
@@ -107,7 +105,7 @@ keys = sa.Table(
 
 
 class Database:
-    """The tables above, made on first use.
+    """The tables above, made on first use, and brought up to date where an earlier release made them.
 
     Args:
         settings: its state folder is created, for this user only; its database URL decides the kind.
@@ -137,7 +135,8 @@ class Database:
         if url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
         try:
-            self._create()
+            with self._engine.begin() as connection:
+                open_schema(connection, tables)
         except SQLAlchemyError as error:
             self._engine.dispose()
             raise StartError(f"the service's database cannot be used: {_reason(error)}") from error
@@ -145,6 +144,10 @@ class Database:
     def close(self) -> None:
         """Close its connections."""
         self._engine.dispose()
+
+    def check(self) -> None:
+        """Read from it now. Raises UnavailableError."""
+        self.do(lambda connection: connection.execute(sa.select(schema_table)).all())
 
     def do(self, work: Callable[[sa.Connection], T]) -> T:
         """The result of `work` in one transaction. Blocks; an exception of `work` undoes it.
@@ -161,18 +164,6 @@ class Database:
                 code="database_unavailable",
                 retry_after_s=_BUSY_S,
             ) from error
-
-    def _create(self) -> None:
-        with self._engine.begin() as connection:
-            tables.create_all(connection)
-            found = connection.scalar(sa.select(sa.func.max(schema.c.version)))
-            if found is None:
-                connection.execute(sa.insert(schema).values(version=SCHEMA_VERSION))
-            elif found > SCHEMA_VERSION:
-                raise StartError(
-                    f"the service's database has schema {found}, and this release knows {SCHEMA_VERSION}: "
-                    "use the release that made it, or another server.state"
-                )
 
 
 class StateLock:

@@ -32,6 +32,9 @@ class FileBody(BaseModel):
     unreadable_rows: int = Field(description="rows of JSON lines that a job will report as errors")
     problems: list[ProblemBody] = Field(description="the first of those")
     created_at: int = Field(description="seconds since 1970")
+    expires_at: int | None = Field(
+        description="when it is removed, or once no unfinished job reads it; null where files are kept for ever"
+    )
 
 
 class FileList(BaseModel):
@@ -81,7 +84,7 @@ class EvaluateJob(RequestBody):
 
 
 ClusterJob = TrainJob | SftJob | EvaluateJob
-JobRequest = Annotated[RewriteJob | ClusterJob, Field(discriminator="kind")]
+JobRequest = RewriteJob | ClusterJob
 
 
 class RequestCounts(BaseModel):
@@ -116,6 +119,9 @@ class JobBody(BaseModel):
     error: str | None = Field(description="why the job as a whole failed")
     created_at: int = Field(description="seconds since 1970")
     finished_at: int | None
+    expires_at: int | None = Field(
+        description="when it is forgotten; null before it has ended and where jobs are kept for ever"
+    )
 
 
 class JobList(BaseModel):

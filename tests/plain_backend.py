@@ -10,8 +10,10 @@ from typing import Any
 from agent.demonstrations import BadRow, Demonstration
 from agent.engine import EngineInfo
 from agent.exceptions import EngineClosedError
+from agent.intake import read_json_rows
 from agent.records import Record, error_row
 from server.exceptions import UnknownNameError
+from server.metrics import EngineCount, Metrics
 from server.schemas import MismatchBody, RewriteOptions, RewritesBody
 
 MODEL = "plain"
@@ -35,10 +37,13 @@ class PlainBackend:
         self.alive = True
         self.at_once = 0
         self.seen: list[str] = []
+        self.metrics = Metrics()
+        self.tracer = None
         self._under_way = 0
 
     async def rewrite(self, body: RewritesBody) -> dict[str, Any]:
-        return {"data": body.demonstrations, "model": MODEL}
+        rows = read_json_rows(body.demonstrations)
+        return {"data": await asyncio.gather(*(self.rewrite_row(row, body) for row in rows)), "model": MODEL}
 
     async def mismatch(self, body: MismatchBody) -> dict[str, Any]:
         return {"data": body.demonstrations, "model": MODEL}
@@ -48,6 +53,12 @@ class PlainBackend:
 
     async def activate_adapter(self, name: str, version: int) -> dict[str, Any]:
         raise UnknownNameError("there are no adapters", code="unknown_adapter", param="name")
+
+    async def engines(self) -> EngineCount:
+        return EngineCount(answering=1, started=1)
+
+    def active_adapters(self) -> dict[str, int]:
+        return {}
 
     async def check_options(self, options: RewriteOptions) -> str | None:
         if options.strategy not in (None, "solve"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from agent.chat import ChatFormat
 from agent.engine import Completion, EngineInfo, Sampling
 from agent.exceptions import PromptTooLongError
+from server.metrics import EngineCount
 
 
 class ScriptedEngine:
@@ -48,6 +49,9 @@ class ScriptedEngine:
 
     async def loaded(self) -> frozenset[str]:
         return frozenset(self._adapters)
+
+    async def count(self) -> EngineCount:
+        return EngineCount(answering=1, started=1)
 
     async def check(self) -> None:
         """Always alive."""

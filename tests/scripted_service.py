@@ -10,7 +10,7 @@ import asyncio
 
 from server.auth import Keys
 from server.local import serve_backend
-from server.settings import JobSettings, ServerSettings
+from server.settings import JobSettings, LimitSettings, ServerSettings
 from tests.plain_backend import PlainBackend
 
 if __name__ == "__main__":
@@ -19,12 +19,14 @@ if __name__ == "__main__":
     parser.add_argument("--state", required=True)
     parser.add_argument("--pause", type=float, default=0.0, metavar="SECONDS", help="of every row")
     parser.add_argument("--database")
+    parser.add_argument("--queue-rows", type=int, default=LimitSettings().queue_rows)
     parser.add_argument("--shard-rows", type=int, default=JobSettings().shard_rows)
     arguments = parser.parse_args()
     settings = ServerSettings(
         port=arguments.port,
         state=arguments.state,
         database=arguments.database,
+        limits=LimitSettings(rows=min(LimitSettings().rows, arguments.queue_rows), queue_rows=arguments.queue_rows),
         drain_timeout_s=3600,  # a stream that does not end at a stop is to be noticed
         jobs=JobSettings(shard_rows=arguments.shard_rows),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from schemathesis import BaseSchema, Case, GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
@@ -57,6 +57,9 @@ def test_files_and_jobs_answer_as_described_and_never_fail(
     @given(case=schema[path][method].as_strategy(generation_mode=mode))
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     def judge(case: Case[Any]) -> None:
+        if mode == GenerationMode.NEGATIVE:
+            # The key is always sent, so a request that is wrong by its lack alone is not wrong when it arrives.
+            assume("Authorization" in (case.headers or {}))
         case.call_and_validate(
             headers={"Authorization": f"Bearer {key}"},
             # What is in a file is beyond the description, and ids that are well formed need not be there.

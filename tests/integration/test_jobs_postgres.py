@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,36 +15,14 @@ from server.auth import Keys
 from server.settings import JobSettings, ServerSettings
 from server.work import DurableWork
 from tests.plain_backend import PlainBackend
+from tests.postgres import postgres
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
     """URL of an empty database."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not programs or not (programs[-1] / "initdb").exists():
-        pytest.skip("PostgreSQL's server is not installed")
-    # The server refuses to run as root, and its socket's path must be short.
-    user = "postgres" if os.geteuid() == 0 else None
-    folder = Path(tempfile.mkdtemp(prefix="rewright-pg-", dir="/tmp"))
-    if user:
-        shutil.chown(folder, user)
-    data = folder / "data"
-    init = [programs[-1] / "initdb", "-D", data, "-A", "trust", "-U", "rewright", "--no-sync"]
-    subprocess.run(init, check=True, stdout=subprocess.DEVNULL, user=user, cwd=folder)
-    flags = ["-D", data, "-k", folder, "-c", "listen_addresses="]
-    server = subprocess.Popen(
-        [programs[-1] / "postgres", *flags], stderr=subprocess.PIPE, text=True, user=user, cwd=folder
-    )
-    try:
-        assert server.stderr is not None
-        for line in server.stderr:
-            if "ready to accept connections" in line:
-                break
-        yield f"postgresql://rewright@/postgres?host={folder}"
-    finally:
-        server.terminate()
-        server.communicate()
-        shutil.rmtree(folder)
+    with postgres() as server:
+        yield server.url
 
 
 async def test_a_job_is_carried_on_by_the_next_service(database: str, tmp_path: Path) -> None:

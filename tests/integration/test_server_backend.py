@@ -14,6 +14,7 @@ from agent.settings import GateSettings, RewriteSettings, Step
 from server.adapters import AdapterStore
 from server.backend import AgentBackend, override_settings, override_steps
 from server.exceptions import UnknownNameError
+from server.metrics import Snapshot
 from server.schemas import MismatchBody, MismatchResponse, RewritesBody, RewritesResponse, SamplingBody
 from tests.scripted_engine import ScriptedEngine
 
@@ -70,6 +71,20 @@ async def test_usage_is_the_sum_over_rows(bench: Bench) -> None:
     assert one["completion_tokens"] > 0
     assert one["scored_tokens"] > 0
     assert await usage([ROW, ROW | {"id": "b"}, 3]) == {name: 2 * tokens for name, tokens in one.items()}
+
+
+async def test_what_was_done_is_counted_as_it_is_told(bench: Bench) -> None:
+    body = RewritesBody(demonstrations=[ROW, 3, ROW | {"id": "b", "answer": "She has 3+5=8\n#### 8"}])
+    answer = await bench.backend.rewrite(body)
+    assert [row["status"] for row in answer["data"]] == ["self_solved", "error", "fallback"]
+    refused = answer["data"][2]["gate"]["checks"][-1]["name"]
+    lines = bench.backend.metrics.render(Snapshot(0, 1)).decode().splitlines()
+    for status, proposer in (("self_solved", "solve"), ("error", "expert"), ("fallback", "expert")):
+        assert f'rewright_rows_total{{proposer="{proposer}",status="{status}"}} 1.0' in lines
+    for kind in ("prompt", "completion", "scored"):
+        assert f'rewright_tokens_total{{kind="{kind}"}} {answer["usage"][f"{kind}_tokens"]:.1f}' in lines
+    # Equal candidates of an attempt are one; each temperature is an attempt.
+    assert f'rewright_gate_failures_total{{check="{refused}"}} {answer["data"][2]["attempts"]}.0' in lines
 
 
 async def test_sampling_of_the_request_reaches_the_engine(bench: Bench) -> None:

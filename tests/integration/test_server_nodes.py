@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import ray
 from ray import serve
+from ray._private.state import actors
 from ray.cluster_utils import Cluster
 from ray.serve.handle import DeploymentHandle
 
@@ -123,6 +124,10 @@ async def test_two_nodes_share_the_work_and_both_load_an_adapter(
     assert [report.adapters for report in reports] == [{"math@1"}] * 2
     assert sum(report.answers for report in reports) == 32
     assert min(report.answers for report in reports) > 4
+    hosts = {
+        a["Name"]: a["Address"]["NodeID"] for a in actors().values() if "ServeReplica:two:api" in a["ActorClassName"]
+    }
+    assert list(hosts.values()) == [cluster.head_node.node_id]  # where its files are
     await asyncio.to_thread(serve.delete, "two")
 
 

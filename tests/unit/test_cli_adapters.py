@@ -17,6 +17,7 @@ from cli.main import main
 from server.app import create_app
 from server.auth import Keys
 from server.exceptions import UnknownNameError
+from server.metrics import Metrics
 from server.settings import ServerSettings
 
 Run = Callable[..., tuple[int, str, str]]
@@ -128,6 +129,10 @@ class Backend:
     """Knows two versions of one adapter; the rest of the service is real."""
 
     active = 1
+    tracer = None
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
 
     async def list_adapters(self) -> dict[str, Any]:
         versions = [{"version": v, "base_model": "tiny", "loaded": v == self.active} for v in (1, 2)]

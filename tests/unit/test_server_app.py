@@ -17,6 +17,7 @@ from server.app import create_app
 from server.auth import Keys
 from server.examples import ADAPTERS_ANSWER
 from server.exceptions import ConflictError
+from server.metrics import EngineCount, Metrics
 from server.schemas import (
     ActivateBody,
     ActivateResponse,
@@ -42,6 +43,8 @@ class ScriptedBackend:
         self.started = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.error: Exception | None = None
+        self.metrics = Metrics()
+        self.tracer = None
 
     async def rewrite(self, body: RewritesBody) -> dict[str, Any]:
         return await self._answer(body.demonstrations)
@@ -56,6 +59,13 @@ class ScriptedBackend:
         if self.error:
             raise self.error
         return {"name": name, "active": version, "previous": None}
+
+    async def engines(self) -> EngineCount:
+        await self.ping()
+        return EngineCount(answering=1, started=2)
+
+    def active_adapters(self) -> dict[str, int]:
+        return {"math": 3}
 
     async def ping(self) -> EngineInfo:
         if self.error:

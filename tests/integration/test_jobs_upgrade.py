@@ -1,0 +1,46 @@
+"""What an earlier release left unfinished, and what is kept only for a time, on real DBOS and SQLite."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import httpx
+from dbos import DBOS
+
+from server.app import create_app
+from server.auth import Keys
+from server.settings import JobSettings, RetentionSettings, ServerSettings
+from server.work import DurableWork
+from tests.plain_backend import PlainBackend
+from tests.schema_1 import JOB_ID, KEY, make_state
+
+
+async def test_a_job_of_the_schema_before_is_finished_and_forgotten_in_its_time(tmp_path: Path) -> None:
+    make_state(tmp_path / "state")
+    settings = ServerSettings(
+        state=str(tmp_path / "state"), jobs=JobSettings(shard_rows=7), retention=RetentionSettings(jobs_days=1.0)
+    )
+    work = DurableWork(settings)
+    app = create_app(PlainBackend(), settings, Keys(), work)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers, timeout=None) as client,
+    ):
+        await client.get(f"/v1/jobs/{JOB_ID}/events")
+        job = (await client.get(f"/v1/jobs/{JOB_ID}")).json()
+        assert job["status"] == "completed"
+        assert job["request_counts"] == {"total": 30, "completed": 30, "failed": 0}
+        assert job["expires_at"] == job["finished_at"] + 86_400
+        output = await client.get(f"/v1/files/{job['output_file']}/content")
+        made = [json.loads(line)["source"]["answer"] for line in output.content.splitlines()]
+        assert made == [f"it is {n + 1}" for n in range(30)]
+        assert await work._sweeper.sweep(time.time()) == (0, 0)
+        assert len(await DBOS.list_workflows_async()) == 1
+        assert await work._sweeper.sweep(job["expires_at"]) == (0, 1)
+        assert (await client.get(f"/v1/jobs/{JOB_ID}")).status_code == 404
+        assert await DBOS.list_workflows_async() == []
+        assert (await client.get(f"/v1/files/{job['output_file']}")).status_code == 200

@@ -94,7 +94,7 @@ class ShardRunner:
     async def run(self, folder: JobFolder, shard: int, options: RewriteOptions) -> tuple[int, int]:
         """Do what is not done of a shard; returns its rows that are no errors, and that are.
 
-        Cancelled, it leaves no trace; killed, it leaves its journal.
+        Cancelled, it leaves no trace or a whole result; killed, it leaves its journal.
 
         Raises:
             ApiError: no row can be rewritten with these options.
@@ -110,7 +110,13 @@ class ShardRunner:
         for index, row in enumerate(rows):
             if index not in records:
                 records[index] = await self._alone(index, row, options, journal)
-        done = await asyncio.to_thread(folder.commit, shard, [records[index] for index in range(len(rows))])
+        committing = asyncio.create_task(
+            asyncio.to_thread(folder.commit, shard, [records[index] for index in range(len(rows))])
+        )
+        try:
+            done = await asyncio.shield(committing)
+        finally:
+            await asyncio.wait({committing})  # a thread cannot be cancelled
         journal.remove()
         return done
 

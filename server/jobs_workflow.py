@@ -119,18 +119,20 @@ class JobWorkflow:
         job = await asyncio.to_thread(self._store.get, job_id)
         if job.status != "in_progress":
             return False
-        work = asyncio.create_task(self._runner.run(self._folder_of(job_id), shard, job.options))
+        folder = self._folder_of(job_id)
+        work = asyncio.create_task(self._runner.run(folder, shard, job.options))
         cancelled = asyncio.create_task(self._cancelled[job_id].wait())
         try:
             await asyncio.wait({work, cancelled}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                return False
-            completed, failed = work.result()
         finally:
             for task in (work, cancelled):
                 task.cancel()
             await asyncio.gather(work, cancelled, return_exceptions=True)
-        await asyncio.to_thread(self._store.add_shard, job_id, shard, completed, failed)
+        # Cancelled while it was being written, it may be whole all the same, and then its rows count.
+        done = await asyncio.to_thread(folder.result, shard) if work.cancelled() else work.result()
+        if done is None:
+            return False
+        await asyncio.to_thread(self._store.add_shard, job_id, shard, *done)
         await self._notify()
         return True
 

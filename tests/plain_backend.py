@@ -42,8 +42,10 @@ class PlainBackend:
         self._under_way = 0
 
     async def rewrite(self, body: RewritesBody) -> dict[str, Any]:
+        await asyncio.sleep(self.pause_s)
         rows = read_json_rows(body.demonstrations)
-        return {"data": await asyncio.gather(*(self.rewrite_row(row, body) for row in rows)), "model": MODEL}
+        data = [error_row(row, MODEL) if isinstance(row, BadRow) else plain_record(row) for row in rows]
+        return {"data": data, "model": MODEL}
 
     async def mismatch(self, body: MismatchBody) -> dict[str, Any]:
         return {"data": body.demonstrations, "model": MODEL}

@@ -111,7 +111,7 @@ async def test_more_than_one_batch_is_removed_at_a_time(tmp_path: Path, monkeypa
     latest = store.files.get(uploads[7]).created_at + DAY_S + 60
     assert await store.sweeper.sweep(latest) == (7, 7)
     assert [store.there(file_id) for file_id in uploads] == [False] * 7 + [True]
-    assert store.jobs.unfinished() == [kept.id]
+    assert store.jobs.unfinished() == [(kept.id, "rewrite")]
 
 
 async def test_without_settings_everything_is_kept(tmp_path: Path) -> None:

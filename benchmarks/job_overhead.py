@@ -41,8 +41,9 @@ class InstantBackend:
     async def mismatch(self, body: MismatchBody) -> dict[str, Any]:
         return {"data": body.demonstrations, "model": MODEL}
 
-    async def check_options(self, options: RewriteOptions) -> None:
-        """All are fine."""
+    async def check_options(self, options: RewriteOptions) -> str | None:
+        """All are fine, and mean no adapter."""
+        return None
 
     async def rewrite_row(self, row: Demonstration | BadRow, options: RewriteOptions) -> dict[str, Any]:
         if isinstance(row, BadRow):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cli.jobs_client import JobsClient
 
 app = typer.Typer(
-    help="Have a service rewrite whole files, and fetch what came of it.", no_args_is_help=True, rich_markup_mode=None
+    help="Have a service work on whole files, and fetch what came of it.", no_args_is_help=True, rich_markup_mode=None
 )
 
 _KEY_VARIABLE = "REWRIGHT_API_KEY"
@@ -39,19 +39,24 @@ def submit(
     adapter: Annotated[str | None, typer.Option("--adapter", metavar="A", help="An adapter of the service.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", metavar="N", help="Tokens of a candidate.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of the sampling.")] = None,
+    kind: Annotated[str, typer.Option("--kind", metavar="KIND", help="rewrite, train, sft or evaluate.")] = "rewrite",
+    params: Annotated[
+        str | None, typer.Option("--params", metavar="JSON", help="Params of the job, as an object; see docs/jobs.md.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Upload IN and start a job on it. Prints the id of the job."""
     if not source.is_file():
         raise UsageError(f"{source}: no such file")
     sampling = {name: value for name, value in (("max_tokens", max_tokens), ("seed", seed)) if value is not None}
+    given = _params(params)
     named = {name: value for name, value in (("strategy", strategy), ("adapter", adapter)) if value is not None}
     with _client(url) as client:
         file = client.upload(source)
         if file["unreadable_rows"]:
             first = file["problems"][0]
             say(f"{file['unreadable_rows']} rows cannot be read; the first is line {first['line']}: {first['message']}")
-        job = client.submit(file["id"], named | ({"sampling": sampling} if sampling else {}))
+        job = client.submit(file["id"], given | named | ({"sampling": sampling} if sampling else {}), kind)
     print(json.dumps(job) if as_json else job["id"])
 
 
@@ -73,13 +78,16 @@ def watch(job_id: JobId, url: Url = _URL, max_errors: options.MaxErrors = 0, as_
         job = client.job(job_id)
     counts = job["request_counts"]
     done = counts["completed"] + counts["failed"]
-    say(f"{job_id} is {job['status']}, {done} of {counts['total']} rows are done")
+    rows = f", {done} of {counts['total']} rows are done" if job["kind"] == "rewrite" else ""
+    say(f"{job_id} is {job['status']}{rows}")
     with _client(url, _RESTART_PATIENCE_S) as client, counting(job_id, counts["total"], before=done) as show:
         job = client.watch(job_id, lambda now: show(now["completed"] + now["failed"]))
     if as_json:
         print(json.dumps(job))
     counts = job["request_counts"]
-    say(f"{job_id} {job['status']}: {counts['completed']} of {counts['total']} rows, {counts['failed']} failed")
+    made = job["fine_tuned_model"] or job["adapter"] if job["kind"] != "rewrite" else None
+    rows = f": {counts['completed']} of {counts['total']} rows, {counts['failed']} failed"
+    say(f"{job_id} {job['status']}{rows if job['kind'] == 'rewrite' else f', {made}' if made else ''}")
     if job["status"] != "completed" or counts["failed"] > max_errors:
         if job["error"]:
             say(job["error"])
@@ -100,7 +108,7 @@ def results(
     errors: Annotated[bool, typer.Option("--errors", help="Only the rows that failed.")] = False,
     url: Url = _URL,
 ) -> None:
-    """Fetch the rows of a job that has ended, as JSON lines; to standard output without -o."""
+    """Fetch the rows of a job that has ended, as JSON lines, or its report; to standard output without -o."""
     with _client(url) as client:
         job = client.job(job_id)
         file_id = job["error_file" if errors else "output_file"]
@@ -115,6 +123,18 @@ def results(
         with unfinished.open("wb") as file:
             client.download(file_id, file.write)
         os.replace(unfinished, output)
+
+
+def _params(text: str | None) -> dict[str, Any]:
+    from agent.strict_json import JsonValueError, parse_json
+
+    try:
+        params = parse_json(text) if text is not None else {}
+    except JsonValueError as error:
+        raise UsageError(f"--params is no JSON: {error}") from error
+    if not isinstance(params, dict):
+        raise UsageError('--params is no JSON object, as \'{"name": "math"}\' is one')
+    return params
 
 
 def _client(url: str, patience_s: float = _PATIENCE_S) -> JobsClient:

@@ -61,10 +61,10 @@ class JobsClient:
         query = {"filename": path.name}
         return self._json(lambda: self._http.post("/v1/files", params=query, content=content(), headers=headers))
 
-    def submit(self, file_id: str, params: dict[str, Any]) -> dict[str, Any]:
+    def submit(self, file_id: str, params: dict[str, Any], kind: str = "rewrite") -> dict[str, Any]:
         """Start a job; sent twice for want of an answer, it is one job. Raises ServiceError."""
         headers = {"Idempotency-Key": uuid.uuid4().hex}
-        body = {"kind": "rewrite", "input_file": file_id, "params": params}
+        body = {"kind": kind, "input_file": file_id, "params": params}
         return self._json(lambda: self._http.post("/v1/jobs", json=body, headers=headers))
 
     def jobs(self) -> Iterator[dict[str, Any]]:

@@ -76,8 +76,12 @@ class Backend(AdapterBackend, MetricsBackend, Protocol):
         """The body of the answer. Raises EngineClosedError."""
         ...
 
-    async def check_options(self, options: RewriteOptions) -> None:
-        """Raises UnknownNameError for a strategy or an adapter that is not there."""
+    async def check_options(self, options: RewriteOptions) -> str | None:
+        """The adapter that they mean now, `name@version`; None for the base model alone.
+
+        Raises:
+            UnknownNameError: a strategy or an adapter is not there.
+        """
         ...
 
     async def rewrite_row(self, row: Demonstration | BadRow, options: RewriteOptions) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from server.exceptions import ConflictError, UnknownNameError
 from server.hosting import ServedEngine
 from server.metrics import EngineCount, Metrics
 from server.observed import ObservedRewriter, counting_bad_rows
-from server.schemas import MismatchBody, RewriteOptions, RewritesBody, SamplingBody
+from server.schemas import MismatchBody, PinnedOptions, RewriteOptions, RewritesBody, SamplingBody
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -97,9 +97,10 @@ class AgentBackend:
             raise self._refused(error, "adapter") from error
         return {"data": data, "usage": asdict(usage), "model": model}
 
-    async def check_options(self, options: RewriteOptions) -> None:
+    async def check_options(self, options: RewriteOptions) -> str | None:
         """See `Backend.check_options`."""
         self._rewriter(options)
+        return self._adapters.resolve(options.adapter)
 
     async def rewrite_row(self, row: Demonstration | BadRow, options: RewriteOptions) -> dict[str, Any]:
         """See `Backend.rewrite_row`."""
@@ -166,6 +167,7 @@ class AgentBackend:
             strategy = find_strategy(name, self._settings)
         except SettingsError as error:
             raise UnknownNameError(str(error), code="unknown_strategy", param="strategy") from None
+        pinned = isinstance(body, PinnedOptions)
         return ObservedRewriter(
             self.metrics,
             self.tracer,
@@ -174,7 +176,7 @@ class AgentBackend:
             self._gate,
             override_steps(strategy, body.sampling),
             override_settings(self._settings, body.sampling),
-            self._adapters.resolve(body.adapter),
+            body.adapter if pinned else self._adapters.resolve(body.adapter),
         )
 
     async def _surprisal_row(self, row: Demonstration | BadRow) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from server.adapters import AdapterStore
 from server.app import create_app
 from server.auth import Keys
 from server.backend import AgentBackend
+from server.cluster_jobs import Served
 from server.hosting import host_engine
 from server.logs import set_up_logging
 from server.observed import open_tracing
@@ -140,7 +141,7 @@ class ApiDeployment:
         self._tracing = open_tracing(server)
         tracer = self._tracing.tracer if self._tracing else None
         self._backend = AgentBackend(remote, chat, build_gate(remote, chat, gate), rewrite, store, tracer)
-        self._work = DurableWork(server)
+        self._work = DurableWork(server, Served(model, gate, rewrite))
         self._app = create_app(self._backend, server, keys, self._work, proxied=True)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -64,10 +64,17 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems: list[Mapping[str, Any]] = list(error.errors())
     first = problems[0]
-    param = _field_name(first["loc"])
+    param = _field_name(_without_tag(first["loc"], error.body))
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     message = f"{param or 'the body'}: {first['msg']}{more}"
     return error_response(InvalidFieldError(message, code=str(first["type"]), param=param))
+
+
+def _without_tag(location: tuple[str | int, ...], body: Any) -> tuple[str | int, ...]:
+    """Where the body is one of several kinds, pydantic puts its kind before the names of the fields."""
+    if len(location) > 2 and isinstance(body, dict) and location[1] == body.get("kind"):
+        return (location[0], *location[2:])
+    return location
 
 
 def _field_name(location: tuple[str | int, ...]) -> str | None:

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol, get_args
 import sqlalchemy as sa
 
 from server.exceptions import ApiError, ConflictError, TooLargeError, UnavailableError, UnknownNameError
-from server.files_check import Finding, UploadCheck
+from server.files_check import FileFormat, Finding, UploadCheck
 from server.settings import DAY_S, FileSettings, RetentionSettings, expiry
 from server.state import Database, commit, jobs
 from server.state import files as table
@@ -140,8 +140,10 @@ class FileStore:
             path.unlink(missing_ok=True)
         return stored
 
-    def adopt(self, path: Path, file_id: str, purpose: Purpose, filename: str, rows: int) -> StoredFile:
-        """Take over a file of JSON lines that is whole and on disk. Doing it again changes nothing.
+    def adopt(
+        self, path: Path, file_id: str, purpose: Purpose, filename: str, rows: int, file_format: FileFormat = "jsonl"
+    ) -> StoredFile:
+        """Take over a file that is whole and on disk. Doing it again changes nothing.
 
         Args:
             path: is moved.
@@ -149,6 +151,7 @@ class FileStore:
             purpose: what it is.
             filename: a label.
             rows: lines in it.
+            file_format: JSON lines, or `json` for one object.
         """
         with contextlib.suppress(UnknownNameError):
             return self.get(file_id)
@@ -157,7 +160,7 @@ class FileStore:
             while chunk := opened.read(_CHUNK):
                 digest.update(chunk)
                 size += len(chunk)
-        stored = _describe(file_id, purpose, filename, Finding("jsonl", rows), size, digest.hexdigest())
+        stored = _describe(file_id, purpose, filename, Finding(file_format, rows), size, digest.hexdigest())
         self._keep(path, stored)
         return stored
 

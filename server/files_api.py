@@ -16,7 +16,11 @@ from server.settings import ServerSettings
 from server.uploads import RAW_TYPES, Upload
 from server.work_schemas import DeletedFile, FileBody, FileList
 
-MEDIA_TYPES = {"jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet"}
+MEDIA_TYPES = {
+    "jsonl": "application/x-ndjson",
+    "parquet": "application/vnd.apache.parquet",
+    "json": "application/json",
+}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM_SCHEMA = {
     "type": "object",
@@ -91,7 +95,9 @@ def files_router(store: FileStore, settings: ServerSettings) -> APIRouter:
     @router.get(
         "/{file_id}/content",
         response_class=FileResponse,
-        responses={200: {"content": dict.fromkeys(MEDIA_TYPES.values(), _BINARY)}},
+        responses={
+            200: {"content": {**dict.fromkeys(MEDIA_TYPES.values(), _BINARY), "application/json": {"schema": {}}}}
+        },
     )
     async def get_content(file_id: str) -> FileResponse:
         """The bytes of a file, streamed."""

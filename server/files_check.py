@@ -17,7 +17,7 @@ from agent.rows import parse_row
 from agent.strict_json import JsonValueError, check_json_value, parse_json
 from server.exceptions import FileFormatError, TooLargeError
 
-FileFormat = Literal["jsonl", "parquet"]
+FileFormat = Literal["jsonl", "parquet", "json"]
 
 _PARQUET = b"PAR1"
 _OTHERS = {

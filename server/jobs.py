@@ -1,7 +1,7 @@
 """What is known of jobs: their state, their counts and their events, kept in the service's database.
 
 Every change is one transaction, and made twice it is made once: the work that calls this is done at least once.
-Not here: doing the work (`server.jobs_workflow`).
+Not here: doing the work (`server.jobs_workflow`, `server.jobs_cluster`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from server.exceptions import ConflictError, QueueFullError, UnknownNameError
+from server.exceptions import ConflictError, InvalidFieldError, QueueFullError, UnknownNameError
 from server.files import ACTIVE
-from server.schemas import RewriteOptions
+from server.schemas import PinnedOptions, RewriteOptions
 from server.settings import DAY_S, RetentionSettings, expiry
-from server.state import Database, events, files, shards
+from server.state import Database, events, files, runs, shards
 from server.state import jobs as table
 from server.work_schemas import JobRequest
 
@@ -31,14 +31,25 @@ TERMINAL = ("completed", "failed", "cancelled")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job; `owner` is the id of the key that made it. Times in seconds since 1970."""
+    """One job. Times in seconds since 1970.
+
+    Attributes:
+        input_file: None for a job without one.
+        owner: id of the key that made it.
+        adapter: `name@version` that it is about, or that it made.
+        model: the same of a fine-tuned model.
+        pinned: whether `adapter` was decided when it was made; not so for jobs of earlier releases.
+    """
 
     id: str
     kind: str
     status: str
-    input_file: str
+    input_file: str | None
     params: dict[str, Any]
     owner: str
+    adapter: str | None
+    model: str | None
+    pinned: bool
     total: int
     completed: int
     failed: int
@@ -50,6 +61,9 @@ class Job:
 
     @property
     def options(self) -> RewriteOptions:
+        """Of a `rewrite` job: every shard is rewritten by the same adapter, whatever becomes active meanwhile."""
+        if self.pinned:
+            return PinnedOptions.model_validate(self.params | {"adapter": self.adapter})
         return RewriteOptions.model_validate(self.params)
 
     def as_dict(self, retention: RetentionSettings) -> dict[str, Any]:
@@ -61,6 +75,8 @@ class Job:
             "status": self.status,
             "input_file": self.input_file,
             "params": self.params,
+            "adapter": self.adapter,
+            "fine_tuned_model": self.model,
             "request_counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
             "output_file": self.output_file,
             "error_file": self.error_file,
@@ -94,11 +110,27 @@ class JobStore:
         self._database, self._waiting, self._retry_after_s = database, waiting, retry_after_s
         self._retention = retention
 
-    def create(self, request: JobRequest, owner: str, idempotency_key: str | None) -> Job:
+    def create(
+        self,
+        request: JobRequest,
+        owner: str,
+        idempotency_key: str | None,
+        *,
+        adapter: str | None = None,
+        model: str | None = None,
+    ) -> Job:
         """A new job, or the one that was made before with the same idempotency key.
+
+        Args:
+            request: what is asked.
+            owner: id of the key.
+            idempotency_key: None for none.
+            adapter: `name@version` that the job is about, None for none.
+            model: the same of a fine-tuned model.
 
         Raises:
             UnknownNameError: there is no such input file.
+            InvalidFieldError: it has no rows.
             ConflictError: the key came with another request before.
             QueueFullError: too many jobs are not finished.
         """
@@ -108,25 +140,21 @@ class JobStore:
             "id": f"job_{secrets.token_hex(12)}",
             "kind": request.kind,
             "status": "validating",
-            "input_file": request.input_file,
+            "input_file": request.input_file or "",  # the column of earlier releases takes no null
             "params": params,
             "owner": owner,
             "idempotency_key": idempotency_key,
             "payload_hash": hashlib.sha256(payload.encode()).hexdigest(),
             "created_at": int(time.time()),
         }
-        same_key = sa.select(table).where(table.c.owner == owner, table.c.idempotency_key == idempotency_key)
+        same_key = _select().where(table.c.owner == owner, table.c.idempotency_key == idempotency_key)
 
         def insert(connection: sa.Connection) -> sa.Row[Any]:
             connection.execute(sa.insert(table).values(total=0, **row))  # first, for SQLite's write lock
-            # Locked until the job is there, so that whoever deletes the file sees the job or deletes it before.
-            source = sa.select(files.c.rows).where(files.c.id == request.input_file).with_for_update(read=True)
-            total = connection.scalar(source)
-            if total is None:
-                raise UnknownNameError(
-                    f"there is no file {request.input_file!r}", code="unknown_file", param="input_file"
-                )
-            connection.execute(sa.update(table).where(table.c.id == row["id"]).values(total=total))
+            connection.execute(sa.insert(runs).values(job=row["id"], adapter=adapter, model=model))
+            rows = _input_rows(connection, request.input_file) if request.input_file else 0
+            if request.kind == "rewrite":
+                connection.execute(sa.update(table).where(table.c.id == row["id"]).values(total=rows))
             unfinished = sa.select(sa.func.count()).where(table.c.status.in_(ACTIVE))
             if (connection.scalar(unfinished) or 0) > self._waiting:
                 raise QueueFullError(
@@ -134,8 +162,8 @@ class JobStore:
                     code="too_many_jobs",
                     retry_after_s=self._retry_after_s,
                 )
-            _add_event(connection, str(row["id"]), "status", {"status": "validating"})
-            return connection.execute(sa.select(table).where(table.c.id == row["id"])).one()
+            add_event(connection, str(row["id"]), "status", {"status": "validating"})
+            return connection.execute(_select().where(table.c.id == row["id"])).one()
 
         if idempotency_key is not None:
             found = self._database.do(lambda c: c.execute(same_key).one_or_none())
@@ -148,7 +176,7 @@ class JobStore:
 
     def get(self, job_id: str) -> Job:
         """The job of that id. Raises UnknownNameError."""
-        query = sa.select(table).where(table.c.id == job_id)
+        query = _select().where(table.c.id == job_id)
         row = self._database.do(lambda c: c.execute(query).one_or_none()) if JOB_ID.fullmatch(job_id) else None
         if row is None:
             raise UnknownNameError(f"there is no job {job_id[:64]!r}", code="unknown_job", param="job_id")
@@ -156,7 +184,7 @@ class JobStore:
 
     def page(self, limit: int, after: str | None) -> tuple[list[Job], bool]:
         """Jobs, newest first, those after job `after`; and whether there are more. Raises UnknownNameError."""
-        query = sa.select(table).order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit + 1)
+        query = _select().order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit + 1)
         if after is not None:
             last = self.get(after)
             query = query.where(
@@ -171,10 +199,11 @@ class JobStore:
         found = {row[0]: row[1] for row in self._database.do(lambda c: c.execute(query).all())}
         return {status: found.get(status, 0) for status in (*ACTIVE, *TERMINAL)}
 
-    def unfinished(self) -> list[str]:
-        """Ids of the jobs that are not finished, oldest first."""
-        query = sa.select(table.c.id).where(table.c.status.in_(ACTIVE)).order_by(table.c.created_at, table.c.id)
-        return list(self._database.do(lambda c: c.scalars(query).all()))
+    def unfinished(self) -> list[tuple[str, str]]:
+        """Ids and kinds of the jobs that are not finished, oldest first."""
+        query = sa.select(table.c.id, table.c.kind).where(table.c.status.in_(ACTIVE))
+        query = query.order_by(table.c.created_at, table.c.id)
+        return [(row.id, row.kind) for row in self._database.do(lambda c: c.execute(query).all())]
 
     def expired(self, now: float, limit: int) -> list[str]:
         """Ids of ended jobs that have expired at `now`, oldest first."""
@@ -191,7 +220,7 @@ class JobStore:
             ended = sa.select(table.c.id).where(table.c.id == job_id, table.c.status.in_(TERMINAL))
             if connection.scalar(ended) is None:
                 return
-            for part in (events, shards):
+            for part in (events, shards, runs):
                 connection.execute(sa.delete(part).where(part.c.job == job_id))
             connection.execute(sa.delete(table).where(table.c.id == job_id))
 
@@ -221,7 +250,7 @@ class JobStore:
             counts = connection.execute(change).one()
             connection.execute(sa.insert(shards).values(job=job_id, number=shard))
             data = {"total": counts.total, "completed": counts.completed, "failed": counts.failed}
-            _add_event(connection, job_id, "progress", data)
+            add_event(connection, job_id, "progress", data)
 
         with contextlib.suppress(sa.exc.IntegrityError):  # counted before
             self._database.do(add)
@@ -230,7 +259,9 @@ class JobStore:
         """All rows are done and the results are being put together; a job that is being cancelled stays so."""
         self._move(job_id, ("in_progress",), "finalizing")
 
-    def finish(self, job_id: str, *, cancelled: bool, output_file: str, error_file: str | None) -> None:
+    def finish(
+        self, job_id: str, *, cancelled: bool, output_file: str | None = None, error_file: str | None = None
+    ) -> None:
         """The results are there."""
         changes = {"output_file": output_file, "error_file": error_file, "finished_at": int(time.time())}
         self._move(job_id, ACTIVE, "cancelled" if cancelled else "completed", **changes)
@@ -257,14 +288,33 @@ class JobStore:
             if connection.execute(change.values(status=status, **changes)).rowcount:
                 told = ("output_file", "error_file", "error")
                 shown = {"status": status} | {name: changes[name] for name in told if name in changes}
-                _add_event(connection, job_id, "status", shown)
+                add_event(connection, job_id, "status", shown)
 
         self._database.do(move)
 
 
-def _add_event(connection: sa.Connection, job_id: str, kind: str, data: dict[str, Any]) -> None:
+def add_event(connection: sa.Connection, job_id: str, kind: str, data: dict[str, Any]) -> None:
+    """Tell the clients of a job, within the transaction of what is told."""
     count = sa.update(table).where(table.c.id == job_id).values(events=table.c.events + 1).returning(table.c.events)
     connection.execute(sa.insert(events).values(job=job_id, number=connection.scalar(count), type=kind, data=data))
+
+
+def _select() -> sa.Select[Any]:
+    """Jobs, with what their runs say; those of earlier releases have none."""
+    known = (runs.c.adapter, runs.c.model, runs.c.job.is_not(None).label("pinned"))
+    return sa.select(table, *known).outerjoin(runs, runs.c.job == table.c.id)
+
+
+def _input_rows(connection: sa.Connection, file_id: str) -> int:
+    """Rows of an input file. Raises UnknownNameError, and InvalidFieldError for a file of something else."""
+    query = sa.select(files.c.rows, files.c.format).where(files.c.id == file_id)
+    # Locked until the job is there, so that whoever deletes the file sees the job or deletes it before.
+    found = connection.execute(query.with_for_update(read=True)).one_or_none()
+    if found is None:
+        raise UnknownNameError(f"there is no file {file_id!r}", code="unknown_file", param="input_file")
+    if found.format == "json":
+        raise InvalidFieldError(f"{file_id} is the report of a job and has no rows", code="no_rows", param="input_file")
+    return int(found.rows)
 
 
 def _same(row: sa.Row[Any], payload_hash: str) -> Job:
@@ -276,5 +326,5 @@ def _same(row: sa.Row[Any], payload_hash: str) -> Job:
 
 
 def _job(row: sa.Row[Any]) -> Job:
-    fields = row._mapping
+    fields = dict(row._mapping) | {"input_file": row.input_file or None, "pinned": bool(row.pinned)}
     return Job(**{name: fields[name] for name in Job.__dataclass_fields__})

@@ -7,25 +7,33 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Security
+from fastapi import APIRouter, Body, Header, Query, Request, Security
 from fastapi.responses import StreamingResponse
 
 from server.bodies import GuardedRoute, bearer
+from server.cluster_jobs import ClusterJobs
 from server.examples import error_responses
-from server.exceptions import BadRequestError, ForbiddenError, InvalidFieldError
+from server.exceptions import ForbiddenError, InvalidFieldError
 from server.jobs import JobStore
 from server.jobs_runtime import JobRuntime
 from server.keys import Caller, Scope
 from server.settings import RetentionSettings
-from server.work_schemas import JobBody, JobList, JobRequest
+from server.work_schemas import JobBody, JobList, JobRequest, RewriteJob
 
 _SCOPE_OF_KIND: dict[str, Scope] = {"rewrite": "rewrite", "evaluate": "rewrite", "train": "train", "sft": "train"}
 _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 _LARGEST_EVENT = 2**63 - 1
 
 
-def jobs_router(store: JobStore, runtime: JobRuntime, retention: RetentionSettings) -> APIRouter:
-    """The routes over `store`; `runtime` does the work, `retention` says when a job expires."""
+def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, retention: RetentionSettings) -> APIRouter:
+    """The routes over `store`.
+
+    Args:
+        store: what is known of the jobs.
+        runtime: does the work.
+        commands: knows which work there is on a cluster.
+        retention: says when a job expires.
+    """
     router = APIRouter(
         prefix="/v1/jobs",
         tags=["jobs"],
@@ -37,7 +45,7 @@ def jobs_router(store: JobStore, runtime: JobRuntime, retention: RetentionSettin
     @router.post("", response_model=JobBody, responses=error_responses(400, 408, 409, 413, 415))
     async def create_job(
         request: Request,
-        body: JobRequest,
+        body: Annotated[JobRequest, Body(discriminator="kind")],
         idempotency_key: Annotated[
             str | None,
             Header(
@@ -48,19 +56,17 @@ def jobs_router(store: JobStore, runtime: JobRuntime, retention: RetentionSettin
             ),
         ] = None,
     ) -> dict[str, Any]:
-        """Start a job on an uploaded file. It goes on when the connection or the service ends."""
+        """Start a job. It goes on when the connection or the service ends."""
         caller: Caller = request.state.caller
         scope = _SCOPE_OF_KIND[body.kind]
         if not caller.may(scope):
             raise ForbiddenError(f"this key has no scope {scope!r}", code="insufficient_scope")
-        if body.kind != "rewrite":
-            raise BadRequestError(
-                f"jobs of kind {body.kind!r} are not yet available over HTTP: use the command line",
-                code="kind_not_available",
-                param="kind",
-            )
-        await request.app.state.backend.check_options(body.params)
-        job = await asyncio.to_thread(store.create, body, caller.id, idempotency_key)
+        adapter = model = None
+        if isinstance(body, RewriteJob):
+            adapter = await request.app.state.backend.check_options(body.params)
+        else:
+            adapter, model = await asyncio.to_thread(commands.accept, body)
+        job = await asyncio.to_thread(store.create, body, caller.id, idempotency_key, adapter=adapter, model=model)
         await runtime.submit(job)
         return job.as_dict(retention)
 
@@ -84,7 +90,8 @@ def jobs_router(store: JobStore, runtime: JobRuntime, retention: RetentionSettin
     ) -> StreamingResponse:
         """What happens to a job, from its beginning until its end, as server-sent events.
 
-        `status` events have the new status, `progress` events the counts. Their ids count from 1.
+        `status` events have the new status, `progress` events the counts; of jobs on a cluster, `attempt` events have
+        the number of a start, and `log` events lines of what it prints. Their ids count from 1.
         """
         await asyncio.to_thread(store.get, job_id)
         after = _event_number(last_event_id)

@@ -13,16 +13,20 @@ from typing import Any
 
 from dbos import DBOS, SetWorkflowID
 
+from server.cluster_jobs import ClusterJobs
 from server.files import FileStore
 from server.jobs import TERMINAL, Event, Job, JobStore
+from server.jobs_cluster import Cluster, ClusterWork
+from server.jobs_runs import RunStore
 from server.jobs_shard import ShardRunner
+from server.jobs_steps import Running
 from server.jobs_workflow import JobWorkflow
-from server.settings import JobSettings
+from server.settings import ServerSettings
 from server.state import Database
 
 APPLICATION_VERSION = "rewright-1"
-_QUEUE = "jobs"
-_WORKFLOW = "rewrite_job"
+_QUEUE, _CLUSTER_QUEUE = "jobs", "cluster"
+_WORKFLOW, _CLUSTER_WORKFLOW = "rewrite_job", "cluster_job"
 _POLL_S = 0.25
 _EVENTS = 500
 _HEARTBEAT_S = 15.0
@@ -37,12 +41,24 @@ class JobRuntime:
         store: what is known of the jobs.
         files: their inputs and results.
         settings: how many at a time.
+        commands: what jobs on a cluster become.
+        cluster: runs them.
     """
 
-    def __init__(self, database: Database, store: JobStore, files: FileStore, settings: JobSettings) -> None:
+    def __init__(
+        self,
+        database: Database,
+        store: JobStore,
+        files: FileStore,
+        settings: ServerSettings,
+        commands: ClusterJobs,
+        cluster: Cluster,
+    ) -> None:
         self._database, self._store, self._files, self._settings = database, store, files, settings
+        self._commands, self._cluster = commands, cluster
+        self._running = Running()
         self._workflow: JobWorkflow | None = None
-        self._registered: Callable[[str], Any] | None = None
+        self._registered: dict[str, tuple[str, Callable[[str], Any]]] = {}  # queue and workflow by kind
         self._changed = asyncio.Condition()
         self._changes = 0
         self._stopping = False
@@ -50,15 +66,22 @@ class JobRuntime:
 
     async def start(self, runner: ShardRunner) -> None:
         """Begin to do jobs: those that were left unfinished, then new ones."""
+        folder = self._database.folder / "jobs"
         self._workflow = JobWorkflow(
-            self._store,
-            self._files,
-            self._database.folder / "jobs",
-            runner,
-            self._settings.shard_rows,
-            self._notify,
+            self._store, self._files, folder, runner, self._settings.jobs.shard_rows, self._running, self._notify
         )
-        run = self._workflow.run
+        on_cluster = ClusterWork(
+            jobs=self._store,
+            runs=RunStore(self._database),
+            files=self._files,
+            folder=folder,
+            commands=self._commands,
+            cluster=self._cluster,
+            settings=self._settings.cluster,
+            running=self._running,
+            notify=self._notify,
+        )
+        rewrite, elsewhere = self._workflow.run, on_cluster.run
         DBOS(
             config={
                 "name": "rewright",
@@ -71,22 +94,31 @@ class JobRuntime:
         )
 
         async def rewrite_job(job_id: str) -> None:
-            await run(job_id)
+            await rewrite(job_id)
 
-        self._registered = DBOS.workflow(name=_WORKFLOW, max_recovery_attempts=None)(rewrite_job)
+        async def cluster_job(job_id: str) -> None:
+            await elsewhere(job_id)
+
+        here = DBOS.workflow(name=_WORKFLOW, max_recovery_attempts=None)(rewrite_job)
+        there = DBOS.workflow(name=_CLUSTER_WORKFLOW, max_recovery_attempts=None)(cluster_job)
+        self._registered = {"rewrite": (_QUEUE, here)}
+        self._registered |= dict.fromkeys(("train", "sft", "evaluate"), (_CLUSTER_QUEUE, there))
         DBOS.launch()
-        await DBOS.register_queue_async(
-            _QUEUE, worker_concurrency=self._settings.running, polling_interval_sec=_POLL_S, on_conflict="always_update"
-        )
+        for queue, at_once in (
+            (_QUEUE, self._settings.jobs.running),
+            (_CLUSTER_QUEUE, self._settings.cluster.running),
+        ):
+            await DBOS.register_queue_async(
+                queue, worker_concurrency=at_once, polling_interval_sec=_POLL_S, on_conflict="always_update"
+            )
         # A job that was written down just before a kill has no workflow yet; for the others this changes nothing.
-        for job_id in await asyncio.to_thread(self._store.unfinished):
-            await self._enqueue(job_id)
+        for job_id, kind in await asyncio.to_thread(self._store.unfinished):
+            await self._enqueue(job_id, kind)
 
     def begin_stop(self) -> None:
         """Interrupt all jobs where they are, and end all streams of events."""
         self._stopping = True
-        if self._workflow is not None:
-            self._workflow.begin_stop()
+        self._running.begin_stop()
         self._farewell = asyncio.create_task(self._notify())
 
     async def stop(self) -> None:
@@ -94,7 +126,7 @@ class JobRuntime:
         self.begin_stop()
         if self._workflow is None:
             return
-        await self._workflow.stopped()
+        await self._running.stopped()
         await asyncio.to_thread(DBOS.destroy, destroy_registry=True)
         # DBOS makes its own pool of threads the loop's, and has closed it now.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
@@ -102,7 +134,7 @@ class JobRuntime:
     async def submit(self, job: Job) -> None:
         """Have a new job done. Doing it again changes nothing."""
         if job.status not in TERMINAL:
-            await self._enqueue(job.id)
+            await self._enqueue(job.id, job.kind)
         await self._notify()
 
     async def cancel(self, job_id: str) -> Job:
@@ -137,10 +169,10 @@ class JobRuntime:
             except TimeoutError:
                 yield None
 
-    async def _enqueue(self, job_id: str) -> None:
-        assert self._registered is not None, "the runtime is not started"
+    async def _enqueue(self, job_id: str, kind: str) -> None:
+        queue, workflow = self._registered[kind]
         with SetWorkflowID(job_id):
-            await DBOS.enqueue_workflow_async(_QUEUE, self._registered, job_id)
+            await DBOS.enqueue_workflow_async(queue, workflow, job_id)
 
     async def _notify(self) -> None:
         async with self._changed:

@@ -1,51 +1,32 @@
-"""What is done for one job, as the body of a DBOS workflow: cut the input, do the shards, put the results together.
+"""What is done for one `rewrite` job, as the body of a DBOS workflow: cut the input, do the shards, put the results
+together.
 
-Each of these is a step, and DBOS runs a step that was cut short again, so every step may be run twice. Two shards are
-under way at a time, so that the slow rows of one do not hold up the next.
+Each of these is a step (`server.jobs_steps`), so may be run twice. Two shards are under way at a time, so that the
+slow rows of one do not hold up the next.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
-import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
-from dbos import DBOS, StepOptions
-from dbos import error as dbos_error
+from dbos import DBOS
 
-from agent.exceptions import InputFileError, RewrightError
-from server.exceptions import UnavailableError
+from agent.exceptions import InputFileError
 from server.files import FileStore, Purpose
 from server.jobs import TERMINAL, JobStore
-from server.jobs_files import JobFolder, Plan, StoppedError
+from server.jobs_files import JobFolder, Plan
 from server.jobs_shard import ShardRunner
+from server.jobs_steps import RETRY, JobFailedError, Running, attempt, failure_of, run_step
 from server.logs import about
 
-T = TypeVar("T")
-
 _WINDOW = 2
-_RETRY: StepOptions = {
-    "retries_allowed": True,
-    "max_attempts": 8,
-    "interval_seconds": 1.0,
-    "backoff_rate": 3.0,
-    "should_retry": lambda error: isinstance(error, _InterruptedStepError),
-}
 
-_log = logging.getLogger("rewright.server")
-
-
-class _JobFailedError(Exception):
-    """A step can never succeed. DBOS keeps what a step raises, so this has nothing but its message."""
-
-
-class _InterruptedStepError(Exception):
-    """A step may succeed later: a disk that is full, a database that is away."""
+# DBOS has pickled it under this name for jobs that an earlier release began.
+_JobFailedError = JobFailedError
 
 
 class JobWorkflow:
@@ -57,6 +38,7 @@ class JobWorkflow:
         folder: holds the jobs' working folders.
         runner: does a shard.
         shard_rows: rows of a shard at most.
+        running: knows of the workflows under way.
         notify: awaited after every change of a job.
     """
 
@@ -67,23 +49,13 @@ class JobWorkflow:
         folder: Path,
         runner: ShardRunner,
         shard_rows: int,
+        running: Running,
         notify: Callable[[], Awaitable[None]],
     ) -> None:
         self._store, self._files, self._folder = store, files, folder
         self._runner, self._shard_rows, self._notify = runner, shard_rows, notify
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running = running
         self._cancelled: dict[str, asyncio.Event] = {}
-        self._stopping = threading.Event()
-
-    def begin_stop(self) -> None:
-        """Interrupt all jobs where they are, and begin no more."""
-        self._stopping.set()
-        for task in self._running:
-            task.cancel()
-
-    async def stopped(self) -> None:
-        """Return when no job runs any more."""
-        await asyncio.gather(*self._running, return_exceptions=True)
 
     def cancel(self, job_id: str) -> None:
         """Drop the rows under way of a job that is being cancelled, if it runs here."""
@@ -91,32 +63,20 @@ class JobWorkflow:
             self._cancelled[job_id].set()
 
     async def run(self, job_id: str) -> None:
-        """The workflow. A job that is interrupted by `begin_stop` raises CancelledError, which DBOS does not record."""
-        task = asyncio.current_task()
-        assert task is not None
-        if self._stopping.is_set():
-            raise asyncio.CancelledError
-        self._running.add(task)
-        self._cancelled[job_id] = asyncio.Event()
-        with about(job_id=job_id):
-            await self._run(job_id, task)
+        """The workflow. A job that is interrupted raises CancelledError, which DBOS does not record."""
+        with self._running.one(), about(job_id=job_id):
+            self._cancelled[job_id] = asyncio.Event()
+            try:
+                if (failure := await failure_of(self._do(job_id))) is not None:
+                    await run_step("fail", self._fail, job_id, failure)
+            finally:
+                del self._cancelled[job_id]
 
-    async def _run(self, job_id: str, task: asyncio.Task[Any]) -> None:
-        try:
-            plan = await self._step("begin", self._begin, job_id)
-            if plan is not None:
-                await self._shards(job_id, Plan(**plan))
-                await self._step("finish", self._finish, job_id, plan["shards"])
-        except _JobFailedError as error:
-            await self._step("fail", self._fail, job_id, str(error))
-        except dbos_error.DBOSMaxStepRetriesExceeded as error:
-            await self._step("fail", self._fail, job_id, str(error.errors[-1]))
-        finally:
-            self._running.discard(task)
-            del self._cancelled[job_id]
-
-    async def _step(self, name: str, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        return await DBOS.run_step_async({"name": name, **_RETRY}, _attempt, work, *arguments)
+    async def _do(self, job_id: str) -> None:
+        plan = await run_step("begin", self._begin, job_id)
+        if plan is not None:
+            await self._shards(job_id, Plan(**plan))
+            await run_step("finish", self._finish, job_id, plan["shards"])
 
     async def _shards(self, job_id: str, plan: Plan) -> None:
         under_way: deque[asyncio.Task[bool]] = deque()
@@ -124,7 +84,7 @@ class JobWorkflow:
             for shard in range(plan.shards):
                 # Reserved here, so that a step has the same number in every run whichever task goes first.
                 step = DBOS.reserve_step()
-                work = step.run_async({"name": "shard", **_RETRY}, _attempt, self._shard, job_id, shard)
+                work = step.run_async({"name": "shard", **RETRY}, attempt, self._shard, job_id, shard)
                 under_way.append(asyncio.create_task(work))
                 if len(under_way) == _WINDOW and not await under_way.popleft():
                     break
@@ -142,13 +102,14 @@ class JobWorkflow:
             return None
         if job.status == "cancelling":
             return {"shards": 0, "rows": 0}
+        assert job.input_file is not None
         source = self._files.path(await asyncio.to_thread(self._files.get, job.input_file))
         split = self._folder_of(job_id).split
         try:
-            plan = await asyncio.to_thread(split, source, self._shard_rows, self._stopping.is_set)
+            plan = await asyncio.to_thread(split, source, self._shard_rows, lambda: self._running.stopping)
         except InputFileError as error:
             # Clients know the file by its id, and nothing of where it is.
-            raise _JobFailedError(str(error).replace(str(source), job.input_file)) from error
+            raise JobFailedError(str(error).replace(str(source), job.input_file)) from error
         await asyncio.to_thread(self._store.begin, job_id)
         await self._notify()
         return {"shards": plan.shards, "rows": plan.rows}
@@ -208,22 +169,3 @@ class JobWorkflow:
 
     def _folder_of(self, job_id: str) -> JobFolder:
         return JobFolder(self._folder / job_id)
-
-
-async def _attempt(work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-    """The result of a step, with its errors sorted by whether trying again makes sense."""
-    try:
-        return await work(*arguments)
-    except StoppedError:
-        raise asyncio.CancelledError from None
-    except _JobFailedError:
-        raise
-    except UnavailableError as error:
-        raise _InterruptedStepError(str(error)) from error
-    except RewrightError as error:
-        raise _JobFailedError(str(error)) from error
-    except Exception as error:
-        # What this says is for the log alone: clients see only that it failed.
-        _log.error("a step of a job failed", exc_info=error)
-        reason = f"its disk failed: {error.strerror}" if isinstance(error, OSError) else "its log says why"
-        raise _InterruptedStepError(f"the service failed on this job; {reason}") from error

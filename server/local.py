@@ -19,6 +19,7 @@ from server.adapters import AdapterStore
 from server.app import Backend, create_app
 from server.auth import Keys
 from server.backend import AgentBackend
+from server.cluster_jobs import Served
 from server.hosting import host_engine
 from server.logs import set_up_logging
 from server.observed import open_tracing
@@ -72,7 +73,13 @@ async def _serve(
     backend = AgentBackend(engine, chat, build_gate(engine, chat, gate), rewrite, store, tracer)
     try:
         seconds = time.monotonic() - started
-        await serve_backend(backend, server, keys, lambda ready: announce(f"{ready}; loaded in {seconds:.1f} s"))
+        await serve_backend(
+            backend,
+            server,
+            keys,
+            lambda ready: announce(f"{ready}; loaded in {seconds:.1f} s"),
+            Served(model, gate, rewrite),
+        )
     finally:
         await backend.aclose()
         await engine.close()
@@ -80,9 +87,11 @@ async def _serve(
             await asyncio.to_thread(tracing.close)
 
 
-async def serve_backend(backend: Backend, server: ServerSettings, keys: Keys, announce: Announce) -> None:
+async def serve_backend(
+    backend: Backend, server: ServerSettings, keys: Keys, announce: Announce, served: Served | None = None
+) -> None:
     """Serve `backend` over HTTP, with its jobs, until SIGINT or SIGTERM. Raises StartError."""
-    work = DurableWork(server)
+    work = DurableWork(server, served)
     app = create_app(backend, server, keys, work)
     http = _UvicornServer(
         uvicorn.Config(

@@ -15,6 +15,8 @@ STEPS: dict[int, tuple[str, ...]] = {
     1: (
         "CREATE INDEX ix_rewright_files_created_at ON rewright_files (created_at)",
         "CREATE INDEX ix_rewright_jobs_finished_at ON rewright_jobs (finished_at)",
+        "CREATE TABLE rewright_runs (job VARCHAR(28) NOT NULL PRIMARY KEY REFERENCES rewright_jobs (id), "
+        "adapter VARCHAR(128), model VARCHAR(128), attempt INTEGER NOT NULL, told INTEGER NOT NULL)",
     ),
 }
 SCHEMA_VERSION = max(STEPS) + 1

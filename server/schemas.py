@@ -32,7 +32,7 @@ def _as_integer(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-_Integer = BeforeValidator(_as_integer)
+Integer = BeforeValidator(_as_integer)
 
 
 class SamplingBody(RequestBody):
@@ -40,9 +40,9 @@ class SamplingBody(RequestBody):
 
     temperature: Annotated[float, Field(ge=0, le=10, description="of the one attempt; 0 is greedy")] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=32768, description="of one candidate"), _Integer] | None = None
-    samples: Annotated[int, Field(ge=1, le=64, description="candidates an attempt"), _Integer] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63), _Integer] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=32768, description="of one candidate"), Integer] | None = None
+    samples: Annotated[int, Field(ge=1, le=64, description="candidates an attempt"), Integer] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63), Integer] | None = None
 
 
 Demonstrations = Annotated[
@@ -56,6 +56,10 @@ class RewriteOptions(RequestBody):
     strategy: str | None = Field(None, max_length=200, description="a strategy of the service; its default if left out")
     adapter: str | None = Field(None, max_length=200, description="`name` for its active version, or `name@version`")
     sampling: SamplingBody = SamplingBody()
+
+
+class PinnedOptions(RewriteOptions):
+    """Options of a job: `adapter` is the version that was meant when it was made, None the base model alone."""
 
 
 class RewritesBody(RewriteOptions):
@@ -73,7 +77,7 @@ class MismatchBody(RequestBody):
 class ActivateBody(RequestBody):
     """Which version of an adapter is to be active."""
 
-    version: Annotated[int, Field(ge=1, le=MAX_VERSION), _Integer]
+    version: Annotated[int, Field(ge=1, le=MAX_VERSION), Integer]
 
 
 class AdapterVersionBody(BaseModel):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from agent.exceptions import SettingsError
 from agent.models import home
@@ -58,6 +59,35 @@ class JobSettings(Section):
     running: int = Field(4, ge=1, description="jobs worked on at the same time, sharing server.jobs.rows")
     waiting: int = Field(1000, ge=1, description="jobs that are not finished, at most")
     shard_rows: int = Field(100, ge=1, description="rows whose result is made durable together")
+
+
+class ClusterSettings(Section):
+    """Where jobs of the kinds `train`, `sft` and `evaluate` run: a Ray cluster that sees the service's folders."""
+
+    dashboard: str | None = Field(
+        None, description="address of its dashboard, http://head:8265; None for a service without such jobs"
+    )
+    cpus: int = Field(1, ge=1, description="cores that a job reserves")
+    gpus: int = Field(0, ge=0, description="GPUs that a job reserves; 0 runs it on the CPU")
+    memory_mb: int | None = Field(None, ge=1, description="main memory that a job reserves, MiB; None for none")
+    running: int = Field(1, ge=1, description="such jobs at a time")
+    attempts: int = Field(3, ge=1, description="starts of a job that the cluster loses, the first one included")
+    patience_s: float = Field(3600.0, gt=0, description="time that the cluster may be out of reach, seconds")
+    models: Path | None = Field(
+        None, description="folder of fine-tuned models, NAME/VERSION; None for models/ in the state folder"
+    )
+    benchmarks: tuple[str, ...] = Field(
+        ("hellaswag", "arc_easy", "piqa", "lambada", "wikitext", "ifeval"),
+        description="what clients may have evaluated",
+    )
+    benchmark_data: Path | None = Field(None, description="folder of their files; None fetches them from the hub")
+
+    @field_validator("dashboard")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://\S+", value):
+            raise ValueError("is no address of a dashboard, as http://head:8265 is one")
+        return value
 
 
 class RetentionSettings(Section):
@@ -132,6 +162,7 @@ class ServerSettings(Section):
     limits: LimitSettings = LimitSettings()
     files: FileSettings = FileSettings()
     jobs: JobSettings = JobSettings()
+    cluster: ClusterSettings = ClusterSettings()
     retention: RetentionSettings = RetentionSettings()
     ray: RaySettings = RaySettings()
 
@@ -139,6 +170,11 @@ class ServerSettings(Section):
     def state_folder(self) -> Path:
         """Where files, jobs and keys are kept."""
         return Path(self.state).expanduser().absolute() if self.state else home() / "service"
+
+    @property
+    def models_folder(self) -> Path:
+        """Where fine-tuned models are kept."""
+        return self.cluster.models.absolute() if self.cluster.models else self.state_folder / "models"
 
 
 def is_loopback(host: str) -> bool:

@@ -71,6 +71,17 @@ shards = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True),
 )
 
+# What jobs are about that run on a cluster or by an adapter; jobs of earlier releases have none.
+runs = sa.Table(
+    "rewright_runs",
+    tables,
+    sa.Column("job", sa.ForeignKey("rewright_jobs.id"), primary_key=True),
+    sa.Column("adapter", sa.String(128), nullable=True),
+    sa.Column("model", sa.String(128), nullable=True),
+    sa.Column("attempt", sa.Integer, nullable=False, default=0),
+    sa.Column("told", sa.Integer, nullable=False, default=0),
+)
+
 events = sa.Table(
     "rewright_events",
     tables,

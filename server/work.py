@@ -12,10 +12,13 @@ from fastapi import APIRouter
 
 from server.admission import Admission
 from server.auth import Keys
+from server.cluster import RayCluster
+from server.cluster_jobs import ClusterJobs, Served
 from server.files import FileStore
 from server.files_api import files_router
 from server.jobs import JobStore
 from server.jobs_api import jobs_router
+from server.jobs_cluster import Cluster
 from server.jobs_runtime import JobRuntime
 from server.jobs_shard import Lane, RowBackend, ShardRunner
 from server.keys import KeyStore
@@ -29,6 +32,8 @@ class DurableWork:
 
     Args:
         settings: where they are kept, and how much of them there may be.
+        served: what jobs that train, train for.
+        cluster: runs them; None for that of the settings.
 
     Attributes:
         keys: the stored keys.
@@ -38,13 +43,15 @@ class DurableWork:
         StartError: the database cannot be reached.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, served: Served | None = None, cluster: Cluster | None = None) -> None:
         self._settings = settings
         self._database = Database(settings)
         self.keys = KeyStore(self._database)
         self._files = FileStore(self._database, self._database.folder / "files", settings.files, settings.retention)
         self._jobs = JobStore(self._database, settings.jobs.waiting, settings.limits.retry_after_s, settings.retention)
-        self._runtime = JobRuntime(self._database, self._jobs, self._files, settings.jobs)
+        self._commands = ClusterJobs(settings, served or Served())
+        cluster = cluster or RayCluster(settings.cluster)
+        self._runtime = JobRuntime(self._database, self._jobs, self._files, settings, self._commands, cluster)
         self._sweeper = Sweeper(self._files, self._jobs, self._runtime.forget, settings.retention)
         self._looking: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
@@ -69,9 +76,8 @@ class DurableWork:
 
     def routers(self) -> tuple[APIRouter, ...]:
         """The routes of files and jobs."""
-        return files_router(self._files, self._settings), jobs_router(
-            self._jobs, self._runtime, self._settings.retention
-        )
+        jobs = jobs_router(self._jobs, self._runtime, self._commands, self._settings.retention)
+        return files_router(self._files, self._settings), jobs
 
     async def start(self, backend: RowBackend, admission: Admission) -> None:
         """Take hold of the state folder and do its jobs. Raises StartError when another service has it."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from server.job_params import EvaluateParams, SftParams, TrainParams
 from server.schemas import RequestBody, RewriteOptions
 
 JobStatus = Literal["validating", "in_progress", "finalizing", "completed", "failed", "cancelling", "cancelled"]
@@ -24,7 +25,7 @@ class FileBody(BaseModel):
     object: Literal["file"]
     purpose: Literal["input", "output", "errors"]
     filename: str
-    format: Literal["jsonl", "parquet"]
+    format: Literal["jsonl", "parquet", "json"]
     bytes: int
     sha256: str
     rows: int
@@ -50,16 +51,46 @@ class DeletedFile(BaseModel):
     deleted: Literal[True]
 
 
-class JobRequest(RequestBody):
-    """Work on a file that outlives the connection and the process."""
+class RewriteJob(RequestBody):
+    """Rewrite the rows of a file."""
 
-    kind: Literal["rewrite", "train", "sft", "evaluate"] = Field(description="only `rewrite` is available yet")
+    kind: Literal["rewrite"]
     input_file: FileId
     params: RewriteOptions = RewriteOptions()
 
 
+class TrainJob(RequestBody):
+    """Train the rewriting agent on the rows of a file, and publish its adapter."""
+
+    kind: Literal["train"]
+    input_file: FileId
+    params: TrainParams
+
+
+class SftJob(RequestBody):
+    """Fine-tune the base model on the rows of a file."""
+
+    kind: Literal["sft"]
+    input_file: FileId
+    params: SftParams
+
+
+class EvaluateJob(RequestBody):
+    """Examine a model on the questions of a file, on benchmarks, or on both."""
+
+    kind: Literal["evaluate"]
+    input_file: FileId | None = None
+    params: EvaluateParams = EvaluateParams()
+
+
+ClusterJob = TrainJob | SftJob | EvaluateJob
+JobRequest = RewriteJob | ClusterJob
+
+
 class RequestCounts(BaseModel):
-    total: int = Field(description="rows of the input")
+    """Rows of a `rewrite` job; all zero for the other kinds."""
+
+    total: int
     completed: int = Field(description="rows with a record that is no error")
     failed: int = Field(description="rows with an error record")
 
@@ -69,12 +100,21 @@ class JobBody(BaseModel):
 
     id: str
     object: Literal["job"]
-    kind: Literal["rewrite"]
+    kind: Literal["rewrite", "train", "sft", "evaluate"]
     status: JobStatus
-    input_file: str
+    input_file: str | None
     params: dict[str, Any]
+    adapter: str | None = Field(
+        description="`name@version` that rewrites or is examined, decided when the job was made; of `train`, what it "
+        "published; null for none"
+    )
+    fine_tuned_model: str | None = Field(
+        description="of `sft`, the `name@version` that it made; of `evaluate`, that is examined; null for none"
+    )
     request_counts: RequestCounts
-    output_file: str | None = Field(description="every row, in the order of the input")
+    output_file: str | None = Field(
+        description="of `rewrite`, every row in the order of the input; of the others, their report as JSON"
+    )
     error_file: str | None = Field(description="the failed rows again; null where none failed")
     error: str | None = Field(description="why the job as a whole failed")
     created_at: int = Field(description="seconds since 1970")

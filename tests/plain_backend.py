@@ -62,9 +62,10 @@ class PlainBackend:
     def active_adapters(self) -> dict[str, int]:
         return {}
 
-    async def check_options(self, options: RewriteOptions) -> None:
+    async def check_options(self, options: RewriteOptions) -> str | None:
         if options.strategy not in (None, "solve"):
             raise UnknownNameError("no such strategy", code="unknown_strategy", param="strategy")
+        return None
 
     async def rewrite_row(self, row: Demonstration | BadRow, options: RewriteOptions) -> dict[str, Any]:
         if isinstance(row, BadRow):

@@ -289,10 +289,13 @@ async def test_jobs_of_damaged_input_fail_and_say_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
-        ({"kind": "train", "input_file": UNKNOWN_FILE}, 400, "kind_not_available"),
-        ({"kind": "sft", "input_file": UNKNOWN_FILE}, 400, "kind_not_available"),
+        ({"kind": "train", "input_file": UNKNOWN_FILE, "params": {"name": "a"}}, 400, "kind_not_available"),
+        ({"kind": "sft", "input_file": UNKNOWN_FILE, "params": {"name": "a"}}, 400, "kind_not_available"),
         ({"kind": "evaluate", "input_file": UNKNOWN_FILE}, 400, "kind_not_available"),
-        ({"kind": "delete", "input_file": UNKNOWN_FILE}, 422, "literal_error"),
+        ({"kind": "delete", "input_file": UNKNOWN_FILE}, 422, "union_tag_invalid"),
+        ({"kind": "train", "input_file": UNKNOWN_FILE, "params": {"name": "../a"}}, 422, "string_pattern_mismatch"),
+        ({"kind": "sft", "input_file": UNKNOWN_FILE, "params": {"name": "a", "output": "/x"}}, 422, "extra_forbidden"),
+        ({"kind": "evaluate", "params": {"tasks": ["hellaswag"], "samples": 1000}}, 422, "less_than_equal"),
         ({"kind": "rewrite", "input_file": UNKNOWN_FILE}, 404, "unknown_file"),
         ({"kind": "rewrite", "input_file": "../../etc/passwd"}, 422, "string_pattern_mismatch"),
         ({"kind": "rewrite", "input_file": "https://example.org/x"}, 422, "string_pattern_mismatch"),

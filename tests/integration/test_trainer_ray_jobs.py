@@ -321,6 +321,57 @@ def test_a_lost_connection_is_taken_up_again_without_a_line_twice(cluster: Clust
     assert head + rest == cluster.log("cut-off") + "ended SUCCEEDED\n"
 
 
+SERVICE = """
+import json, sys, time
+from server.cluster import ClusterAwayError, RayCluster
+from server.settings import ClusterSettings
+
+cluster = RayCluster(ClusterSettings(dashboard=sys.argv[1]))
+
+def after(name, condition):
+    while not condition(cluster.state(name)):
+        time.sleep(0.1)
+    return cluster.state(name)
+
+told = {"unknown": cluster.state("rewright-none")}
+for _ in range(2):  # a submission that is repeated is one job
+    cluster.submit("rewright-a-1", "echo begun && exec sleep 1000")
+while "begun" not in cluster.log("rewright-a-1"):
+    time.sleep(0.1)
+told["running"] = cluster.state("rewright-a-1").status
+told["log"] = "begun" in cluster.log("rewright-a-1").splitlines()
+cluster.stop("rewright-a-1")
+told["stopped"] = after("rewright-a-1", lambda state: state.ended).status
+cluster.submit("rewright-b-1", "exit 2")
+failed = after("rewright-b-1", lambda state: state.ended)
+told["failed"] = [failed.status, failed.exit_code]
+try:
+    RayCluster(ClusterSettings(dashboard="http://127.0.0.1:1")).state("x")
+except ClusterAwayError as error:
+    told["away"] = str(error)
+print(json.dumps(told))
+"""
+
+
+def test_the_service_finds_its_commands_by_the_ids_that_it_gave_them(cluster: Cluster) -> None:
+    asked = subprocess.run(
+        [sys.executable, "-c", SERVICE, cluster.address],
+        env=cluster.environment(PYTHONPATH=str(Path(__file__).parents[2])),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert asked.returncode == 0, asked.stderr
+    assert json.loads(asked.stdout.splitlines()[-1]) == {
+        "unknown": None,
+        "running": "RUNNING",
+        "log": True,
+        "stopped": "STOPPED",
+        "failed": ["FAILED", 2],
+        "away": "no Ray dashboard answers at http://127.0.0.1:1",
+    }
+
+
 def test_a_wrong_token_is_refused_with_what_to_set(cluster: Cluster) -> None:
     for action in ("status", "stop", "follow"):
         code, _, errors = cluster.ask(action, "any", RAY_AUTH_TOKEN="wrong" * 8)

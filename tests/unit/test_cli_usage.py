@@ -48,6 +48,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["rewrite", "in.jsonl", "--config", "none.toml"], "--config none.toml: No such file"),
         (["rewrite", "in.jsonl", "--model", "m", "--url", "http://h"], "--model and --url exclude each other"),
         (["rewrite", "in.jsonl", "--url", "ftp://h"], "is no http address"),
+        (["jobs", "submit", "in.jsonl", "--kind", "train", "--params", "{"], "--params is no JSON: "),
+        (["jobs", "submit", "in.jsonl", "--kind", "train", "--params", "[1]"], "--params is no JSON object, as"),
         (["rewrite", "in.jsonl", "--resume"], "need an output file: -o OUT"),
         (["rewrite", "in.jsonl", "--json"], "need an output file: -o OUT"),
         (["rewrite", "in.jsonl", "-o", "o.jsonl", "--resume", "--overwrite"], "exclude each other"),

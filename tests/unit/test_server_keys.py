@@ -134,7 +134,7 @@ async def test_a_kind_of_job_needs_its_own_scope(settings: ServerSettings) -> No
     work = DurableWork(settings)
     app = create_app(PlainBackend(), settings, Keys(), work)
     headers = {"Authorization": f"Bearer {work.keys.create('writer', ['rewrite'])[1]}"}
-    body = {"kind": "train", "input_file": "file_" + "0" * 24}
+    body = {"kind": "train", "input_file": "file_" + "0" * 24, "params": {"name": "math"}}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
         assert (await client.post("/v1/jobs", json=body, headers=headers)).status_code == 403
 

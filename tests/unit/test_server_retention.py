@@ -13,7 +13,7 @@ from server.jobs import Job, JobStore
 from server.retention import Sweeper
 from server.settings import DAY_S, FileSettings, RetentionSettings, ServerSettings
 from server.state import Database
-from server.work_schemas import JobRequest
+from server.work_schemas import RewriteJob
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Store:
         return self.files.adopt(path, file_id, "input", "a.jsonl", 1).id
 
     def job(self, file_id: str) -> Job:
-        return self.jobs.create(JobRequest(kind="rewrite", input_file=file_id), "", None)
+        return self.jobs.create(RewriteJob(kind="rewrite", input_file=file_id), "", None)
 
     def finish(self, job: Job, number: int) -> str:
         """Give the job an output; returns its id."""
@@ -111,7 +111,7 @@ async def test_more_than_one_batch_is_removed_at_a_time(tmp_path: Path, monkeypa
     latest = store.files.get(uploads[7]).created_at + DAY_S + 60
     assert await store.sweeper.sweep(latest) == (7, 7)
     assert [store.there(file_id) for file_id in uploads] == [False] * 7 + [True]
-    assert store.jobs.unfinished() == [kept.id]
+    assert store.jobs.unfinished() == [(kept.id, "rewrite")]
 
 
 async def test_without_settings_everything_is_kept(tmp_path: Path) -> None:

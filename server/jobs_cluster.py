@@ -1,0 +1,206 @@
+"""What is done for one job on a cluster, as the body of a DBOS workflow: start it, follow it, take what it made.
+
+An attempt has an id of its own, made of the job's id and its number. So whichever side was restarted, the service asks
+the cluster for that id: what runs is followed further, what is over is taken, and what the cluster does not know any
+more is lost and tried again from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from server.cluster import ClusterAwayError, ClusterState
+from server.cluster_jobs import ClusterJobs, remove_folder
+from server.files import FileStore
+from server.jobs import TERMINAL, Job, JobStore
+from server.jobs_runs import RunStore
+from server.jobs_steps import JobFailedError, Running, failure_of, run_step
+from server.logs import about
+from server.settings import ClusterSettings
+
+_POLL_S = 1.0
+_EVENT_LINES = 100
+_TOLD_LINES = 20_000  # of an attempt, as events
+_LINE_CHARACTERS = 500
+_LAST_LINES = 20
+_LOST, _DONE, _STOPPED = "lost", "done", "stopped"
+# The command itself says with these that it gave up; with any other, something ended it.
+_GAVE_UP = (1, 2)
+
+
+class Cluster(Protocol):
+    """What is needed of a cluster; `server.cluster` has the real one, and says what each does."""
+
+    def submit(self, name: str, command: str) -> None: ...
+
+    def state(self, name: str) -> ClusterState | None: ...
+
+    def log(self, name: str) -> str: ...
+
+    def stop(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterWork:
+    """Does jobs on a cluster.
+
+    Attributes:
+        jobs: what is known of the jobs.
+        runs: how far they have come.
+        files: their inputs and reports.
+        folder: holds their working folders.
+        commands: what they become.
+        cluster: runs it.
+        settings: how often a job is started, and how long the cluster may be away.
+        running: knows of the workflows under way.
+        notify: awaited after every change of a job.
+    """
+
+    jobs: JobStore
+    runs: RunStore
+    files: FileStore
+    folder: Path
+    commands: ClusterJobs
+    cluster: Cluster
+    settings: ClusterSettings
+    running: Running
+    notify: Callable[[], Awaitable[None]]
+
+    async def run(self, job_id: str) -> None:
+        """The workflow. A job that is interrupted raises CancelledError, which DBOS does not record."""
+        with self.running.one(), about(job_id=job_id):
+            if (failure := await failure_of(self._do(job_id))) is not None:
+                await run_step("fail", self._fail, job_id, failure)
+
+    async def _do(self, job_id: str) -> None:
+        if not await run_step("begin", self._begin, job_id):
+            return
+        for attempt in range(1, self.settings.attempts + 1):
+            end, message = await run_step("attempt", self._attempt, job_id, attempt)
+            if end != _LOST:
+                await run_step("finish", self._finish, job_id)
+                return
+        raise JobFailedError(f"the cluster has lost the job {self.settings.attempts} times; at last: {message}")
+
+    async def _begin(self, job_id: str) -> bool:
+        """Make the working folder. False when the job is over already."""
+        job = await asyncio.to_thread(self.jobs.get, job_id)
+        if job.status in TERMINAL:
+            return False
+        await asyncio.to_thread(self.commands.prepare, job, self.folder / job_id)
+        await asyncio.to_thread(self.jobs.begin, job_id)
+        await self.notify()
+        return True
+
+    async def _attempt(self, job_id: str, number: int) -> tuple[str, str]:
+        """Start an attempt where it was not, and follow it to its end; how it ended, and what was said of that.
+
+        Raises:
+            JobFailedError: the job failed, or the cluster is away for too long.
+        """
+        name = f"rewright-{job_id}-{number}"
+        answered = time.monotonic()
+        while True:
+            try:
+                if (end := await asyncio.to_thread(self._look, name, job_id, number)) is not None:
+                    return end
+                answered = time.monotonic()
+            except ClusterAwayError as error:
+                if time.monotonic() - answered > self.settings.patience_s:
+                    raise JobFailedError(f"{error}, for {self.settings.patience_s:g} seconds") from error
+            finally:
+                await self.notify()
+            await asyncio.sleep(_POLL_S)
+
+    def _look(self, name: str, job_id: str, number: int) -> tuple[str, str] | None:
+        """One look at an attempt, and what follows from it; None while it goes on. Blocks."""
+        job = self.jobs.get(job_id)
+        cancelling = job.status == "cancelling"
+        state = self.cluster.state(name)
+        if state is None:
+            if cancelling:
+                return _STOPPED, ""
+            if self.runs.get(job_id).attempt >= number:
+                return _LOST, "the cluster does not know it any more"
+            command = self.commands.command(job, self.folder / job_id, self._source(job))
+            self.cluster.submit(name, command)
+            self.runs.started(job_id, number)
+            return None
+        self.runs.started(job_id, number)
+        log = self._without_paths(job, self.cluster.log(name))
+        self._tell(job_id, log, whole=state.ended)
+        if not state.ended:
+            if cancelling:
+                self.cluster.stop(name)
+            return None
+        return self._end(job, state, log)
+
+    def _end(self, job: Job, state: ClusterState, log: str) -> tuple[str, str]:
+        if state.status == "SUCCEEDED":
+            return _DONE, ""
+        if job.status == "cancelling":
+            return _STOPPED, ""
+        if state.status == "STOPPED":
+            raise JobFailedError("somebody stopped the job on the cluster")
+        reason = self._without_paths(job, state.message).split(", last available logs")[0].strip()
+        lines = [line for line in map(_shown, log.splitlines()) if line][-_LAST_LINES:]
+        message = "\n".join((reason, *lines))
+        if state.exit_code in _GAVE_UP:
+            raise JobFailedError(message)
+        return _LOST, message
+
+    def _tell(self, job_id: str, log: str, *, whole: bool) -> None:
+        """Tell the lines that were not told yet; the last one only when it is `whole`."""
+        lines = log.split("\n")[: None if whole and not log.endswith("\n") else -1]
+        while (run := self.runs.get(job_id)).told < min(len(lines), _TOLD_LINES):
+            end = min(run.told + _EVENT_LINES, _TOLD_LINES)
+            self.runs.tell(job_id, run, [_shown(line) for line in lines[run.told : end]])
+
+    async def _finish(self, job_id: str) -> None:
+        await asyncio.to_thread(self.jobs.finalize, job_id)
+        await self.notify()
+        await asyncio.to_thread(self._take, job_id)
+        await self.notify()
+
+    def _take(self, job_id: str) -> None:
+        """Publish what the job has made, and keep its report."""
+        job, folder = self.jobs.get(job_id), self.folder / job_id
+        if job.status == "cancelling":
+            self.jobs.finish(job_id, cancelled=True)
+        elif job.status not in TERMINAL:
+            try:
+                made = self.commands.collect(job, folder)
+                report = folder / "report"
+                shutil.copyfile(made.report, report)
+            except (FileNotFoundError, ValueError) as error:
+                raise JobFailedError("the command ended well and left no result that can be read") from error
+            # The same id every time, so that a step that is run twice makes one file.
+            file_id = f"file_{hashlib.sha256(f'{job_id}/report'.encode()).hexdigest()[:24]}"
+            self.files.adopt(report, file_id, "output", f"{job_id}.json", 0, "json")
+            self.runs.made(job_id, adapter=made.adapter, model=made.model)
+            self.jobs.finish(job_id, cancelled=False, output_file=file_id)
+        remove_folder(folder)
+
+    async def _fail(self, job_id: str, message: str) -> None:
+        await asyncio.to_thread(self.jobs.fail, job_id, message)
+        await asyncio.to_thread(remove_folder, self.folder / job_id)
+        await self.notify()
+
+    def _source(self, job: Job) -> Path | None:
+        return None if job.input_file is None else self.files.path(self.files.get(job.input_file))
+
+    def _without_paths(self, job: Job, text: str) -> str:
+        return self.commands.without_paths(text, self.folder / job.id, self._source(job), job.input_file)
+
+
+def _shown(line: str) -> str:
+    """A line of a log as clients get it: what a terminal would show of it, of bounded length."""
+    last = line.rstrip("\r").rpartition("\r")[2]
+    return "".join(c for c in last if c.isprintable() or c == "\t")[:_LINE_CHARACTERS]

@@ -1,0 +1,116 @@
+"""Versions that jobs made: a folder `NAME/VERSION` each, which appears whole and is never changed.
+
+The same for adapters and for fine-tuned models; only the card in the folder has another name. Not here: what is in
+them, which is the trainer's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from agent.adapters import adapter_versions, is_name, split_version
+from server.exceptions import UnknownNameError
+
+
+def publish(made: Path, root: Path, name: str, card: str, job_id: str) -> int:
+    """Make `made` the next version of `root/name`; returns its number. Done again for the same job, it is the same.
+
+    Args:
+        made: folder with what a job made; stays as it is. Its files are linked where that is possible.
+        root: holds the names; made if it is not there.
+        name: of the adapter or the model.
+        card: name of the file in `made` that describes it; name, version and job are put in.
+        job_id: what made it.
+
+    Raises:
+        OSError: nothing can be written there.
+        ValueError: the card is no JSON object.
+    """
+    assert is_name(name)
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in reversed(adapter_versions(folder)):
+        if _read_card(folder / str(number) / card).get("job") == job_id:
+            return number
+    with tempfile.TemporaryDirectory(prefix=".publishing-", dir=folder) as unfinished:
+        staged = Path(unfinished) / "version"
+        hidden = shutil.ignore_patterns("training", card, ".*")
+        shutil.copytree(made, staged, copy_function=_link, ignore=hidden)
+        described = json.loads((made / card).read_text(encoding="utf-8"))
+        number = max(adapter_versions(folder), default=0)
+        while True:
+            number += 1
+            (staged / card).unlink(missing_ok=True)
+            text = json.dumps({**described, "name": name, "version": str(number), "job": job_id}, indent=2)
+            (staged / card).write_text(f"{text}\n", encoding="utf-8")
+            _seal(staged)
+            try:
+                staged.rename(folder / str(number))
+            except OSError:  # a rename never replaces a folder with files in it
+                if not (folder / str(number)).exists():
+                    raise
+                continue
+            _sync(folder)
+            return number
+
+
+def require_version(root: Path, asked: str, what: str) -> str:
+    """`name@version` of what is published under `root`.
+
+    Args:
+        root: holds `NAME/VERSION`.
+        asked: `name` for its latest version, or `name@version`.
+        what: it is, for the error.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    name, version = split_version(asked) or ("", None)
+    versions = adapter_versions(root / name) if name else []
+    if not versions or version not in (None, *versions):
+        raise UnknownNameError(f"there is no {what} {asked!r}", code=f"unknown_{what}", param=f"params.{what}")
+    return f"{name}@{version or versions[-1]}"
+
+
+def version_folder(root: Path, version: str) -> Path:
+    """The folder of `name@version`."""
+    name, _, number = version.partition("@")
+    return root / name / number
+
+
+def _read_card(file: Path) -> dict[str, Any]:
+    """Empty where it is none of ours."""
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target
+
+
+def _seal(folder: Path) -> None:
+    """Have everything on the disk, and files read-only, before the rename that publishes it."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_file():
+            path.chmod(0o444)
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -81,7 +81,7 @@ def write_exam(folder: Path, right: tuple[int, int], *, kl: float | None) -> Non
 
 def write_training(folder: Path, weights: str) -> None:
     card = {
-        "tokens": {"prompt": 100, "completion": 100},
+        "tokens": {"prompt": 100, "completion": 100, "without_weight": 0},
         "trained_tokens": 40,
         "seconds": 1.5,
         "statuses": {"expert": 6},

@@ -5,8 +5,8 @@ Pure functions over a whole group (arXiv 2602.11220, reward equation). Presets: 
 
 The published distance ranks feasible rewrites by a z-score: a lead of 0.01 nats counts as much as one of 1.0, and a
 single feasible rewrite has none. Means over a rewrite's own tokens also fall when it is padded with predictable words.
-The anchored distance compares with the expert, and by sums over as many tokens as the expert has, which no appended
-token can lower.
+The anchored distance compares with the expert, and by sums over as many tokens as the expert has: beyond the expert's
+length no appended token can lower them. Up to it, padding still does; the gate and the tail are what is against that.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def anchored_distance(
 
     (1 - w) * sigmoid((body(expert) - body) / tau) + w * sigmoid((tail(expert) - tail) / tau_tail), with body the sum of
     surprisals over the token count, of the expert where that is smaller, and tail the mean of as many of the largest
-    surprisals as make a twentieth of the expert's tokens. Nats per token. Appending tokens lowers neither.
+    surprisals as make a twentieth of the expert's tokens. Nats per token. From the expert's length
+    on, appending tokens lowers neither.
     """
     length, tail = len(expert), max(1, math.ceil(_TAIL * len(expert)))
     expert_body, expert_tail = _body(expert, length), _tail(expert, tail)

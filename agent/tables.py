@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TABLE_SUFFIXES = (".parquet", ".arrow")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?", re.ASCII)
 
-_BATCH_ROWS = 256
+_BATCH_ROWS = 16  # few: each row becomes its own text, though a small file may store one of megabytes for all
 _AS_TEXT = (date, time, timedelta, Decimal, UUID)
 
 

@@ -158,7 +158,11 @@ class Database:
         try:
             with self._engine.begin() as connection:
                 return work(connection)
-        except sa.exc.OperationalError as error:
+        except sa.exc.DBAPIError as error:
+            # The driver has several names for a connection that is gone; all others are defects of ours.
+            lost = error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
+            if not lost:
+                raise
             raise UnavailableError(
                 f"the service's database does not answer: {_reason(error)}",
                 code="database_unavailable",

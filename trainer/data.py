@@ -17,6 +17,8 @@ from agent.gate import Gate
 from agent.intake import read_rows
 from trainer.exceptions import TrainingDataError
 
+Asked = tuple[tuple[str, str], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
@@ -58,15 +60,15 @@ def load_training_data(
     """
     left_out: Counter[str] = Counter()
     rows: list[Demonstration] = []
-    seen: set[str] = set()
+    seen: set[Asked] = set()
     for row in islice(read_rows(source), limit):
         if not isinstance(row, Demonstration):
             left_out["cannot be read"] += 1
             continue
-        if row.question in seen:
+        if asked(row) in seen:
             left_out["question seen before"] += 1
             continue
-        seen.add(row.question)
+        seen.add(asked(row))
         if (reason := _unusable(row, gate, fits)) is not None:
             left_out[reason] += 1
         else:
@@ -83,6 +85,11 @@ def load_training_data(
         sha256=_digest(rows),
         left_out=dict(left_out),
     )
+
+
+def asked(row: Demonstration) -> Asked:
+    """What tells a question from others: every turn of the prompt, since last turns repeat (`Yes, go on`)."""
+    return tuple((turn.role, turn.content) for turn in row.prompt)
 
 
 def _unusable(row: Demonstration, gate: Gate, fits: Callable[[Demonstration], bool]) -> str | None:

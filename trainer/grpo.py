@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
+from trainer.devices import on_one_device
 from trainer.packing import completion_logprobs
 from trainer.rollout import RolloutGroup
 from trainer.settings import TrainSettings
@@ -145,38 +146,40 @@ def grpo_config(settings: TrainSettings, folder: Path, groups: int, max_tokens: 
     passes = groups // optimizer.groups_per_pass
     sequence_level = optimizer.loss == "gspo"
     on_gpu = torch.cuda.is_available()
-    return GRPOConfig(
-        output_dir=str(folder),
-        max_steps=settings.optimizer_steps,
-        num_generations=settings.samples,
-        per_device_train_batch_size=optimizer.groups_per_pass * settings.samples,
-        gradient_accumulation_steps=passes // optimizer.updates_per_rollout,
-        steps_per_generation=passes,
-        shuffle_dataset=False,
-        max_completion_length=max_tokens,
-        temperature=settings.temperature,
-        mask_truncated_completions=True,
-        loss_type="grpo" if sequence_level else optimizer.loss,
-        importance_sampling_level="sequence" if sequence_level else "token",
-        scale_rewards=optimizer.scale_rewards,
-        beta=optimizer.beta,
-        epsilon=optimizer.epsilon,
-        epsilon_high=optimizer.epsilon_high,
-        learning_rate=optimizer.learning_rate,
-        lr_scheduler_type=optimizer.schedule,
-        warmup_steps=optimizer.warmup_steps,
-        weight_decay=optimizer.weight_decay,
-        max_grad_norm=optimizer.max_grad_norm,
-        gradient_checkpointing=optimizer.gradient_checkpointing,
-        seed=settings.seed,
-        ignore_data_skip=True,
-        save_strategy="no",
-        logging_steps=1,
-        report_to=[],
-        disable_tqdm=True,
-        bf16=False,
-        use_cpu=not on_gpu,
-        dataloader_pin_memory=on_gpu,
+    return on_one_device(
+        GRPOConfig(
+            output_dir=str(folder),
+            max_steps=settings.optimizer_steps,
+            num_generations=settings.samples,
+            per_device_train_batch_size=optimizer.groups_per_pass * settings.samples,
+            gradient_accumulation_steps=passes // optimizer.updates_per_rollout,
+            steps_per_generation=passes,
+            shuffle_dataset=False,
+            max_completion_length=max_tokens,
+            temperature=settings.temperature,
+            mask_truncated_completions=True,
+            loss_type="grpo" if sequence_level else optimizer.loss,
+            importance_sampling_level="sequence" if sequence_level else "token",
+            scale_rewards=optimizer.scale_rewards,
+            beta=optimizer.beta,
+            epsilon=optimizer.epsilon,
+            epsilon_high=optimizer.epsilon_high,
+            learning_rate=optimizer.learning_rate,
+            lr_scheduler_type=optimizer.schedule,
+            warmup_steps=optimizer.warmup_steps,
+            weight_decay=optimizer.weight_decay,
+            max_grad_norm=optimizer.max_grad_norm,
+            gradient_checkpointing=optimizer.gradient_checkpointing,
+            seed=settings.seed,
+            ignore_data_skip=True,
+            save_strategy="no",
+            logging_steps=1,
+            report_to=[],
+            disable_tqdm=True,
+            bf16=False,
+            use_cpu=not on_gpu,
+            dataloader_pin_memory=on_gpu,
+        )
     )
 
 

@@ -35,7 +35,7 @@ from agent.weights import weights_sha256
 from trainer.checkpoints import STATE, checkpoints, remove_unfinished_checkpoints, step_of
 from trainer.curriculum import Curriculum
 from trainer.curves import draw_curves
-from trainer.data import TrainingData, load_training_data
+from trainer.data import TrainingData, asked, load_training_data
 from trainer.evaluation import evaluate
 from trainer.folder import check_output, claim, process_count
 from trainer.grpo import RewriteTrainer
@@ -169,7 +169,7 @@ class _Training:
                 self._gate,
                 self._chat,
                 context=self._engine.info.max_length,
-                held_out={row.question for row in self._data.held_out},
+                held_out={asked(row) for row in self._data.held_out},
             )
         )
 

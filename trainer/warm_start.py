@@ -30,6 +30,7 @@ from agent.exceptions import GateError
 from agent.gate import Gate
 from agent.intake import read_rows
 from agent.rewriter import proposal_ids
+from trainer.data import Asked, asked
 from trainer.exceptions import TrainingDataError
 from trainer.packing import completion_logprobs
 from trainer.settings import TrainSettings, WarmStartSettings
@@ -47,7 +48,7 @@ class Imitated:
 
 
 async def read_warm_start(
-    file: Path, gate: Gate, chat: ChatFormat, *, context: int, held_out: AbstractSet[str]
+    file: Path, gate: Gate, chat: ChatFormat, *, context: int, held_out: AbstractSet[Asked]
 ) -> list[Imitated]:
     """The rows of `file` whose `candidate` passes the gate, fits the context and asks no held-out question.
 
@@ -62,7 +63,7 @@ async def read_warm_start(
         InputFileError: the file cannot be read.
         TrainingDataError: no row is left.
     """
-    rows = [row for row in read_rows(file) if isinstance(row, Demonstration) and row.question not in held_out]
+    rows = [row for row in read_rows(file) if isinstance(row, Demonstration) and asked(row) not in held_out]
     passed = await asyncio.gather(*(_passes(gate, row) for row in rows))
     imitated = []
     for row in (row for row, passes in zip(rows, passed, strict=True) if passes):

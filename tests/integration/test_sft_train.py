@@ -187,6 +187,23 @@ def test_after_a_kill_training_goes_on_as_if_nothing_had_been(folder: Path) -> N
         run_sft(request, resume=False)
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_kill_after_the_last_update_costs_no_further_one(folder: Path, method: str) -> None:
+    """In the middle of a pass over the data, where transformers would go on with the rest of it."""
+    request = request_for(folder, f"late-{method}", method=method, steps=3, schedule="constant_with_warmup")
+    whole = run(request)
+    weights = load_file(request.output / "model.safetensors")
+    for file in [path for path in request.output.iterdir() if path.is_file()]:
+        file.unlink()
+    resumed = run(request, resume=True)
+    assert [record.step for record in resumed if record.kind == "train"] == [1, 2, 3]
+    assert training(resumed, "loss") == training(whole, "loss")
+    again = load_file(request.output / "model.safetensors")
+    assert weights.keys() == again.keys()
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, again[name]), name
+
+
 def test_a_loss_that_is_no_number_stops_with_the_rows_named(folder: Path) -> None:
     wild = request_for(folder, "diverged", method="full", learning_rate=1e30, warmup=0, rows_per_pass=1, batch_rows=1)
     with pytest.raises(DivergedError, match=r"step 2: the loss is (nan|inf) in the batch of rows row-\d; look"):

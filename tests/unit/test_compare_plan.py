@@ -260,9 +260,9 @@ def test_a_row_that_was_made_again_after_a_kill_costs_what_it_cost_last() -> Non
     assert found.rewriting_passes == 42
 
 
-def card(kind: str = "none", apply_to: str = "all", kl: float = 0.0) -> dict[str, Any]:
+def card(kind: str = "none", apply_to: str = "all", kl: float = 0.0, dropped: int = 0) -> dict[str, Any]:
     return {
-        "tokens": {"prompt": 300, "completion": 100},
+        "tokens": {"prompt": 300, "completion": 100, "without_weight": dropped},
         "trained_tokens": 50,
         "seconds": 2.5,
         "statuses": {"fallback": 1, "rewritten": 3},
@@ -280,6 +280,12 @@ def test_compute_counts_rewriting_scoring_and_updates_with_their_prompts() -> No
     assert masked.passes - plain.passes == 400
     assert fallback.passes - plain.passes == 100
     assert anchored.passes - plain.passes == 200
+
+
+def test_tokens_that_are_masked_out_are_processed_and_not_trained_on() -> None:
+    masked, anchored = train_cost(card("mask", dropped=40)), train_cost(card("mask", kl=0.1, dropped=40))
+    assert (masked.trained_tokens, masked.processed_tokens) == (30, 200)
+    assert (anchored.trained_tokens, anchored.processed_tokens) == (50, 200)
 
 
 def test_the_example_is_a_comparison_with_every_kind_of_method() -> None:

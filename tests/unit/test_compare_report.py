@@ -81,7 +81,7 @@ def write_exam(folder: Path, right: tuple[int, int], *, kl: float | None) -> Non
 
 def write_training(folder: Path, weights: str) -> None:
     card = {
-        "tokens": {"prompt": 100, "completion": 100},
+        "tokens": {"prompt": 100, "completion": 100, "without_weight": 0},
         "trained_tokens": 40,
         "seconds": 1.5,
         "statuses": {"expert": 6},
@@ -156,7 +156,10 @@ def test_a_cheap_baseline_that_wins_is_the_first_thing_said(comparison: Comparis
     start = "With shape lora, at equal gain after the same steps, mask (1 - F/F_sft = 0.50"
     assert comparison.headline.startswith(start)
     draws = np.full(50, 0.4)
-    cheap, trained = Standing("mask", "small", True, draws), Standing("rewright", "small", False, draws - 0.3)
+    cheap, trained = (
+        Standing("mask", "small", True, 2.0, draws),
+        Standing("rewright", "small", False, 2.0, draws - 0.3),
+    )
     said = headline([trained, cheap], [], failures=0)
     assert said.startswith("With shape small, at equal gain after the same steps, the cheap baseline mask")
     assert "before rewright (1 - F/F_sft = 0.10" in said
@@ -165,12 +168,21 @@ def test_a_cheap_baseline_that_wins_is_the_first_thing_said(comparison: Comparis
 
 def test_a_difference_that_chance_could_make_is_said_to_be_one() -> None:
     random = np.random.default_rng(0)
-    cheap = Standing("mask", "small", True, random.normal(0.30, 0.2, 300))
-    trained = Standing("rewright", "small", False, np.r_[0.9, random.normal(0.31, 0.2, 299)])
+    cheap = Standing("mask", "small", True, 2.0, random.normal(0.30, 0.2, 300))
+    trained = Standing("rewright", "small", False, 2.0, np.r_[0.9, random.normal(0.31, 0.2, 299)])
     said = headline([cheap, trained], [], failures=2)
     assert "rewright (1 - F/F_sft = 0.90" in said.split(" forgets least")[0]
     assert "chance alone could be the difference" in said
     assert said.endswith("2 units failed or were left out, and are missing here.")
+
+
+def test_methods_that_are_compared_at_other_gains_are_not_subtracted() -> None:
+    small = Standing("mask", "small", True, 0.5, np.full(20, 0.5))
+    large = Standing("rewright", "small", False, 9.0, np.full(20, 0.4))
+    said = headline([small, large], [], failures=0)
+    assert "mask (1 - F/F_sft = 0.50 [0.50, 0.50] at gain 0.50) forgets least" in said
+    assert "rewright (1 - F/F_sft = 0.40 [0.40, 0.40] at gain 9.00); each is compared with sft at another gain" in said
+    assert "difference" not in said
 
 
 def test_without_a_match_no_method_is_said_to_win() -> None:
@@ -178,7 +190,7 @@ def test_without_a_match_no_method_is_said_to_win() -> None:
 
 
 def test_a_method_that_forgets_more_than_sft_leaves_sft_the_winner() -> None:
-    worse = Standing("rewright", "small", False, np.full(20, -0.5))
+    worse = Standing("rewright", "small", False, 2.0, np.full(20, -0.5))
     assert "the cheap baseline plain fine-tuning (sft) forgets least" in headline([worse], [], failures=0)
 
 

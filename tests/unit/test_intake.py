@@ -288,6 +288,12 @@ def test_the_identity_of_an_input_follows_its_bytes(write: Write):
     assert before != input_identity(write(GOOD + b"\n"))
 
 
+def test_the_whole_identity_sees_a_change_behind_the_first_mebibyte(write: Write):
+    one, other = (write(GOOD + b" " * 2**20 + end, name) for end, name in ((b"1\n", "a.jsonl"), (b"2\n", "b.jsonl")))
+    assert input_identity(one) == input_identity(other)
+    assert input_identity(one, whole=True) != input_identity(other, whole=True)
+
+
 row_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: (

@@ -3,6 +3,8 @@ from __future__ import annotations
 import datetime
 import decimal
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +136,26 @@ def test_damaged_tables_give_rows_or_an_error_of_the_file(tmp_path_factory: pyte
         return
     for row in rows:
         json.dumps(row.source, allow_nan=False)
+
+
+READ_FIRST = """
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+
+from agent.tables import read_table
+
+next(read_table(Path(sys.argv[1])))
+print(pa.default_memory_pool().max_memory())
+"""
+
+
+def test_a_small_file_that_repeats_one_long_text_does_not_fill_the_memory(tmp_path: Path):
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 256), pa.array(["x" * 2**21]))
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"question": repeated, "answer": ["2"] * 256}), path, compression="zstd")
+    assert path.stat().st_size < 10_000
+    command = [sys.executable, "-c", READ_FIRST, str(path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 150 * 2**20

@@ -38,6 +38,18 @@ def test_held_out_questions_are_never_trained_on(tmp_path: Path) -> None:
     assert data.left_out == {"question seen before": 1}
 
 
+def test_conversations_that_end_alike_are_different_questions(tmp_path: Path) -> None:
+    def conversation(number: int) -> dict[str, Any]:
+        turns = [f"What is {number} + 1?", "Shall I?", "Yes, go on."]
+        roles = ("user", "assistant", "user")
+        prompt = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=True)]
+        return {"prompt": prompt, "completion": f"It is {number + 1}.\n#### {number + 1}"}
+
+    data = load([conversation(number) for number in (*range(8), 3)], tmp_path)
+    assert (len(data.train), len(data.held_out)) == (5, 3)
+    assert data.left_out == {"question seen before": 1}
+
+
 def test_the_same_seed_holds_out_the_same_rows(tmp_path: Path) -> None:
     one, same, other = (load([row(i) for i in range(40)], tmp_path, seed=seed).held_out for seed in (1, 1, 2))
     assert one == same

@@ -101,7 +101,7 @@ async def test_only_rows_whose_candidate_passes_and_whose_question_is_not_held_o
 ) -> None:
     file = write(tmp_path / "rows.jsonl", good(0), good(1), "Ida has 2 + 2 = 5 pens. The answer is 5.", None, good(4))
     gate = Gate(GateSettings())
-    held_out = {"Ida has 4 pens and buys 2. How many has she?"}
+    held_out = {(("user", "Ida has 4 pens and buys 2. How many has she?"),)}
     rows = await read_warm_start(file, gate, chat, context=2048, held_out=held_out)
     await gate.aclose()
     assert [row.completion_ids for row in rows] == [chat.completion_ids(good(0)), chat.completion_ids(good(1))]

@@ -213,8 +213,9 @@ def _matches(
             )
             found = match(own, reference, level)
             matches.append(_told(matching, method, shape, found))
-            if matching == "steps" and found.saved_D is not None:
-                standings.append(Standing(method, shape, METHODS[method].is_cheap, found.saved_D))
+            gain = found.gain.value if found.gain else None
+            if matching == "steps" and found.saved_D is not None and gain is not None:
+                standings.append(Standing(method, shape, METHODS[method].is_cheap, gain, found.saved_D))
     return matches, standings
 
 

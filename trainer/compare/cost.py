@@ -70,7 +70,8 @@ def train_cost(card: Mapping[str, Any]) -> TrainCost:
     """The cost that the card of a fine-tuning, `sft.json`, tells of.
 
     Args:
-        card: its tokens are those of the data; how many prompt tokens the updates saw follows from their proportion.
+        card: its tokens are those of the data; how many prompt tokens the updates saw, and how many without a weight,
+            follows from their proportion. With a KL term a token without a weight has a loss all the same.
     """
     tokens, sft = card["tokens"], card["settings"]["sft"]
     in_data = tokens["prompt"] + tokens["completion"]
@@ -79,10 +80,12 @@ def train_cost(card: Mapping[str, Any]) -> TrainCost:
     if weights["kind"] != "none":
         share = 1.0 if weights["apply_to"] == "all" else statuses.get("fallback", 0) / sum(statuses.values())
         weighed = round(share * in_data)
+    anchored = sft["kl_weight"] > 0
+    with_loss = 1.0 if anchored else 1.0 - tokens["without_weight"] / tokens["completion"]
     return TrainCost(
-        trained_tokens=card["trained_tokens"],
+        trained_tokens=round(with_loss * card["trained_tokens"]),
         processed_tokens=round(card["trained_tokens"] * in_data / tokens["completion"]),
         weighed_tokens=weighed,
-        anchored=sft["kl_weight"] > 0,
+        anchored=anchored,
         seconds=card["seconds"],
     )

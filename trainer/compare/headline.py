@@ -11,6 +11,8 @@ from trainer.compare.methods import REFERENCE
 from trainer.compare.numbers import Interval, Values, interval
 from trainer.compare.results import Point
 
+_SAME_GAIN = 0.02  # of the larger: nearer, two gains count as one
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -18,12 +20,14 @@ class Standing:
 
     Attributes:
         is_cheap: whether it needs no trained rewriter.
+        gain: where it is compared with the reference: the largest that both reach, so its own.
         saved_D: 1 - F / F of the reference in every resample, NaN where it is not defined.
     """
 
     method: str
     shape: str
     is_cheap: bool
+    gain: float
     saved_D: Values
 
     @property
@@ -58,7 +62,7 @@ def _retention(standings: Sequence[Standing], level: float) -> list[str]:
 
 
 def _of_shape(standings: Sequence[Standing], shape: str, level: float) -> str:
-    reference = Standing(REFERENCE, shape, True, np.zeros_like(standings[0].saved_D))
+    reference = Standing(REFERENCE, shape, True, float("nan"), np.zeros_like(standings[0].saved_D))
     cheap = max((s for s in (reference, *standings) if s.is_cheap), key=lambda s: s.saved)
     trained = max((s for s in standings if not s.is_cheap), key=lambda s: s.saved, default=None)
     where = f"With shape {shape}, at equal gain after the same steps,"
@@ -67,19 +71,20 @@ def _of_shape(standings: Sequence[Standing], shape: str, level: float) -> str:
             return f"{where} no method forgets less than plain fine-tuning (sft)."
         return f"{where} {_told(cheap, level)} forgets least; no method with a trained rewriter could be matched."
     winner, other = (trained, cheap) if trained.saved > cheap.saved else (cheap, trained)
+    kind = "the cheap baseline " if winner.is_cheap else ""
+    order = f"{where} {kind}{_told(winner, level)} forgets least, before {_told(other, level)}"
+    if abs(winner.gain - other.gain) > _SAME_GAIN * max(abs(winner.gain), abs(other.gain)):
+        return f"{order}; each is compared with sft at another gain, so the two figures are not of one scale."
     difference = interval(winner.saved_D - other.saved_D, level)
     chance = "" if (difference.low or 0) > 0 else "; chance alone could be the difference"
-    kind = "the cheap baseline " if winner.is_cheap else ""
-    return (
-        f"{where} {kind}{_told(winner, level)} forgets least, before {_told(other, level)}: a difference of "
-        f"{_with_span(difference)}{chance}."
-    )
+    return f"{order}: a difference of {_with_span(difference)}{chance}."
 
 
 def _told(standing: Standing, level: float) -> str:
     if standing.method == REFERENCE:
         return "plain fine-tuning (sft)"
-    return f"{standing.method} (1 - F/F_sft = {_with_span(interval(standing.saved_D, level))})"
+    saved = _with_span(interval(standing.saved_D, level))
+    return f"{standing.method} (1 - F/F_sft = {saved} at gain {standing.gain:.2f})"
 
 
 def _with_span(figure: Interval) -> str:

@@ -60,7 +60,7 @@ def exam_tasks(request: CompareRequest) -> tuple[str, ...]:
 def _identity(setting: str, path: Path) -> str:
     if not path.exists():
         raise InputFileError(f"compare.{setting}: {path}: no such file or folder")
-    return input_identity(path)
+    return input_identity(path, whole=True)
 
 
 def _tasks(request: CompareRequest) -> dict[str, str]:

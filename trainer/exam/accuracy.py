@@ -98,7 +98,9 @@ def load_questions(name: str, path: Path, *, limit: int | None, seed: int) -> Qu
             asked.append(Question(row, reference))
     if not asked:
         raise EvaluationError(f"task {name}: {path} has no row with a question and its answer: {dict(left_out)}")
-    return Questions([asked[i] for i in subset(len(asked), limit, f"{seed}/{name}")], left_out, input_identity(path))
+    return Questions(
+        [asked[i] for i in subset(len(asked), limit, f"{seed}/{name}")], left_out, input_identity(path, whole=True)
+    )
 
 
 def subset(rows: int, limit: int | None, seed: str) -> list[int]:

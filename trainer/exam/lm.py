@@ -22,6 +22,7 @@ from agent.demonstrations import Message
 from agent.engine import Engine, Sampling
 from agent.pipeline import map_in_order
 from trainer.exam.settings import EvaluateSettings
+from trainer.exceptions import EvaluationError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -139,12 +140,17 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         async def generate(request: Instance) -> str:
             prompt, options = request.args
             ids = self.tokenizer.encode(prompt, add_special_tokens=False)
+            room = self._max_length - len(ids)
+            if room < 1:
+                raise EvaluationError(
+                    f"a prompt of {len(ids)} tokens does not fit the context of {self._max_length}: leave the "
+                    "benchmark out, or examine with a larger engine.max_length"
+                )
             sampling = Sampling(
                 temperature=float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0,
-                max_tokens=int(options["max_gen_toks"]),
+                max_tokens=min(int(options["max_gen_toks"]), room),
             )
-            room = max(1, self._max_length - sampling.max_tokens)
-            (completion,) = await self._engine.generate(ids[-room:], sampling, adapter=self._adapter)
+            (completion,) = await self._engine.generate(ids, sampling, adapter=self._adapter)
             ends = [at for stop in options.get("until", ()) if stop and (at := completion.text.find(stop)) >= 0]
             return completion.text[: min(ends)] if ends else completion.text
 

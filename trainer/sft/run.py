@@ -177,7 +177,10 @@ class _Run:
         if checkpoint is None:
             self._measure(0)
         self._step_began = time.monotonic()
-        self._trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is not None and step_of(checkpoint) >= self._steps:
+            self._trainer.take_weights(checkpoint)
+        else:
+            self._trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def write(self) -> Path:
         """Write the model; processes other than the first only name the output."""

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
+from trainer.devices import on_one_device
 from trainer.exceptions import DivergedError, TrainingSettingsError
 from trainer.sft.data import SftRow
 from trainer.sft.loss import PackedBatch, completion_logits, objective, token_losses
@@ -122,6 +123,10 @@ class DownstreamTrainer(StagedCheckpoints, SFTTrainer):  # type: ignore[misc]
     def _diverged(self, what: str, rows: Sequence[int]) -> DivergedError:
         return DivergedError(f"step {self.state.global_step + 1}: {what}", [self._rows[row].id for row in rows])
 
+    def take_weights(self, checkpoint: Path) -> None:
+        """Have the weights of the last checkpoint; transformers' `train` would make one more update from it."""
+        self._load_from_checkpoint(str(checkpoint))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # the summary of the whole run has none
             mine = torch.tensor(list(self._sums.values()), dtype=torch.float64, device=self.args.device)
@@ -206,27 +211,29 @@ def sft_config(
         use_cpu: although there may be a GPU.
         autocast: compute in bfloat16 on weights in float32.
     """
-    return SFTConfig(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=settings.rows_per_pass,
-        gradient_accumulation_steps=settings.batch_rows // settings.rows_per_pass // processes,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=round(settings.warmup * steps),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        max_length=None,
-        seed=settings.seed,
-        save_strategy="no",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to=[],
-        disable_tqdm=True,
-        bf16=autocast,
-        use_cpu=use_cpu,
-        dataloader_pin_memory=not use_cpu,
+    return on_one_device(
+        SFTConfig(
+            output_dir=str(folder),
+            max_steps=steps,
+            per_device_train_batch_size=settings.rows_per_pass,
+            gradient_accumulation_steps=settings.batch_rows // settings.rows_per_pass // processes,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type=settings.schedule,
+            warmup_steps=round(settings.warmup * steps),
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            remove_unused_columns=False,
+            max_length=None,
+            seed=settings.seed,
+            save_strategy="no",
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            report_to=[],
+            disable_tqdm=True,
+            bf16=autocast,
+            use_cpu=use_cpu,
+            dataloader_pin_memory=not use_cpu,
+        )
     )

@@ -1,0 +1,177 @@
+"""Jobs of kinds train, sft and evaluate over a scripted cluster: what is refused, followed, lost, and published."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import tomllib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from agent.settings import GateSettings, ModelSettings, RewriteSettings
+from cli.settings import load_settings
+from server.app import create_app
+from server.auth import Keys
+from server.cluster import ClusterAwayError, ClusterState
+from server.cluster_jobs import Served
+from server.settings import ClusterSettings, ServerSettings
+from server.work import DurableWork
+from tests.plain_backend import PlainBackend
+
+ROW = b'{"question": "1 + 1?", "answer": "2"}\n'
+RUNNING, ENDED = ClusterState("RUNNING", "", None), ClusterState("SUCCEEDED", "", 0)
+
+
+class ScriptedCluster:
+    """Runs nothing: what it says of a job is put into `states` and `logs` by its name.
+
+    Attributes:
+        commands: what was submitted, by name.
+        stopped: names that were asked to end, which they do.
+    """
+
+    def __init__(self) -> None:
+        self.commands: dict[str, str] = {}
+        self.states: dict[str, ClusterState] = {}
+        self.logs: dict[str, str] = {}
+        self.stopped: list[str] = []
+        self.away = False
+
+    def submit(self, name: str, command: str) -> None:
+        self.commands[name] = command
+        self.states[name] = RUNNING
+
+    def state(self, name: str) -> ClusterState | None:
+        if self.away:
+            raise ClusterAwayError("no Ray dashboard answers")
+        return self.states.get(name)
+
+    def log(self, name: str) -> str:
+        return self.logs.get(name, "")
+
+    def stop(self, name: str) -> None:
+        self.stopped.append(name)
+        self.states[name] = ClusterState("STOPPED", "", None)
+
+    async def started(self, job_id: str, attempt: int) -> str:
+        """The name of an attempt, once it was submitted."""
+        name = f"rewright-{job_id}-{attempt}"
+        while name not in self.commands:
+            await asyncio.sleep(0.05)
+        return name
+
+
+def _settings(tmp_path: Path, **cluster: Any) -> ServerSettings:
+    chosen = ClusterSettings(**{"dashboard": "http://127.0.0.1:9", "attempts": 2} | cluster)
+    return ServerSettings(state=str(tmp_path / "state, it's"), adapters=tmp_path / "adapters", cluster=chosen)
+
+
+@asynccontextmanager
+async def _service(settings: ServerSettings, cluster: ScriptedCluster) -> AsyncIterator[httpx.AsyncClient]:
+    served = Served(ModelSettings(), GateSettings(min_length_ratio=0.1), RewriteSettings(max_tokens=77))
+    app = create_app(PlainBackend(), settings, Keys(), DurableWork(settings, served, cluster))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=None) as client,
+    ):
+        yield client
+
+
+async def _submit(client: httpx.AsyncClient, kind: str, **params: Any) -> dict[str, Any]:
+    headers = {"Content-Type": "application/x-ndjson"}
+    file = (await client.post("/v1/files", content=ROW, headers=headers)).json()["id"]
+    answer = await client.post("/v1/jobs", json={"kind": kind, "input_file": file, "params": params})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+async def _ended(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
+    await client.get(f"/v1/jobs/{job_id}/events")
+    return dict((await client.get(f"/v1/jobs/{job_id}")).json())
+
+
+def _folder(settings: ServerSettings, job_id: str) -> Path:
+    return settings.state_folder / "jobs" / job_id
+
+
+def _publish(folder: Path) -> None:
+    made = folder / "adapter" / "1"
+    made.mkdir(parents=True)
+    (made / "adapter_model.safetensors").write_bytes(b"weights")
+    (made / "rewright.json").write_text(json.dumps({"name": "adapter", "version": "1", "base_model": "smollm2-135m"}))
+
+
+async def test_a_training_is_followed_over_a_restart_and_its_adapter_is_the_next_version(tmp_path: Path) -> None:
+    settings, cluster = _settings(tmp_path), ScriptedCluster()
+    (tmp_path / "adapters" / "math" / "1").mkdir(parents=True)
+    async with _service(settings, cluster) as client:
+        job = await _submit(client, "train", name="math", steps=3, reward="paper", rank=4)
+        name = await cluster.started(job["id"], 1)
+        words = shlex.split(cluster.commands[name])
+        given = load_settings(_folder(settings, job["id"]) / "settings.toml", {})
+        cluster.logs[name] = f"step 1 of {settings.state_folder}/x\nhalf a li"
+    cluster.logs[name] += "ne\nlast"
+    cluster.states[name] = ENDED
+    _publish(_folder(settings, job["id"]))
+    async with _service(settings, cluster) as client:
+        ended = await _ended(client, job["id"])
+        text = (await client.get(f"/v1/jobs/{job['id']}/events")).text
+        report = (await client.get(f"/v1/files/{ended['output_file']}/content")).json()
+    assert list(cluster.commands) == [name]
+    assert words[:3] == ["cd", str(_folder(settings, job["id"])), "&&"]
+    assert words[3:9] == ["exec", "python", "-P", "-m", "cli.main", "train"]
+    assert (given.train.steps, given.train.reward.preset, given.train.lora.rank) == (3, "paper", 4)
+    assert (given.gate.min_length_ratio, given.rewrite.max_tokens, given.engine.device) == (0.1, 77, "cpu")
+    assert (ended["status"], ended["adapter"], ended["error"]) == ("completed", "math@2", None)
+    assert report == {"name": "math", "version": "2", "base_model": "smollm2-135m", "job": job["id"]}
+    assert json.loads((tmp_path / "adapters" / "math" / "2" / "rewright.json").read_text()) == report
+    told = [line for d in text.split("data: ")[1:] for line in json.loads(d.split("\n")[0]).get("lines", ())]
+    assert told == ["step 1 of x", "half a line", "last"]
+    assert not _folder(settings, job["id"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "params", "status", "param"),
+    [
+        ("train", {}, 422, "params.name"),
+        ("train", {"name": "../x"}, 422, "params.name"),
+        ("train", {"name": "a b; rm -rf $HOME"}, 422, "params.name"),
+        ("train", {"name": "a", "steps": 10**9}, 422, "params.steps"),
+        ("train", {"name": "a", "learning_rate": "1e-4"}, 422, "params.learning_rate"),
+        ("train", {"name": "a", "source": "/etc/passwd"}, 422, "params.source"),
+        ("sft", {"name": "a", "method": "magic"}, 422, "params.method"),
+        ("sft", {"name": "a", "batch_rows": 6}, 422, "params.batch_rows"),
+        ("evaluate", {"tasks": ["x=/etc/passwd"]}, 422, "params.tasks"),
+        ("evaluate", {"tasks": ["piqa", "piqa"]}, 422, "params.tasks"),
+        ("evaluate", {"adapter": "none@1"}, 404, "adapter"),
+        ("evaluate", {"adapter": "../../x"}, 404, "adapter"),
+        ("evaluate", {"model": "none"}, 404, "params.model"),
+        ("evaluate", {"model": "/etc"}, 404, "params.model"),
+    ],
+)
+async def test_params_that_make_no_sense_are_refused(
+    tmp_path: Path, kind: str, params: dict[str, Any], status: int, param: str
+) -> None:
+    cluster = ScriptedCluster()
+    async with _service(_settings(tmp_path), cluster) as client:
+        headers = {"Content-Type": "application/x-ndjson"}
+        file = (await client.post("/v1/files", content=ROW, headers=headers)).json()["id"]
+        answer = await client.post("/v1/jobs", json={"kind": kind, "input_file": file, "params": params})
+        nothing = await client.post("/v1/jobs", json={"kind": "evaluate"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
+    assert nothing.json()["error"]["code"] == "nothing_to_do"
+    assert cluster.commands == {}
+
+
+def test_settings_files_are_toml_whatever_is_in_them() -> None:
+    from server.cluster_jobs import _toml
+
+    value = {"text": 'a "b" \\ \n \x7f ü 😀', "list": [{"x": 1}, {"y": [0.5, True]}], "none": None}
+    assert tomllib.loads(f"value = {_toml(value)}")["value"] == {k: v for k, v in value.items() if v is not None}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from agent.exceptions import OutputFileError
-from agent.records import file_row, is_output_row
+from agent.records import file_row, read_file_row
 
 _SPENT_LINES = 1024  # lines of rows that have been written since; more of them, and the file is made anew
 
@@ -85,10 +85,6 @@ def _read(path: Path) -> dict[str, bytes]:
     lines = {}
     with path.open("rb") as file:
         for line in file:
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if line.endswith(b"\n") and is_output_row(row):
+            if line.endswith(b"\n") and (row := read_file_row(line)):
                 lines[row["id"]] = line
     return lines

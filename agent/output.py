@@ -21,7 +21,7 @@ from agent.demonstrations import BadRow, Demonstration
 from agent.early import EarlyRows
 from agent.exceptions import OutputFileError, ResumeError
 from agent.intake import input_identity, overlap
-from agent.records import file_row, is_output_row
+from agent.records import file_row, read_file_row
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -148,11 +148,7 @@ class RecordWriter:
         """
         with self._journal.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError):
-                    row = None
-                if not is_output_row(row):
+                if (row := read_file_row(line)) is None:
                     raise ResumeError(f"{self._journal}: line {number} is not an output row: write another output")
                 yield row
 

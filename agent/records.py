@@ -5,6 +5,7 @@ Not here: writing files (`agent.output`), deciding (`agent.rewriter`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -142,11 +143,16 @@ def file_row(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def is_output_row(value: object) -> bool:
-    """Whether a value that was read back has the form of `file_row`: it may be another program's, or edited."""
-    if not isinstance(value, dict) or COLUMNS - value.keys():
-        return False
-    return isinstance(value["id"], str) and isinstance(value["error"], dict) and isinstance(value["mismatch"], dict)
+def read_file_row(line: bytes) -> dict[str, Any] | None:
+    """The row in the form of `file_row` that a line holds; None for any other line: another program's, or edited."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or COLUMNS - row.keys():
+        return None
+    whole = isinstance(row["id"], str) and isinstance(row["error"], dict) and isinstance(row["mismatch"], dict)
+    return row if whole else None
 
 
 COLUMNS = error_row(BadRow("", 0, ""), "").keys()

@@ -78,16 +78,19 @@ def watch(job_id: JobId, url: Url = _URL, max_errors: options.MaxErrors = 0, as_
         job = client.job(job_id)
     counts = job["request_counts"]
     done = counts["completed"] + counts["failed"]
-    rows = f", {done} of {counts['total']} rows are done" if job["kind"] == "rewrite" else ""
-    say(f"{job_id} is {job['status']}{rows}")
+    rewrites = job["kind"] == "rewrite"  # the other kinds count no rows
+    say(f"{job_id} is {job['status']}" + (f", {done} of {counts['total']} rows are done" if rewrites else ""))
     with _client(url, _RESTART_PATIENCE_S) as client, counting(job_id, counts["total"], before=done) as show:
         job = client.watch(job_id, lambda now: show(now["completed"] + now["failed"]))
     if as_json:
         print(json.dumps(job))
     counts = job["request_counts"]
-    made = job["fine_tuned_model"] or job["adapter"] if job["kind"] != "rewrite" else None
-    rows = f": {counts['completed']} of {counts['total']} rows, {counts['failed']} failed"
-    say(f"{job_id} {job['status']}{rows if job['kind'] == 'rewrite' else f', {made}' if made else ''}")
+    if rewrites:
+        came = f": {counts['completed']} of {counts['total']} rows, {counts['failed']} failed"
+    else:
+        made = job["fine_tuned_model"] or job["adapter"]
+        came = f", {made}" if made else ""
+    say(f"{job_id} {job['status']}{came}")
     if job["status"] != "completed" or counts["failed"] > max_errors:
         if job["error"]:
             say(job["error"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.adapters import adapter_versions, is_name, split_version
+from agent.disk import sync
 from server.exceptions import UnknownNameError
 
 
@@ -55,7 +56,7 @@ def publish(made: Path, root: Path, name: str, card: str, job_id: str) -> int:
                 if not (folder / str(number)).exists():
                     raise
                 continue
-            _sync(folder)
+            sync(folder)
             return number
 
 
@@ -105,12 +106,4 @@ def _seal(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder):
         if path.is_file():
             path.chmod(0o444)
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+        sync(path)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
+from agent.disk import sync
 from agent.exceptions import SettingsError
 from server.exceptions import StartError, UnavailableError
 from server.migrations import open_schema, schema_table
@@ -202,11 +203,7 @@ def write_whole(path: Path, write: Callable[[Any], None]) -> None:
 def commit(unfinished: Path, path: Path) -> None:
     """Give a file that is already on disk its final name, durably."""
     os.replace(unfinished, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)
 
 
 def _postgres_url(text: str) -> sa.URL:

@@ -5,7 +5,6 @@ Not here: what is in them, which is the trainer's (`trainer.grpo`).
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -41,12 +40,3 @@ def remove_unfinished_checkpoints(folder: Path) -> None:
     """Delete what a killed run left half written."""
     for path in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

@@ -103,8 +103,7 @@ def _unusable(row: Demonstration, gate: Gate, fits: Callable[[Demonstration], bo
 def _digest(rows: Sequence[Demonstration]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        turns = [[turn.role, turn.content] for turn in row.prompt]
-        digest.update(json.dumps([row.id, turns, row.expert, row.reference_answer]).encode())
+        digest.update(json.dumps([row.id, asked(row), row.expert, row.reference_answer]).encode())
     return digest.hexdigest()
 
 

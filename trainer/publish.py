@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from agent.adapters import CARD, CONFIG, WEIGHTS, adapter_versions, is_name, open_adapter, read_config
+from agent.disk import sync
 from agent.exceptions import AdapterError
-from trainer.checkpoints import sync
 from trainer.exceptions import PublishError
 
 _EXTRAS = ("curves.png", "samples.md")

@@ -15,7 +15,8 @@ from typing import Any
 
 from transformers import Trainer
 
-from trainer.checkpoints import STATE, UNFINISHED, checkpoint_name, remove_old_checkpoints, sync
+from agent.disk import sync
+from trainer.checkpoints import STATE, UNFINISHED, checkpoint_name, remove_old_checkpoints
 
 _Trainer: Any = object  # a trainer in truth: TRL's, after this class in the order of bases
 

@@ -13,47 +13,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE
 
-import httpx
 import pytest
 
 from agent.intake import read_rows
 from agent.records import file_row
-from server.ports import free_port
 from tests.plain_backend import plain_record
+from tests.scripted_process import PATIENCE_S, ScriptedProcess
 
 ROWS = 200
 KILLS = 3
-PATIENCE_S = 600.0
 
 
-class Service:
-    """A service process over one state folder, started again as often as it is killed."""
+class Service(ScriptedProcess):
+    """With shards of ten rows."""
 
     def __init__(self, state: Path) -> None:
-        self.port = free_port()
-        self.state = state
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
-
-    def start(self, pause_s: float) -> None:
-        command = [sys.executable, "-m", "tests.scripted_service", "--port", str(self.port), "--state", str(self.state)]
-        command += ["--pause", str(pause_s), "--shard-rows", "10"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        said = self.process.stdout.readline()
-        assert said.startswith("ready at"), said
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                assert self.http.get("/healthz").status_code == 200
-                return
-            except httpx.TransportError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(PATIENCE_S)
+        super().__init__(state, "--shard-rows", "10")
 
     def done(self, job_id: str) -> int:
         counts = self.http.get(f"/v1/jobs/{job_id}").json()["request_counts"]
@@ -64,10 +39,7 @@ class Service:
 def service(tmp_path: Path) -> Iterator[Service]:
     service = Service(tmp_path / "state")
     yield service
-    service.http.close()
-    if service.process.poll() is None:
-        service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(PATIENCE_S) == 0
+    service.stop()
 
 
 def _cli(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 
 from agent.models import ModelFiles
 from server.ports import free_port
+from tests.waiting import wait_until
 
 KEY = "key-of-the-local-service"
 SETTINGS = {
@@ -64,7 +64,7 @@ def service(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -
         trust_env=False,
     )
     try:
-        _wait_until(lambda: b"ready at" in log.read_bytes() or process.poll() is not None)
+        wait_until(lambda: b"ready at" in log.read_bytes() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
         yield Service(process, http, port, log)
     finally:
@@ -72,13 +72,6 @@ def service(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -
         if process.poll() is None:
             process.terminate()
             process.wait(PATIENCE_S)
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def _head(**headers: str) -> str:
@@ -154,7 +147,7 @@ def test_an_interrupt_lets_what_is_in_flight_finish(service: Service) -> None:
     body = {"demonstrations": [ROW], "strategy": "solve", "sampling": {"samples": 2, "max_tokens": 100}}
     with ThreadPoolExecutor() as pool:
         in_flight = pool.submit(service.http.post, "/v1/rewrites", json=body)
-        _wait_until(lambda: service.http.get("/readyz").json()["queue_rows"] == 1)
+        wait_until(lambda: service.http.get("/readyz").json()["queue_rows"] == 1)
         service.process.send_signal(signal.SIGINT)
         answer = in_flight.result()
     assert answer.status_code == 200

@@ -13,9 +13,8 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -25,6 +24,7 @@ import pytest
 from agent.models import ModelFiles
 from server.ports import free_port
 from tests.tiny import make_model
+from tests.waiting import wait_until
 
 ROWS = 200
 FAULTS = ["engine", "api", "engine", "Ray's head", "api", "service", "engine", "Ray's head"]
@@ -56,7 +56,7 @@ class Service:
                 self._command, env=os.environ | self._settings, stdout=log, stderr=log, start_new_session=True
             )
         self._process = process
-        _patiently(lambda: b"ready at" in self._log.read_bytes()[said:] or process.poll() is not None)
+        wait_until(lambda: b"ready at" in self._log.read_bytes()[said:] or process.poll() is not None)
         assert process.poll() is None, self._log.read_text()
 
     def kill(self, title: str | None) -> None:
@@ -100,13 +100,6 @@ def _command_line(process: psutil.Process) -> list[str]:
         return []
 
 
-def _patiently(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
 def model(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -> str:
     named = os.environ.get("REWRIGHT_FAULTS_MODEL")
@@ -138,12 +131,12 @@ def _finished(service: Service, job: str) -> int:
             seen.append(sum(body["request_counts"][name] for name in ("completed", "failed")))
         return bool(seen)
 
-    _patiently(answered)
+    wait_until(answered)
     return seen[0]
 
 
 def _result(service: Service, job: str) -> list[dict[str, object]]:
-    _patiently(lambda: (answer := service.get(f"/v1/jobs/{job}")) and answer.json()["status"] == "completed")
+    wait_until(lambda: (answer := service.get(f"/v1/jobs/{job}")) and answer.json()["status"] == "completed")
     body = service.http.get(f"/v1/jobs/{job}").json()
     assert body["request_counts"] == {"total": ROWS, "completed": ROWS, "failed": 0}
     content = service.http.get(f"/v1/files/{body['output_file']}/content").content
@@ -157,7 +150,7 @@ def test_kills_of_engine_api_and_ray_lose_and_repeat_nothing(service: Service) -
     job = _submit(service)
     for number, fault in enumerate(FAULTS):
         wanted = chance.uniform(0.3, 1.0) * (number + 1) * ROWS * 0.8 / len(FAULTS)
-        _patiently(lambda: _finished(service, job) >= wanted)  # noqa: B023
+        wait_until(lambda: _finished(service, job) >= wanted)  # noqa: B023
         before = _finished(service, job)
         match fault:
             case "engine":

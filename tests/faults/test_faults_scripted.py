@@ -8,45 +8,25 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
-
-from server.ports import free_port
 from tests.postgres import postgres
+from tests.scripted_process import PATIENCE_S, ScriptedProcess
+from tests.waiting import wait_until
 
 ROWS = 2000
 FAULTS = int(os.environ.get("REWRIGHT_FAULTS", "20"))
-PATIENCE_S = 600.0
 LEFT_ALONE = 200  # rows at the end that no fault waits for
 
 
-class Service:
-    """The scripted service over one state folder and one database, started again as often as it is killed."""
+class Service(ScriptedProcess):
+    """Over one database, with shards of twenty rows."""
 
     def __init__(self, state: Path, database: str | None) -> None:
-        self._port = free_port()
-        self._state, self._database = state, database
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=PATIENCE_S, trust_env=False)
-
-    def start(self, pause_s: float) -> None:
-        command = [sys.executable, "-m", "tests.scripted_service", "--port", str(self._port)]
-        command += ["--state", str(self._state), "--pause", str(pause_s), "--shard-rows", "20"]
-        command += ["--database", self._database] if self._database else []
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        said = self._process.stdout.readline()
-        assert said.startswith("ready at"), said
-        _patiently(lambda: self._is_up())
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait(PATIENCE_S)
+        super().__init__(state, "--shard-rows", "20", *(["--database", database] if database else []))
 
     def submit(self, rows: bytes) -> str:
         file = self.http.post("/v1/files", content=rows, headers={"Content-Type": "application/x-ndjson"})
@@ -68,7 +48,7 @@ class Service:
                 answers.append(body["request_counts"]["completed"] + body["request_counts"]["failed"])
             return bool(answers)
 
-        _patiently(answered)
+        wait_until(answered, PATIENCE_S)
         return answers[0]
 
     def result(self, job: str) -> bytes:
@@ -76,23 +56,10 @@ class Service:
             answer = self.http.get(f"/v1/jobs/{job}")
             return answer.status_code == 200 and answer.json()["status"] in ("completed", "failed")
 
-        _patiently(ended)
+        wait_until(ended, PATIENCE_S)
         body = self.http.get(f"/v1/jobs/{job}").json()
         assert body["status"] == "completed", body
         return self.http.get(f"/v1/files/{body['output_file']}/content").content
-
-    def _is_up(self) -> bool:
-        try:
-            return self.http.get("/healthz").status_code == 200
-        except httpx.TransportError:
-            return False
-
-
-def _patiently(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def _rows() -> bytes:
@@ -118,7 +85,7 @@ def _disturbed(service: Service, faults: dict[str, Callable[[], object]]) -> byt
     job = service.submit(_rows())
     for number in range(FAULTS):
         wanted = chance.uniform(0.5, 1.0) * (number + 1) * (ROWS - LEFT_ALONE) / FAULTS
-        _patiently(lambda: service.done(job) >= wanted)  # noqa: B023
+        wait_until(lambda: service.done(job) >= wanted, PATIENCE_S)  # noqa: B023
         time.sleep(chance.uniform(0.0, 0.2))
         before = service.done(job)
         name = chance.choice(sorted(faults))

@@ -11,8 +11,6 @@ import json
 import os
 import random
 import statistics
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -21,7 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.ports import free_port
+from tests.scripted_process import ScriptedProcess
 
 CLIENTS = 200
 CAPACITY = CLIENTS // 4
@@ -85,16 +83,10 @@ class Traffic:
 
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, "-m", "tests.scripted_service", "--port", str(port), "--state", str(tmp_path)]
-    service = subprocess.Popen(
-        [*command, "--pause", "0.2", "--queue-rows", str(CAPACITY)], stdout=subprocess.PIPE, text=True
-    )
-    assert service.stdout is not None
-    assert service.stdout.readline().startswith("ready at")
-    yield f"http://127.0.0.1:{port}"
-    service.terminate()
-    assert service.wait(PATIENCE_S) == 0
+    service = ScriptedProcess(tmp_path, "--queue-rows", str(CAPACITY))
+    service.start(pause_s=0.2)
+    yield service.url
+    service.stop()
 
 
 async def test_an_overrun_service_refuses_politely_and_loses_no_job(address: str) -> None:

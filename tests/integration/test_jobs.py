@@ -28,6 +28,7 @@ from server.schemas import ErrorResponse, RewriteOptions
 from server.settings import JobSettings, LimitSettings, ServerSettings
 from server.work import DurableWork
 from server.work_schemas import JobBody
+from tests.asgi import client_of
 from tests.plain_backend import PlainBackend
 from tests.scripted_engine import ScriptedEngine
 
@@ -45,11 +46,7 @@ def _settings(tmp_path: Path, **jobs: int) -> ServerSettings:
 @asynccontextmanager
 async def _service(backend: Backend, settings: ServerSettings) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(backend, settings, Keys(), DurableWork(settings))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=None) as client,
-    ):
+    async with client_of(app) as client:
         yield client
 
 

@@ -28,6 +28,7 @@ from server.cluster_jobs import Served
 from server.settings import ClusterSettings, ServerSettings
 from server.work import DurableWork
 from server.work_schemas import JobBody
+from tests.asgi import client_of
 from tests.plain_backend import PlainBackend
 from tests.tiny import make_model
 
@@ -107,11 +108,7 @@ async def _service(
     settings: ServerSettings, cluster: Scripted | Processes, served: Served | None = None
 ) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(PlainBackend(), settings, Keys(), DurableWork(settings, served, cluster))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=None) as client,
-    ):
+    async with client_of(app) as client:
         yield client
 
 

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 from agent.models import ModelFiles
 from server.ports import free_port
 from server.schemas import MismatchResponse, RewritesResponse
+from tests.waiting import wait_until
 
 QUEUE_ROWS = 8
 SETTINGS = {
@@ -71,7 +71,7 @@ def service(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -
     http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False)
     running = Service(process, http, log)
     try:
-        _wait_until(lambda: b"ready at" in log.read_bytes() or process.poll() is not None)
+        wait_until(lambda: b"ready at" in log.read_bytes() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
         yield running
     finally:
@@ -79,13 +79,6 @@ def service(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -
         if process.poll() is None:
             process.terminate()
             process.wait(PATIENCE_S)
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_the_time_from_start_to_first_answer_is_reported(service: Service) -> None:
@@ -148,7 +141,7 @@ def test_a_chunked_body_is_cut_off_behind_the_proxy(service: Service) -> None:
 def test_a_full_house_answers_429_with_retry_after(service: Service) -> None:
     with ThreadPoolExecutor() as pool:
         busy = pool.submit(service.rewrite, [APPLES | {"id": str(i)} for i in range(QUEUE_ROWS)])
-        _wait_until(lambda: service.rows_in_work() == QUEUE_ROWS)
+        wait_until(lambda: service.rows_in_work() == QUEUE_ROWS)
         refused = service.rewrite([APPLES])
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "3"
@@ -161,14 +154,14 @@ def test_work_ends_when_its_client_goes_away(service: Service) -> None:
     body = {"demonstrations": rows, "sampling": {"samples": 64, "max_tokens": 400}}  # many times our patience
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(service.http.base_url.join("/v1/rewrites"), json=body, timeout=2.0)
-    _wait_until(lambda: service.rows_in_work() == 0)
+    wait_until(lambda: service.rows_in_work() == 0)
     assert service.rewrite([APPLES]).status_code == 200
 
 
 def test_a_dead_engine_is_replaced_loses_nothing_and_is_not_called_ready(service: Service) -> None:
     with ThreadPoolExecutor() as pool:
         in_flight = pool.submit(service.rewrite, [APPLES], max_tokens=48)
-        _wait_until(lambda: service.rows_in_work() == 1)
+        wait_until(lambda: service.rows_in_work() == 1)
         (engine,) = service.processes("ServeReplica:rewright:engine")
         engine.kill()
         engine.wait()
@@ -177,7 +170,7 @@ def test_a_dead_engine_is_replaced_loses_nothing_and_is_not_called_ready(service
         assert refused.json()["error"]["code"] == "engine_unavailable"
         assert refused.headers["retry-after"] == "3"
         assert service.http.get("/healthz").status_code == 200
-        _wait_until(lambda: service.http.get("/readyz").status_code == 200)
+        wait_until(lambda: service.http.get("/readyz").status_code == 200)
         answer = in_flight.result()
     assert answer.status_code == 200
     assert answer.json()["data"][0]["status"] in ("self_solved", "fallback")
@@ -198,9 +191,9 @@ def test_shutting_down_finishes_what_is_in_flight_and_leaves_nothing_behind(serv
     left = psutil.Process(service.process.pid).children(recursive=True)
     with ThreadPoolExecutor() as pool:
         in_flight = pool.submit(service.rewrite, [APPLES], max_tokens=48)
-        _wait_until(lambda: service.rows_in_work() == 1)
+        wait_until(lambda: service.rows_in_work() == 1)
         service.process.send_signal(signal.SIGTERM)
-        _wait_until(lambda: b"shutting down" in service.log.read_bytes())
+        wait_until(lambda: b"shutting down" in service.log.read_bytes())
         answer = in_flight.result()
     assert answer.status_code == 200
     assert answer.json()["data"][0]["id"] == "apples"

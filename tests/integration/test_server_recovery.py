@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ import pytest
 from agent.models import ModelFiles
 from server.ports import free_port
 from tests.tiny import make_model, publish_lora
+from tests.waiting import wait_until
 
 REQUESTS = 32
 PATIENCE_S = 1200.0
@@ -83,7 +84,7 @@ def service(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -
     limits = httpx.Limits(max_connections=2 * REQUESTS)
     http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False, limits=limits)
     try:
-        _wait_until(lambda: b"ready at" in log.read_bytes() or process.poll() is not None)
+        wait_until(lambda: b"ready at" in log.read_bytes() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
         yield Service(process, http, folder / "adapters", model)
     finally:
@@ -91,13 +92,6 @@ def service(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -
         if process.poll() is None:
             process.terminate()
             process.wait(PATIENCE_S)
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_the_default_adapter_is_active_and_loaded(service: Service) -> None:
@@ -150,11 +144,11 @@ def test_an_engine_killed_under_32_requests_loses_none_of_them(service: Service)
     (engine,) = service.engines()
     with ThreadPoolExecutor(REQUESTS) as pool:
         requests = [pool.submit(service.rewrite, number, tokens=48) for number in range(REQUESTS)]
-        _wait_until(lambda: service.http.get("/readyz").json().get("queue_rows") == REQUESTS)
+        wait_until(lambda: service.http.get("/readyz").json().get("queue_rows") == REQUESTS)
         engine.kill()
         killed = time.monotonic()
-        _wait_until(lambda: service.http.get("/readyz").status_code == 503)
-        _wait_until(lambda: service.http.get("/readyz").status_code == 200)
+        wait_until(lambda: service.http.get("/readyz").status_code == 503)
+        wait_until(lambda: service.http.get("/readyz").status_code == 200)
         print(f"an engine answers {time.monotonic() - killed:.1f} s after the other was killed")
         records = [request.result() for request in requests]
         print(f"all {REQUESTS} requests are answered after {time.monotonic() - killed:.1f} s")

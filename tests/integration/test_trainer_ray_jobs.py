@@ -16,8 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +24,7 @@ import psutil
 import pytest
 
 from server.ports import free_port
+from tests.waiting import wait_until
 from trainer.request import TrainingRequest
 
 PATIENCE_S = 600.0
@@ -113,13 +113,6 @@ for line in sys.stdin:
         code = answer(output.write, *json.loads(line))
     print(json.dumps([code, output.getvalue(), errors.getvalue()]), flush=True)
 """
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 @dataclass(frozen=True)
@@ -219,11 +212,14 @@ def cluster() -> Iterator[Cluster]:
             start_new_session=True,
         )
     try:
-        wait_until(lambda: process.poll() is not None or running.ask("status", "none")[2].endswith("does not exist\n"))
+        wait_until(
+            lambda: process.poll() is not None or running.ask("status", "none")[2].endswith("does not exist\n"),
+            PATIENCE_S,
+        )
         assert process.poll() is None, (folder / "log").read_text()
         # The agent that starts jobs comes up after the dashboard.
         request = TrainingRequest(source=folder / "none", output=folder / "adapters").model_dump_json()
-        wait_until(lambda: running.ask("submit", "first", request, "1", "1")[0] == 0)
+        wait_until(lambda: running.ask("submit", "first", request, "1", "1")[0] == 0, PATIENCE_S)
         yield running
     finally:
         for client in running.clients.values():
@@ -280,7 +276,7 @@ def test_wrong_use_is_one_line_of_the_log(cluster: Cluster) -> None:
 def test_a_job_can_be_stopped_and_cleans_up(cluster: Cluster) -> None:
     cluster.submit("stopped", {"lines": 100_000, "pause_s": 0.05})
     follower = cluster.follow("stopped")
-    wait_until(lambda: "line 5" in cluster.log("stopped"))
+    wait_until(lambda: "line 5" in cluster.log("stopped"), PATIENCE_S)
     assert cluster.ask("stop", "stopped")[:2] == (0, "True\n")
     output, errors = follower.communicate(timeout=PATIENCE_S)
     assert follower.returncode == 0, errors
@@ -413,12 +409,12 @@ def test_wrong_use_in_a_worker_is_one_line_of_the_log(cluster: Cluster) -> None:
 
 def test_stopping_ends_the_workers_too(cluster: Cluster) -> None:
     cluster.submit("stopped-together", {"lines": 100_000, "pause_s": 0.05}, workers=2)
-    wait_until(lambda: "line 5" in cluster.log("stopped-together"))
+    wait_until(lambda: "line 5" in cluster.log("stopped-together"), PATIENCE_S)
     assert len(cluster.processes("RayTrainWorker")) == 2
     assert cluster.ask("stop", "stopped-together")[:2] == (0, "True\n")
     _, output, _ = cluster.ask("follow", "stopped-together")
     assert output.splitlines()[-1] == "ended STOPPED"
-    wait_until(lambda: not cluster.processes("RayTrainWorker"))
+    wait_until(lambda: not cluster.processes("RayTrainWorker"), PATIENCE_S)
 
 
 class Relay:

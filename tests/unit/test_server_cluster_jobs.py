@@ -22,6 +22,7 @@ from server.cluster import ClusterAwayError, ClusterState
 from server.cluster_jobs import Served
 from server.settings import ClusterSettings, ServerSettings
 from server.work import DurableWork
+from tests.asgi import client_of
 from tests.plain_backend import PlainBackend
 
 ROW = b'{"question": "1 + 1?", "answer": "2"}\n'
@@ -76,11 +77,7 @@ def _settings(tmp_path: Path, **cluster: Any) -> ServerSettings:
 async def _service(settings: ServerSettings, cluster: ScriptedCluster) -> AsyncIterator[httpx.AsyncClient]:
     served = Served(ModelSettings(), GateSettings(min_length_ratio=0.1), RewriteSettings(max_tokens=77))
     app = create_app(PlainBackend(), settings, Keys(), DurableWork(settings, served, cluster))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=None) as client,
-    ):
+    async with client_of(app) as client:
         yield client
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from trainer.checkpoints import sync
+from agent.disk import sync
 from trainer.compare.plan import Unit
 from trainer.exceptions import CheckpointError, TrainingSettingsError
 

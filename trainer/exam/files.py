@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from agent.disk import sync
 from agent.exceptions import OutputFileError, ResumeError
-from trainer.checkpoints import sync
 from trainer.exam.results import EvaluationResult, TaskResult
 
 

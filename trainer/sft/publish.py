@@ -18,7 +18,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from agent.adapters import CONFIG, read_config
-from trainer.checkpoints import sync
+from agent.disk import sync
 from trainer.exceptions import PublishError
 from trainer.publish import DataOfTraining, creation_time, package_versions, portable_config
 

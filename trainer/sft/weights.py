@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainer.checkpoints import sync
+from agent.disk import sync
 from trainer.exceptions import DivergedError
 from trainer.sft.data import SftRow
 from trainer.sft.loss import completion_logits, pack, token_losses, top_entropy

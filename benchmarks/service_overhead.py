@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -97,17 +97,13 @@ async def run_service(rows: Rows, url: str, model: str) -> dict[str, float]:
 
 
 @contextmanager
-def running_service(rewrite: RewriteSettings) -> Iterator[str]:
-    """Within: `rewright serve` on a free port of this machine."""
+def running_service(settings: Mapping[str, str]) -> Iterator[str]:
+    """Within: `rewright serve` on a free port of this machine, with settings as its environment has them."""
     port = free_port()
-    settings = {
-        "REWRIGHT_REWRITE__STRATEGY": rewrite.strategy,
-        "REWRIGHT_REWRITE__MAX_TOKENS": str(rewrite.max_tokens),
-    }
     state = tempfile.TemporaryDirectory()
     process = subprocess.Popen(
         [sys.executable, "-m", "cli.main", "serve", "--port", str(port)],
-        env=os.environ | settings | {"REWRIGHT_SERVER__STATE": state.name},
+        env={**os.environ, **settings, "REWRIGHT_SERVER__STATE": state.name},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -140,7 +136,8 @@ def main() -> None:
     rows = list(islice(read_rows(options.data), options.rows))
     engine = asyncio.run(run_engine(rows, rewrite))
     started = time.perf_counter()
-    with running_service(rewrite) as url:
+    settings = {"REWRIGHT_REWRITE__STRATEGY": rewrite.strategy, "REWRIGHT_REWRITE__MAX_TOKENS": str(rewrite.max_tokens)}
+    with running_service(settings) as url:
         start_s = time.perf_counter() - started
         service = asyncio.run(run_service(rows, url, ModelSettings().name))
     for result in (engine, service):

@@ -14,6 +14,8 @@ from trainer.data import TrainingData
 from trainer.exceptions import CheckpointError, TrainingSettingsError
 from trainer.request import TrainingRequest
 
+_HOTTEST_VLLM = 2.0
+
 
 def process_count() -> int:
     """Data-parallel processes of this training, this one included."""
@@ -26,15 +28,26 @@ def check_output(request: TrainingRequest, folder: Path, resume: bool) -> None:
         raise TrainingSettingsError(
             f"{request.output}: the folder's name is the adapter's; use letters, digits, '.', '_' and '-'"
         )
-    if request.engine.kind != "transformers":
-        raise TrainingSettingsError("training needs engine.kind transformers: the trainer shares the engine's model")
     processes = process_count()
+    if request.engine.kind == "vllm":
+        _check_vllm(request, processes)
     passes = request.train.optimizer.groups_per_pass * request.train.optimizer.updates_per_rollout
     if request.train.groups % (processes * passes):
         raise TrainingSettingsError(
             f"train.groups ({request.train.groups}) must be divisible by {processes} workers x {passes} groups a pass"
         )
     open_folder(request.output, folder, resume)
+
+
+def _check_vllm(request: TrainingRequest, processes: int) -> None:
+    if processes > 1:
+        raise TrainingSettingsError(
+            f"engine.kind vllm trains in one process, not in {processes} workers; use one, or engine.kind transformers"
+        )
+    if request.train.temperature > _HOTTEST_VLLM:
+        raise TrainingSettingsError(
+            f"train.temperature is {request.train.temperature:g}, and vLLM draws at {_HOTTEST_VLLM:g} at most"
+        )
 
 
 def open_folder(output: Path, folder: Path, resume: bool) -> None:
@@ -61,7 +74,7 @@ def open_folder(output: Path, folder: Path, resume: bool) -> None:
 def claim(folder: Path, request: TrainingRequest, data: TrainingData) -> None:
     """Write down what is trained here, or compare with what was written. Raises as `claim_as`."""
     # What decides how the next step comes out; more steps may be asked for where they do not change the schedule.
-    free = {"save_every", "keep_checkpoints"}
+    free = {"save_every", "keep_checkpoints", "engine_memory"}
     if request.train.optimizer.schedule == "constant_with_warmup":
         free.add("steps")
     described = {

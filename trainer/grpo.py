@@ -2,7 +2,8 @@
 
 TRL keeps the loss, the advantages, the optimiser and the loop. Replaced are: generation (`rollout_func`, through the
 engine), the log-probabilities (`trainer.packing`: a shared prompt is computed once, not once a completion), the
-shuffling of samples inside a generation (groups stay whole), and the writing of checkpoints (`trainer.staging`).
+shuffling of samples inside a generation (groups stay whole), and the writing of checkpoints (`trainer.staging`). Added
+is the correction for an engine that has a copy of the model to itself (`trainer.importance`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from trainer.devices import on_one_device
+from trainer.importance import correction_metrics, truncated_weights
 from trainer.packing import completion_logprobs
 from trainer.rollout import RolloutGroup
 from trainer.settings import TrainSettings
@@ -43,6 +45,7 @@ class RewriteTrainer(StagedCheckpoints, GRPOTrainer):  # type: ignore[misc]
         callbacks: of the loop.
         stop_ids: tokens that end a completion, as the engine knows them.
         max_tokens: the longest completion that a roll-out may have.
+        correct: weight tokens by how likely they are in `policy` over what the engine reports to have drawn them with.
         processes: data-parallel processes that share a step's groups.
     """
 
@@ -59,9 +62,10 @@ class RewriteTrainer(StagedCheckpoints, GRPOTrainer):  # type: ignore[misc]
         callbacks: list[TrainerCallback],
         stop_ids: frozenset[int],
         max_tokens: int,
+        correct: bool = False,
         processes: int = 1,
     ) -> None:
-        self._collect, self._on_log = collect, on_log
+        self._collect, self._on_log, self._correct = collect, on_log, correct
         self.checkpoint_state, self.checkpoints_kept = state, settings.keep_checkpoints
         self._passes: list[dict[str, Tensor | None]] = []
         groups = settings.groups // processes
@@ -96,15 +100,37 @@ class RewriteTrainer(StagedCheckpoints, GRPOTrainer):  # type: ignore[misc]
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         passes = self.args.steps_per_generation
         if self._step % (passes * self.num_iterations) == 0 or not self._passes:
-            self._passes = split_tensor_dict(self._generate_and_score_completions(generation_batch), passes)
+            samples = self._generate_and_score_completions(generation_batch)
+            self._passes = split_tensor_dict(self._corrected(samples) if self._correct else samples, passes)
         return self._passes[self._step % passes]
 
+    def _corrected(self, samples: dict[str, Any]) -> dict[str, Any]:
+        """The samples with the advantage of each token, (B, C), weighted by `truncated_weights`."""
+        mask, drawn = self._trained_on(samples), samples["sampling_per_token_logps"]
+        trained = samples.get("old_per_token_logps")
+        if trained is None:
+            with torch.no_grad():
+                trained, _, _ = self._get_per_token_logps_and_entropies(
+                    self.model,
+                    torch.cat([samples["prompt_ids"], samples["completion_ids"]], dim=1),
+                    torch.cat([samples["prompt_mask"], mask], dim=1),
+                    mask.shape[1],
+                    self.args.per_device_train_batch_size,
+                )
+        for name, value in correction_metrics(trained, drawn, mask).items():
+            self._metrics["train"][name].append(value)
+        return samples | {"advantages": samples["advantages"][:, None] * truncated_weights(trained, drawn, mask)}
+
+    def _trained_on(self, samples: dict[str, Tensor]) -> Tensor:
+        """1 at the completion tokens that the loss can learn from, (B, C)."""
+        if self.beta:
+            return samples["completion_mask"]
+        # Without a KL term a rewrite of no advantage has no gradient: it need not be computed.
+        advantages = samples["advantages"]
+        return samples["completion_mask"] * advantages.reshape(len(advantages), -1).any(dim=1)[:, None]
+
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        if self.beta == 0.0:
-            # Without a KL term a rewrite of no advantage has no gradient: it need not be computed.
-            informative = inputs["advantages"] != 0
-            inputs = inputs | {"completion_mask": inputs["completion_mask"] * informative[:, None]}
-        loss: Tensor = super()._compute_loss(model, inputs)
+        loss: Tensor = super()._compute_loss(model, inputs | {"completion_mask": self._trained_on(inputs)})
         return loss
 
     def _get_per_token_logps_and_entropies(

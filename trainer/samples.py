@@ -76,22 +76,22 @@ class SamplesFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
 
     def append(self, step: int, samples: Sequence[Sample]) -> None:
         """Add the section of a step; one of the same or a later step, left by an interrupted run, is replaced."""
         self.rewind(step - 1)
         entries = (_entry(sample) for sample in samples)
-        with self._path.open("ab", buffering=0) as file:
+        with self.path.open("ab", buffering=0) as file:
             file.write("\n".join([f"\n## Step {step}\n", *entries]).encode())
 
     def rewind(self, step: int) -> None:
         """Drop every section beyond `step`; the file is there afterwards."""
-        lines = self._path.read_text("utf-8").splitlines(keepends=True) if self._path.exists() else [_TITLE]
+        lines = self.path.read_text("utf-8").splitlines(keepends=True) if self.path.exists() else [_TITLE]
         kept = "".join(takewhile(lambda line: not ((at := _STEP.fullmatch(line)) and int(at[1]) > step), lines))
-        unfinished = self._path.with_name(f".{self._path.name}.unfinished")
+        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
         unfinished.write_text(f"{kept.rstrip()}\n", "utf-8")
-        os.replace(unfinished, self._path)
+        os.replace(unfinished, self.path)
 
 
 def _entry(sample: Sample) -> str:

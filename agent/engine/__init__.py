@@ -49,7 +49,8 @@ class Completion:
     Attributes:
         ids: token ids, the stop token included when `finish_reason` is `stop`.
         text: `ids` without special tokens, decoded.
-        logprobs: log-probability of each id under the sampling model at temperature 1, nats.
+        logprobs: log-probability of each id under the sampling model at temperature 1, nats; from an engine that was
+            started for a trainer, the one that it was drawn with.
         finish_reason: `stop` at a stop token, `length` at `max_tokens` or the end of the context.
     """
 

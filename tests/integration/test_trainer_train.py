@@ -93,6 +93,7 @@ def test_every_step_is_logged_with_its_terms(uninterrupted: Path) -> None:
     records = train_metrics(uninterrupted)
     assert [record.step for record in records] == [1, 2]
     assert {"reward", "pass_rate", "loss", "grad_norm", "entropy", "seconds/rollout"} <= set(records[0].metrics)
+    assert [record.metrics["staleness"] for record in records] == [0, 0]
     assert any(record.metrics["grad_norm"] > 0 for record in records), "some group must have a signal"
 
 

@@ -7,8 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import httpx
+import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -17,15 +21,39 @@ from transformers import AutoModelForCausalLM
 from agent.models import ModelFiles
 from server.ports import free_port
 from server.schemas import RewritesResponse
+from tests.waiting import PATIENCE_S, wait_until
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
 
 APPLES = {"id": "apples", "question": "Mira has 3 apples and buys 4. How many?", "answer": "3+4=<<3+4=7>>7\n#### 7"}
-PATIENCE_S = 1200.0
+REQUESTS = 32
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service."""
+
+    process: subprocess.Popen[bytes]
+    http: httpx.Client
+
+    def rewrite(self, number: int) -> dict[str, Any]:
+        body = {
+            "demonstrations": [APPLES | {"id": f"row {number}"}],
+            "strategy": "rewrite",
+            "sampling": {"temperature": 1.0, "samples": 1, "max_tokens": 48, "seed": number},
+        }
+        answer = self.http.post("/v1/rewrites", json=body)
+        assert answer.status_code == 200, answer.text
+        (record,) = answer.json()["data"]
+        return dict(record)
+
+    def vllm_processes(self) -> list[psutil.Process]:
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if "EngineCore" in child.name()]
 
 
 @pytest.fixture(scope="module")
-def service(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def service(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
     model = AutoModelForCausalLM.from_pretrained(model_files.path, dtype=torch.float32)
     get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj"])).save_pretrained(str(folder / "still"))
@@ -36,6 +64,7 @@ def service(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -
         "REWRIGHT_ENGINE__VLLM__MAX_LORA_RANK": "8",
         "REWRIGHT_ENGINE__VLLM__MAX_CPU_LORAS": "1",
         "REWRIGHT_REWRITE__ADAPTER": str(folder / "still"),
+        "REWRIGHT_SERVER__RAY__HEALTH_PERIOD_S": "1",
     }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -46,26 +75,26 @@ def service(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + PATIENCE_S
-        while b"ready at" not in (folder / "log").read_bytes():
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline, "waited in vain"
-            time.sleep(0.1)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False) as http:
-            yield http
+        wait_until(lambda: b"ready at" in (folder / "log").read_bytes() or process.poll() is not None)
+        assert process.poll() is None, (folder / "log").read_text()
+        limits = httpx.Limits(max_connections=2 * REQUESTS)
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False, limits=limits
+        ) as http:
+            yield Service(process, http)
     finally:
         process.terminate()
         process.wait(PATIENCE_S)
 
 
 @pytest.mark.parametrize("strategy", ["solve", "rewrite"])
-def test_demonstrations_are_rewritten_with_the_base_model_and_with_the_adapter(service: httpx.Client, strategy: str):
+def test_demonstrations_are_rewritten_with_the_base_model_and_with_the_adapter(service: Service, strategy: str):
     body = {
         "demonstrations": [APPLES] * 3,
         "strategy": strategy,
         "sampling": {"temperature": 0.7, "samples": 2, "max_tokens": 48, "seed": 0},
     }
-    answer = service.post("/v1/rewrites", json=body)
+    answer = service.http.post("/v1/rewrites", json=body)
     assert answer.status_code == 200, answer.text
     RewritesResponse.model_validate(answer.json(), strict=True)
     records = answer.json()["data"]
@@ -75,5 +104,25 @@ def test_demonstrations_are_rewritten_with_the_base_model_and_with_the_adapter(s
     assert all(record["mismatch"]["expert"]["tokens"] > 5 for record in records)
 
 
-def test_the_service_says_that_it_is_ready(service: httpx.Client):
-    assert service.get("/readyz").json()["model"] == "smollm2-135m"
+def test_the_service_says_that_it_is_ready(service: Service):
+    assert service.http.get("/readyz").json()["model"] == "smollm2-135m"
+
+
+def test_vllm_killed_under_32_requests_is_replaced_and_every_request_is_answered_once(service: Service):
+    (core,) = service.vllm_processes()
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        requests = [pool.submit(service.rewrite, number) for number in range(REQUESTS)]
+        wait_until(lambda: service.http.get("/readyz").json().get("queue_rows") == REQUESTS)
+        core.kill()
+        killed = time.monotonic()
+        wait_until(lambda: service.http.get("/readyz").status_code == 503)
+        wait_until(lambda: service.http.get("/readyz").status_code == 200)
+        print(f"a vLLM engine answers {time.monotonic() - killed:.1f} s after the other was killed")
+        records = [request.result() for request in requests]
+        print(f"all {REQUESTS} requests are answered after {time.monotonic() - killed:.1f} s")
+    assert [record["id"] for record in records] == [f"row {number}" for number in range(REQUESTS)]
+    assert {record["status"] for record in records} <= {"rewritten", "fallback"}
+    assert all(record["attempts"] == 1 for record in records)
+    assert service.http.get("/readyz").json()["queue_rows"] == 0
+    (replacement,) = service.vllm_processes()
+    assert replacement.pid != core.pid

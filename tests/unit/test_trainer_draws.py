@@ -1,0 +1,62 @@
+"""Which rows a step draws, and from which version of the adapter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from agent.chat import ChatFormat
+from agent.demonstrations import Demonstration, Message
+from agent.engine.lora import LoraHost
+from agent.gate import Gate
+from agent.settings import GateSettings, RewardSettings, RewriteSettings
+from tests.scripted_engine import ScriptedEngine
+from tests.tiny_chat import tiny_model, tiny_tokenizer
+from trainer.curriculum import Curriculum
+from trainer.draws import Draws
+from trainer.policy import PublishedPolicy
+from trainer.rollout import RolloutWorker
+from trainer.settings import TrainSettings
+
+ROWS = [Demonstration(f"row {n}", (Message("user", "What is 1 + 2 ?"),), "It is 3", "3", "math") for n in range(8)]
+SETTINGS = TrainSettings.model_validate({"samples": 3, "refills": 1, "groups": 4})
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    """Writes nothing, which no gate passes: no group ever has a signal."""
+    return ScriptedEngine(ChatFormat(tiny_tokenizer()), "")
+
+
+@pytest.fixture
+def draws(engine: ScriptedEngine, tmp_path: Path) -> Iterator[Draws]:
+    torch.manual_seed(0)
+    model = LoraHost(tiny_model()).add_trainable("policy", LoraConfig(r=2, target_modules=["q_proj"]))
+    chat, gate, reward = ChatFormat(tiny_tokenizer()), Gate(GateSettings()), RewardSettings(preset="gate_only")
+    worker = RolloutWorker(engine, chat, gate, None, RewriteSettings(), reward)
+    curriculum = Curriculum([1] * len(ROWS), 0, by_difficulty=False)
+    with asyncio.Runner() as runner:
+        yield Draws(PublishedPolicy(engine, model, tmp_path), worker, ROWS, curriculum, SETTINGS, runner)
+        runner.run(gate.aclose())
+
+
+def test_each_step_draws_from_the_version_that_is_published_for_it(draws: Draws, engine: ScriptedEngine) -> None:
+    for step in (0, 1, 2):
+        engine.sampled.clear()
+        assert draws.draw(step, 2).policy_step == step
+        assert {adapter for _, _, adapter in engine.sampled} == {f"policy@{step}"}
+        assert asyncio.run(engine.loaded()) == {f"policy@{step}"}
+
+
+def test_groups_without_a_signal_are_replaced_as_often_as_refills_allow(draws: Draws, engine: ScriptedEngine) -> None:
+    drawn = draws.draw(0, 2)
+    assert [len(group.rewrites) for group in drawn.groups] == [3] * 4
+    assert len({group.demonstration.id for group in drawn.groups}) == 4
+    assert [n for _, n, _ in engine.sampled] == [3] * 4
+    assert drawn.metrics["no_signal"] == 1
+    assert {"seconds/rollout", "seconds/gate", "seconds/score"} <= drawn.metrics.keys()

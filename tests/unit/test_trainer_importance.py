@@ -1,0 +1,113 @@
+"""Truncated importance weights, and the gradient that a trainer makes of them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from agent.demonstrations import Demonstration, Message
+from agent.engine import Completion
+from agent.engine.loading import load_model
+from agent.engine.lora import LoraHost
+from agent.reward import GroupReward
+from agent.settings import EngineSettings
+from tests.tiny_chat import tiny_tokenizer, write_tiny_model
+from trainer.grpo import RewriteTrainer
+from trainer.importance import correction_metrics, truncated_weights
+from trainer.packing import completion_logprobs
+from trainer.rollout import Rewrite, RolloutGroup
+from trainer.settings import TrainSettings
+
+END = 3
+PROMPT = [4, 5, 6, 7]
+COMPLETIONS = [[8, 9, END], [10, 11, 12, END]]
+
+
+def test_a_token_that_the_trainer_makes_likelier_counts_more_up_to_the_cut() -> None:
+    trained = torch.tensor([[-1.0, -1.0, -1.0, -1.0]])
+    drawn = torch.tensor([[-1.0, -1.5, -9.0, -9.0]])
+    mask = torch.tensor([[1, 1, 1, 0]])
+    assert truncated_weights(trained, drawn, mask)[0].tolist() == pytest.approx([1.0, math.exp(0.5), 2.0, 1.0])
+    assert correction_metrics(trained, drawn, mask) == pytest.approx(
+        {"engine/difference": (0 + 0.5 + 8) / 3, "engine/weight": (1 + math.exp(0.5) + 2) / 3, "engine/cut": 1 / 3}
+    )
+
+
+def test_of_no_token_nothing_is_measured() -> None:
+    nothing = torch.zeros(1, 2)
+    assert all(math.isnan(value) for value in correction_metrics(nothing, nothing, nothing).values())
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def logs_of_a_step(model_folder: Path, folder: Path, loss: str, likelier: float, *, correct: bool) -> dict[str, float]:
+    """What is logged of one update on a group whose tokens are `likelier` times what they were drawn with."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    host = LoraHost(load_model(model_folder, EngineSettings(dtype="float32", device="cpu")))
+    policy = host.add_trainable("policy", config)
+    with torch.no_grad():
+        trained, _ = completion_logprobs(
+            policy,
+            torch.tensor([PROMPT] * 2),
+            torch.ones(2, len(PROMPT)),
+            torch.tensor([[*COMPLETIONS[0], 0], COMPLETIONS[1]]),
+            torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]),
+            temperature=1.0,
+        )
+    drawn = (trained - math.log(likelier)).tolist()
+    group = RolloutGroup(
+        Demonstration("row", (Message("user", "What"),), "It"),
+        PROMPT,
+        3,
+        [Rewrite(Completion(ids, "", of[: len(ids)], "stop")) for ids, of in zip(COMPLETIONS, drawn, strict=True)],
+        reward=GroupReward([1.0, 0.0], [0.0, 0.0], [0.0, 0.0]),
+    )
+    optimizer = {"groups_per_pass": 1, "warmup_steps": 0, "loss": loss}
+    settings = TrainSettings.model_validate(
+        {"steps": 1, "groups": 1, "samples": 2, "temperature": 1.0, "optimizer": optimizer}
+    )
+    logged: dict[str, float] = {}
+    trainer = RewriteTrainer(
+        policy,
+        tiny_tokenizer(),
+        settings,
+        folder,
+        collect=lambda step, count: [group],
+        state=dict,
+        on_log=lambda step, logs: logged.update(logs),
+        callbacks=[],
+        stop_ids=frozenset({END}),
+        max_tokens=8,
+        correct=correct,
+    )
+    trainer.train()
+    return logged
+
+
+@pytest.mark.parametrize("loss", ["dapo", "gspo"])
+def test_the_gradient_grows_with_the_weights_of_the_tokens(
+    loss: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+
+    def step(likelier: float, *, correct: bool) -> dict[str, float]:
+        return logs_of_a_step(model_folder, tmp_path, loss, likelier, correct=correct)
+
+    plain = step(1.0, correct=False)
+    assert plain["grad_norm"] > 0
+    assert "engine/weight" not in plain
+    assert step(1.5, correct=False)["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
+    for likelier, weight, cut in [(1.0, 1.0, 0), (1.5, 1.5, 0), (10.0, 2.0, 1)]:
+        corrected = step(likelier, correct=True)
+        assert corrected["grad_norm"] == pytest.approx(weight * plain["grad_norm"], rel=1e-4)
+        assert corrected["engine/weight"] == pytest.approx(weight, rel=1e-5)
+        assert corrected["engine/difference"] == pytest.approx(math.log(likelier), abs=1e-5)
+        assert corrected["engine/cut"] == cut

@@ -1,0 +1,54 @@
+"""The best adapter so far, by its score on the held-out rows: kept beside the checkpoints until it is published."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from peft import PeftModel
+
+
+class BestAdapter:
+    """Keeps the adapter with the highest score as `best-<step>`.
+
+    Args:
+        folder: of the training.
+
+    Attributes:
+        metrics: what was measured of it, with its `step`; empty before the first.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.metrics: dict[str, float] = {}
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps that its weights have seen."""
+        return int(self.metrics["step"])
+
+    @property
+    def path(self) -> Path:
+        """Where PEFT saved it."""
+        return self._path_of(self.step)
+
+    def consider(self, step: int, metrics: Mapping[str, float], model: PeftModel) -> None:
+        """Keep the adapter of `step` if it scores higher; the one before goes when no checkpoint needs it."""
+        if self.metrics and metrics["score"] <= self.metrics["score"]:
+            return
+        self.metrics = {**metrics, "step": step}
+        unfinished = self._folder / ".best-unfinished"
+        for leftover in (unfinished, self.path):
+            shutil.rmtree(leftover, ignore_errors=True)
+        model.save_pretrained(str(unfinished))
+        unfinished.rename(self.path)
+
+    def forget_others(self) -> None:
+        """Delete those before: the newest checkpoint names this one."""
+        for path in self._folder.glob("best-*"):
+            if path != self.path:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _path_of(self, step: int) -> Path:
+        return self._folder / f"best-{step}"

@@ -97,8 +97,8 @@ async def run_service(rows: Rows, url: str, model: str) -> dict[str, float]:
 
 
 @contextmanager
-def running_service(rewrite: RewriteSettings) -> Iterator[str]:
-    """Within: `rewright serve` on a free port of this machine."""
+def running_service(rewrite: RewriteSettings, *flags: str) -> Iterator[str]:
+    """Within: `rewright serve` on a free port of this machine, with further flags."""
     port = free_port()
     settings = {
         "REWRIGHT_REWRITE__STRATEGY": rewrite.strategy,
@@ -106,7 +106,7 @@ def running_service(rewrite: RewriteSettings) -> Iterator[str]:
     }
     state = tempfile.TemporaryDirectory()
     process = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", "serve", "--port", str(port)],
+        [sys.executable, "-m", "cli.main", "serve", "--port", str(port), *flags],
         env=os.environ | settings | {"REWRIGHT_SERVER__STATE": state.name},
         stderr=subprocess.PIPE,
         text=True,

@@ -72,6 +72,7 @@ def _start(
                 quantization=options.quantization,
                 max_model_len=length,
                 max_num_seqs=settings.max_sequences,
+                scheduling_policy="priority",
                 max_num_batched_tokens=options.max_batched_tokens,
                 tensor_parallel_size=options.tensor_parallel_size,
                 gpu_memory_utilization=options.gpu_memory_utilization,

@@ -119,7 +119,7 @@ def run(sizes: list[int]) -> dict[str, Any]:
             assert service.stdout is not None
             if not service.stdout.readline().startswith("ready"):
                 raise RuntimeError("the service did not start")
-            with JobsClient(f"http://127.0.0.1:{port}", None, patience_s=60) as client:
+            with JobsClient(f"http://127.0.0.1:{port}", None, patience_s=600) as client:
                 measure(client, service.pid, Path(folder, "warm.jsonl"), 200)
                 before = peak_mib(service.pid)
                 sizes_measured = []

@@ -19,6 +19,7 @@ _BUSY = (429, 502, 503)
 _LONGEST_WAIT_S = 30.0
 _PAGE = 100
 _CHUNK = 1 << 20
+_UPLOAD_SILENCE_S = 900.0  # a busy service checks what it has before it takes more, and all of it before it answers
 TERMINAL = ("completed", "failed", "cancelled")
 
 
@@ -59,7 +60,10 @@ class JobsClient:
 
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(path.stat().st_size)}
         query = {"filename": path.name}
-        return self._json(lambda: self._http.post("/v1/files", params=query, content=content(), headers=headers))
+        timeout = httpx.Timeout(_UPLOAD_SILENCE_S, connect=30.0)
+        return self._json(
+            lambda: self._http.post("/v1/files", params=query, content=content(), headers=headers, timeout=timeout)
+        )
 
     def submit(self, file_id: str, params: dict[str, Any], kind: str = "rewrite") -> dict[str, Any]:
         """Start a job; sent twice for want of an answer, it is one job. Raises ServiceError."""

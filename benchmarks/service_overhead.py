@@ -97,12 +97,12 @@ async def run_service(rows: Rows, url: str, model: str) -> dict[str, float]:
 
 
 @contextmanager
-def running_service(settings: Mapping[str, str]) -> Iterator[str]:
+def running_service(settings: Mapping[str, str], *flags: str) -> Iterator[str]:
     """Within: `rewright serve` on a free port of this machine, with settings as its environment has them."""
     port = free_port()
     state = tempfile.TemporaryDirectory()
     process = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", "serve", "--port", str(port)],
+        [sys.executable, "-m", "cli.main", "serve", "--port", str(port), *flags],
         env={**os.environ, **settings, "REWRIGHT_SERVER__STATE": state.name},
         stderr=subprocess.PIPE,
         text=True,

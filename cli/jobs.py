@@ -51,11 +51,9 @@ def submit(
     sampling = {name: value for name, value in (("max_tokens", max_tokens), ("seed", seed)) if value is not None}
     given = _params(params)
     named = {name: value for name, value in (("strategy", strategy), ("adapter", adapter)) if value is not None}
-    with _client(url) as client:
+    with open_client(url) as client:
         file = client.upload(source)
-        if file["unreadable_rows"]:
-            first = file["problems"][0]
-            say(f"{file['unreadable_rows']} rows cannot be read; the first is line {first['line']}: {first['message']}")
+        tell_problems(file)
         job = client.submit(file["id"], given | named | ({"sampling": sampling} if sampling else {}), kind)
     print(json.dumps(job) if as_json else job["id"])
 
@@ -63,7 +61,7 @@ def submit(
 @app.command("list")
 def list_jobs(url: Url = _URL, as_json: options.AsJson = False) -> None:
     """The jobs of the service, newest first."""
-    with _client(url) as client:
+    with open_client(url) as client:
         jobs = list(client.jobs())
     if as_json:
         print(json.dumps(jobs))
@@ -74,18 +72,13 @@ def list_jobs(url: Url = _URL, as_json: options.AsJson = False) -> None:
 @app.command("watch")
 def watch(job_id: JobId, url: Url = _URL, max_errors: options.MaxErrors = 0, as_json: options.AsJson = False) -> None:
     """Follow a job until it ends. The exit code is 1 when it failed, or more than --max-errors rows did."""
-    with _client(url) as client:
+    with open_client(url) as client:
         job = client.job(job_id)
-    counts = job["request_counts"]
-    done = counts["completed"] + counts["failed"]
-    rewrites = job["kind"] == "rewrite"  # the other kinds count no rows
-    say(f"{job_id} is {job['status']}" + (f", {done} of {counts['total']} rows are done" if rewrites else ""))
-    with _client(url, _RESTART_PATIENCE_S) as client, counting(job_id, counts["total"], before=done) as show:
-        job = client.watch(job_id, lambda now: show(now["completed"] + now["failed"]))
+    job = follow(job, url)
     if as_json:
         print(json.dumps(job))
     counts = job["request_counts"]
-    if rewrites:
+    if job["kind"] == "rewrite":
         came = f": {counts['completed']} of {counts['total']} rows, {counts['failed']} failed"
     else:
         made = job["fine_tuned_model"] or job["adapter"]
@@ -100,7 +93,7 @@ def watch(job_id: JobId, url: Url = _URL, max_errors: options.MaxErrors = 0, as_
 @app.command("cancel")
 def cancel(job_id: JobId, url: Url = _URL) -> None:
     """End a job early; the rows that are finished are kept."""
-    with _client(url) as client:
+    with open_client(url) as client:
         say(f"{job_id} {client.cancel(job_id)['status']}")
 
 
@@ -112,7 +105,7 @@ def results(
     url: Url = _URL,
 ) -> None:
     """Fetch the rows of a job that has ended, as JSON lines, or its report; to standard output without -o."""
-    with _client(url) as client:
+    with open_client(url) as client:
         job = client.job(job_id)
         file_id = job["error_file" if errors else "output_file"]
         if file_id is None:
@@ -122,10 +115,25 @@ def results(
             client.download(file_id, sys.stdout.buffer.write)
             sys.stdout.buffer.flush()
             return
-        unfinished = output.with_name(f".{output.name}.unfinished")
-        with unfinished.open("wb") as file:
-            client.download(file_id, file.write)
-        os.replace(unfinished, output)
+        client.save(file_id, output)
+
+
+def follow(job: dict[str, Any], url: str) -> dict[str, Any]:
+    """Show how far a job is until it ends, over restarts of the service; returns it then. Raises ServiceError."""
+    job_id, counts = job["id"], job["request_counts"]
+    done = counts["completed"] + counts["failed"]
+    # The other kinds count no rows.
+    far = f", {done} of {counts['total']} rows are done" if job["kind"] == "rewrite" else ""
+    say(f"{job_id} is {job['status']}{far}")
+    with open_client(url, _RESTART_PATIENCE_S) as client, counting(job_id, counts["total"], before=done) as show:
+        return client.watch(job_id, lambda now: show(now["completed"] + now["failed"]))
+
+
+def tell_problems(file: dict[str, Any]) -> None:
+    """Say how many rows of an uploaded file cannot be read, if any."""
+    if file["unreadable_rows"]:
+        first = file["problems"][0]
+        say(f"{file['unreadable_rows']} rows cannot be read; the first is line {first['line']}: {first['message']}")
 
 
 def _params(text: str | None) -> dict[str, Any]:
@@ -140,7 +148,7 @@ def _params(text: str | None) -> dict[str, Any]:
     return params
 
 
-def _client(url: str, patience_s: float = _PATIENCE_S) -> JobsClient:
+def open_client(url: str, patience_s: float = _PATIENCE_S) -> JobsClient:
     from cli.jobs_client import JobsClient
 
     return JobsClient(url, os.environ.get(_KEY_VARIABLE), patience_s=patience_s)

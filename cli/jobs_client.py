@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ _BUSY = (429, 502, 503)
 _LONGEST_WAIT_S = 30.0
 _PAGE = 100
 _CHUNK = 1 << 20
+_UPLOAD_SILENCE_S = 900.0  # a busy service checks what it has before it takes more, and all of it before it answers
 TERMINAL = ("completed", "failed", "cancelled")
 
 
@@ -59,23 +61,26 @@ class JobsClient:
 
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(path.stat().st_size)}
         query = {"filename": path.name}
-        return self._json(lambda: self._http.post("/v1/files", params=query, content=content(), headers=headers))
+        timeout = httpx.Timeout(_UPLOAD_SILENCE_S, connect=30.0)
+        return self._json(
+            lambda: self._http.post("/v1/files", params=query, content=content(), headers=headers, timeout=timeout)
+        )
 
-    def submit(self, file_id: str, params: dict[str, Any], kind: str = "rewrite") -> dict[str, Any]:
-        """Start a job; sent twice for want of an answer, it is one job. Raises ServiceError."""
-        headers = {"Idempotency-Key": uuid.uuid4().hex}
+    def submit(
+        self, file_id: str, params: dict[str, Any], kind: str = "rewrite", *, key: str | None = None
+    ) -> dict[str, Any]:
+        """Start a job; sent twice for want of an answer, or with the same `key`, it is one job. Raises ServiceError."""
+        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
         body = {"kind": kind, "input_file": file_id, "params": params}
         return self._json(lambda: self._http.post("/v1/jobs", json=body, headers=headers))
 
     def jobs(self) -> Iterator[dict[str, Any]]:
         """All jobs, newest first. Raises ServiceError."""
-        query: dict[str, Any] = {"limit": _PAGE}
-        while True:
-            page = self._json(lambda: self._http.get("/v1/jobs", params=query))
-            yield from page.get("data") or ()
-            if not page.get("has_more"):
-                return
-            query["after"] = page["data"][-1]["id"]
+        return self._all("/v1/jobs")
+
+    def files(self) -> Iterator[dict[str, Any]]:
+        """All files, newest first. Raises ServiceError."""
+        return self._all("/v1/files")
 
     def job(self, job_id: str) -> dict[str, Any]:
         """One job. Raises ServiceError."""
@@ -125,6 +130,22 @@ class JobsClient:
                     write(chunk)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
+
+    def save(self, file_id: str, path: Path) -> None:
+        """Fetch a file to `path`, which is whole or not there. Raises ServiceError and OSError."""
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        with unfinished.open("wb") as file:
+            self.download(file_id, file.write)
+        os.replace(unfinished, path)
+
+    def _all(self, path: str) -> Iterator[dict[str, Any]]:
+        query: dict[str, Any] = {"limit": _PAGE}
+        while True:
+            page = self._json(lambda: self._http.get(path, params=query))
+            yield from page.get("data") or ()
+            if not page.get("has_more"):
+                return
+            query["after"] = page["data"][-1]["id"]
 
     def _events(self, job_id: str, after: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Id, type and data of each event; ends when the service closes the stream."""

@@ -36,7 +36,10 @@ def rewrite(
     url: Annotated[
         str | None, typer.Option("--url", metavar="URL", help="Send the work to this service instead.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where OUT stops.")] = False,
+    as_job: Annotated[
+        bool, typer.Option("--job", help="With --url: one job for all of IN, which goes on without this command.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where OUT stops, or with the job.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
     max_errors: options.MaxErrors = 0,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", metavar="N", help="Tokens of a candidate.")] = None,
@@ -64,19 +67,20 @@ def rewrite(
         ],
     )
     _refuse_contradictions(output is None, resume, overwrite, as_json, url, model)
+    if as_job:
+        _refuse_for_job(url, output, limit)
     if dry_run:
         print(settings.model_dump_json(indent=2))
         return
     from cli.output import Job
 
     job = Job(source, output, limit, resume, overwrite)
-    key = os.environ.get(_KEY_VARIABLE)
-    work = rewrite_there(settings, job, url, key, _PATIENCE_S) if url else _rewrite_here(settings, job)
-    try:
-        summary = asyncio.run(work)
-    except KeyboardInterrupt:
-        say(f"interrupted: the same command with --resume goes on where {output} stops" if output else "interrupted")
-        raise
+    if as_job and url:
+        from cli.rewrite_job import rewrite_as_job
+
+        summary = rewrite_as_job(job, _asked_of_service(settings), url)
+    else:
+        summary = _rewrite_rows(settings, job, url)
     summary.print()
     if as_json:
         print(json.dumps(summary.as_dict()))
@@ -94,6 +98,27 @@ def _refuse_contradictions(
         raise UsageError("--resume and --overwrite exclude each other")
     if url and model:
         raise UsageError("--model and --url exclude each other: the service has its own model")
+
+
+def _refuse_for_job(url: str | None, output: Path | None, limit: int | None) -> None:
+    if url is None or output is None:
+        raise UsageError("--job needs a service and an output file: --url URL -o OUT")
+    if limit is not None:
+        raise UsageError("--limit and --job exclude each other: a job works on the whole file")
+    if output.suffix == ".parquet":
+        raise UsageError(f"{output}: a job's rows come as JSON lines: name it .jsonl")
+
+
+def _rewrite_rows(settings: Settings, job: Job, url: str | None) -> Summary:
+    """Row by row, here or by requests to a service."""
+    key = os.environ.get(_KEY_VARIABLE)
+    work = rewrite_there(settings, job, url, key, _PATIENCE_S) if url else _rewrite_here(settings, job)
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        said = f": the same command with --resume goes on where {job.output} stops" if job.output else ""
+        say(f"interrupted{said}")
+        raise
 
 
 async def _rewrite_here(settings: Settings, job: Job) -> Summary:

@@ -88,7 +88,9 @@ class Summary:
         if self._rows_before:
             rows.append(("rows that were there before", self._rows_before, self._share(self._rows_before)))
         rows.append(("rows", self.rows, f"{figures['rows_per_s']:.2f}/s"))
-        rows.append(("completion tokens", self.usage.completion_tokens, f"{figures['completion_tokens_per_s']:.0f}/s"))
+        if self.usage != Usage():
+            speed = f"{figures['completion_tokens_per_s']:.0f}/s"
+            rows.append(("completion tokens", self.usage.completion_tokens, speed))
         if self._scored:
             rows.append(("mismatch of the expert", figures["mismatch"]["expert"], "nats/token"))
             rows.append(("mismatch of the target", figures["mismatch"]["target"], "nats/token"))

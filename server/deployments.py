@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 
 from agent.assembly import build_gate, open_chat
 from agent.engine import Completion, EngineInfo, Sampling
+from agent.engine.urgency import bulk_work
 from agent.exceptions import EngineClosedError, RewrightError
 from agent.models import resolve_model
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteSettings
@@ -61,14 +62,16 @@ class EngineDeployment:
         return await self._answer(self._check_and_describe())
 
     async def generate(
-        self, prompt_ids: list[int], sampling: Sampling, n: int, adapter: str | None
+        self, prompt_ids: list[int], sampling: Sampling, n: int, adapter: str | None, bulk: bool
     ) -> list[Completion] | RewrightError:
-        return await self._work(self._engine.generate(prompt_ids, sampling, n, adapter))
+        with bulk_work(bulk):
+            return await self._work(self._engine.generate(prompt_ids, sampling, n, adapter))
 
     async def score(
-        self, prompt_ids: list[int], completion_ids: list[int], adapter: str | None
+        self, prompt_ids: list[int], completion_ids: list[int], adapter: str | None, bulk: bool
     ) -> list[float] | RewrightError:
-        return await self._work(self._engine.score(prompt_ids, completion_ids, adapter))
+        with bulk_work(bulk):
+            return await self._work(self._engine.score(prompt_ids, completion_ids, adapter))
 
     async def load_adapter(self, name: str, path: Path) -> RewrightError | None:
         return await self._answer(self._engine.load_adapter(name, path))

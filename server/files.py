@@ -1,6 +1,6 @@
-"""Files of the service: uploads and the results of jobs, in the state folder, described in its database.
+"""Files of the service: uploads and the results of jobs, kept by `server.storage` and described in the database.
 
-Names on disk are made here from random ids; nothing of a client's choosing becomes a path.
+Names of what is kept are made here from random ids; nothing of a client's choosing becomes a path.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import sqlalchemy as sa
 from server.exceptions import ApiError, ConflictError, TooLargeError, UnavailableError, UnknownNameError
 from server.files_check import FileFormat, Finding, UploadCheck
 from server.settings import DAY_S, FileSettings, RetentionSettings, expiry
-from server.state import Database, commit, jobs
+from server.state import Database, jobs
 from server.state import files as table
+from server.storage import open_storage
 
 FILE_ID = re.compile(r"file_[0-9a-f]{24}", re.ASCII)
 ACTIVE = ("validating", "in_progress", "finalizing", "cancelling")
@@ -66,35 +67,40 @@ class Incoming(Protocol):
 
 
 class FileStore:
-    """Files under `folder`. Methods that are not coroutines block.
+    """The files that a service knows. Methods that are not coroutines block.
 
     Args:
         database: describes them.
-        folder: holds them; made here.
-        settings: bounds of an upload.
+        folder: what arrives is written here, and kept where the settings name no other place; made here.
+        settings: bounds of an upload, and where files are kept.
         retention: how long a file is kept.
+
+    Raises:
+        SettingsError: nothing can be kept where the settings say.
     """
 
     def __init__(self, database: Database, folder: Path, settings: FileSettings, retention: RetentionSettings) -> None:
-        self._database, self._folder, self._settings, self._retention = database, folder, settings, retention
+        self._database, self._settings, self._retention = database, settings, retention
         self._incoming = folder / "incoming"
         self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._storage = open_storage(settings.url, folder)
 
     def check(self) -> None:
-        """Write to the folder now. Raises UnavailableError."""
+        """Write where files arrive and where they are kept, now. Raises UnavailableError."""
         try:
             with tempfile.TemporaryFile(dir=self._incoming) as probe:
                 probe.write(b"?")
                 probe.flush()
+            self._storage.check()
         except OSError as error:
             raise _storage_failure(error) from error
 
     def sweep(self) -> None:
         """Remove what a process left behind that was killed while it took a file in."""
-        known = {f"{row.id}.{row.format}" for row in self._database.do(lambda c: c.execute(sa.select(table)).all())}
-        for path in [*self._incoming.iterdir(), *self._folder.glob("file_*")]:
-            if path.name not in known:
-                path.unlink()
+        for path in self._incoming.iterdir():
+            path.unlink()
+        names = sa.select(table.c.id, table.c.format)
+        self._storage.sweep({f"{row.id}.{row.format}" for row in self._database.do(lambda c: c.execute(names).all())})
 
     async def receive(self, incoming: Incoming) -> StoredFile:
         """Take in an upload.
@@ -194,9 +200,20 @@ class FileStore:
         query = sa.select(table.c.id).where(sa.or_(sa.false(), *old), ~read).order_by(table.c.created_at).limit(limit)
         return list(self._database.do(lambda c: c.scalars(query).all()))
 
-    def path(self, stored: StoredFile) -> Path:
-        """Where its bytes are."""
-        return self._folder / f"{stored.id}.{stored.format}"
+    def fetch(self, stored: StoredFile, spare: Path) -> Path:
+        """A file on this disk with its bytes: the kept one, or a copy at `spare`, which is the caller's to remove.
+
+        Raises:
+            UnavailableError: it cannot be had.
+        """
+        try:
+            return self._storage.fetch(_name(stored), spare)
+        except OSError as error:
+            raise _storage_failure(error) from error
+
+    def spare(self, stored: StoredFile) -> Path:
+        """A name that nobody else uses, for `fetch`."""
+        return self._incoming / f"{secrets.token_hex(12)}.{stored.format}"
 
     def delete(self, file_id: str) -> None:
         """Remove a file.
@@ -218,11 +235,15 @@ class FileStore:
                 raise ConflictError(f"{file_id} is read by {job}: wait for it or cancel it", code="file_in_use")
 
         self._database.do(remove)
-        self.path(stored).unlink(missing_ok=True)
+        self._storage.delete(_name(stored))
 
     def _keep(self, path: Path, stored: StoredFile) -> None:
-        commit(path, self.path(stored))
+        self._storage.put(path, _name(stored))
         self._database.do(lambda c: c.execute(sa.insert(table).values(**asdict(stored))))
+
+
+def _name(stored: StoredFile) -> str:
+    return f"{stored.id}.{stored.format}"
 
 
 def safe_name(name: str) -> str:
@@ -264,5 +285,5 @@ def _unknown(file_id: str) -> UnknownNameError:
 
 def _storage_failure(error: OSError) -> UnavailableError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    message = "the service's disk is full" if full else "the service cannot write to its disk"
+    message = "the service's disk is full" if full else "the service cannot use its disk, or the store of its files"
     return UnavailableError(message, code="storage_unavailable", retry_after_s=60)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Query, Request, Security
 from fastapi.responses import FileResponse
+from starlette.types import Receive, Scope, Send
 
 from server.bodies import GuardedRoute, bearer
 from server.examples import error_responses
@@ -33,6 +35,20 @@ _UPLOAD_BODY = {
         "content": {"multipart/form-data": {"schema": _FORM_SCHEMA}} | dict.fromkeys(RAW_TYPES, _BINARY),
     }
 }
+
+
+class _Content(FileResponse):
+    """A file, of which a copy at `spare`, if one was made, is removed when it is sent or the client has gone."""
+
+    def __init__(self, spare: Path, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._spare = spare
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._spare.unlink(missing_ok=True)
 
 
 class UploadRoute(GuardedRoute):
@@ -102,9 +118,9 @@ def files_router(store: FileStore, settings: ServerSettings) -> APIRouter:
     async def get_content(file_id: str) -> FileResponse:
         """The bytes of a file, streamed."""
         stored = await asyncio.to_thread(store.get, file_id)
-        return FileResponse(
-            store.path(stored), media_type=MEDIA_TYPES[stored.format], filename=f"{stored.id}.{stored.format}"
-        )
+        spare = store.spare(stored)
+        path = await asyncio.to_thread(store.fetch, stored, spare)
+        return _Content(spare, path, media_type=MEDIA_TYPES[stored.format], filename=f"{stored.id}.{stored.format}")
 
     @router.delete("/{file_id}", response_model=DeletedFile, responses=error_responses(409))
     async def delete_file(file_id: str) -> dict[str, Any]:

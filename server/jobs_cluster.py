@@ -194,7 +194,10 @@ class ClusterWork:
         await self.notify()
 
     def _source(self, job: Job) -> Path | None:
-        return None if job.input_file is None else self.files.path(self.files.get(job.input_file))
+        if job.input_file is None:
+            return None
+        stored = self.files.get(job.input_file)
+        return self.files.fetch(stored, self.folder / job.id / f"input.{stored.format}")
 
     def _without_paths(self, job: Job, text: str) -> str:
         return self.commands.without_paths(text, self.folder / job.id, self._source(job), job.input_file)

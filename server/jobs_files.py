@@ -6,7 +6,7 @@ every shard says all that its rows are. What is complete has its final name and 
     plan.json            how many shards and rows
     input/000000.jsonl   one line a row: the source row with its id and line, or why it cannot be read
     output/000000.jsonl  one record a row, in the same order; there when the shard is done
-    failed/000000.jsonl  those of them with status error
+    failed/000000.jsonl  those of them with status error; not there where there are none
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from agent.demonstrations import BadRow, Demonstration
+from agent.disk import sync
 from agent.intake import read_rows
 from agent.records import file_row
 from agent.rows import parse_row
@@ -29,6 +30,7 @@ Row = Demonstration | BadRow
 
 _SHARD_BYTES = 8 * 2**20  # of rows in one shard, so that a few shards fit into memory whatever the rows are
 _STOP_EVERY = 256
+_CHUNK = 1 << 20
 
 
 class StoppedError(Exception):
@@ -86,7 +88,8 @@ class JobFolder:
         output = self._at("output", shard)
         if not output.exists():
             return None
-        failed = _count_lines(self._at("failed", shard))
+        errors = self._at("failed", shard)
+        failed = _count_lines(errors) if errors.exists() else 0
         return _count_lines(output) - failed, failed
 
     def commit(self, shard: int, records: Iterable[dict[str, Any]]) -> tuple[int, int]:
@@ -98,7 +101,12 @@ class JobFolder:
             lines.append(line)
             if record["status"] == "error":
                 failed.append(line)
-        write_whole(self._at("failed", shard), lambda file: file.writelines(failed))
+        errors = self._at("failed", shard)
+        if failed:
+            write_whole(errors, lambda file: file.writelines(failed))
+        elif errors.exists():  # of a process that was killed right here, and did the rows otherwise
+            errors.unlink()
+            sync(errors.parent)
         write_whole(self._at("output", shard), lambda file: file.writelines(lines))
         return len(lines) - len(failed), len(failed)
 
@@ -110,12 +118,13 @@ class JobFolder:
         def write(file: IO[bytes]) -> None:
             nonlocal rows
             for shard in range(shards):
-                if not self._at("output", shard).exists():
-                    continue  # the job was cancelled
-                with self._at(name, shard).open("rb") as part:
-                    for line in part:
-                        file.write(line)
-                        rows += 1
+                part = self._at(name, shard)
+                if not (part.exists() and self._at("output", shard).exists()):
+                    continue  # no row failed, or the job was cancelled
+                with part.open("rb") as lines:
+                    while chunk := lines.read(_CHUNK):
+                        file.write(chunk)
+                        rows += chunk.count(b"\n")
 
         write_whole(target, write)
         return target, rows

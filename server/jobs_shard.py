@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from agent.demonstrations import BadRow
 from agent.engine import EngineInfo
+from agent.engine.urgency import bulk_work
 from agent.exceptions import EngineClosedError
 from server.admission import Admission
 from server.exceptions import ApiError, QueueFullError, UnavailableError
@@ -166,7 +167,8 @@ class ShardRunner:
 
     async def _record(self, row: Row, options: RewriteOptions) -> dict[str, Any]:
         try:
-            return await self._backend.rewrite_row(row, options)
+            with bulk_work():
+                return await self._backend.rewrite_row(row, options)
         except (EngineClosedError, ApiError):
             raise
         except Exception as error:  # a defect of ours: this row pays for it, the others do not

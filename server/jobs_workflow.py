@@ -103,16 +103,22 @@ class JobWorkflow:
         if job.status == "cancelling":
             return {"shards": 0, "rows": 0}
         assert job.input_file is not None
-        source = self._files.path(await asyncio.to_thread(self._files.get, job.input_file))
-        split = self._folder_of(job_id).split
-        try:
-            plan = await asyncio.to_thread(split, source, self._shard_rows, lambda: self._running.stopping)
-        except InputFileError as error:
-            # Clients know the file by its id, and nothing of where it is.
-            raise JobFailedError(str(error).replace(str(source), job.input_file)) from error
+        plan = await asyncio.to_thread(self._split, job_id, job.input_file)
         await asyncio.to_thread(self._store.begin, job_id)
         await self._notify()
         return {"shards": plan.shards, "rows": plan.rows}
+
+    def _split(self, job_id: str, input_file: str) -> Plan:
+        stored = self._files.get(input_file)
+        spare = self._files.spare(stored)
+        try:
+            source = self._files.fetch(stored, spare)
+            return self._folder_of(job_id).split(source, self._shard_rows, lambda: self._running.stopping)
+        except InputFileError as error:
+            # Clients know the file by its id, and nothing of where it is.
+            raise JobFailedError(str(error).replace(str(source), input_file)) from error
+        finally:
+            spare.unlink(missing_ok=True)
 
     async def _shard(self, job_id: str, shard: int) -> bool:
         """Do one shard. False when the job is cancelled."""

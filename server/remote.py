@@ -22,6 +22,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from agent.engine import Completion, EngineInfo, Sampling
+from agent.engine.urgency import is_bulk
 from agent.exceptions import EngineClosedError, EngineCrashError, RewrightError
 from server.metrics import EngineCount
 from server.turns import Turns
@@ -75,13 +76,15 @@ class RemoteEngine:
         self, prompt_ids: Sequence[int], sampling: Sampling, n: int = 1, adapter: str | None = None
     ) -> list[Completion]:
         """See `Engine.generate`. Raises EngineCrashError when this very call kills engines."""
-        return cast(list[Completion], await self._call("generate", list(prompt_ids), sampling, n, adapter))
+        arguments = list(prompt_ids), sampling, n, adapter, is_bulk()
+        return cast(list[Completion], await self._call("generate", *arguments))
 
     async def score(
         self, prompt_ids: Sequence[int], completion_ids: Sequence[int], adapter: str | None = None
     ) -> list[float]:
         """See `Engine.score`. Raises EngineCrashError when this very call kills engines."""
-        return cast(list[float], await self._call("score", list(prompt_ids), list(completion_ids), adapter))
+        arguments = list(prompt_ids), list(completion_ids), adapter, is_bulk()
+        return cast(list[float], await self._call("score", *arguments))
 
     async def load_adapter(self, name: str, path: Path) -> None:
         """Have it loaded on every engine that runs now; a later one loads it when it is asked for."""

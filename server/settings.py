@@ -41,6 +41,11 @@ class LimitSettings(Section):
 class FileSettings(Section):
     """Uploaded files and the results of jobs."""
 
+    url: str | None = Field(
+        None,
+        pattern=r"^[a-z][a-z0-9+.-]*://\S+$",
+        description="where they are kept, by a URL of fsspec, as s3://bucket/folder; None for the state folder",
+    )
     upload_bytes: int = Field(2 * 2**30, ge=1024, description="bytes of an uploaded file")
     upload_timeout_s: float = Field(3600.0, gt=0, description="time to send a file, seconds")
     uploads: int = Field(4, ge=1, description="files received at the same time")

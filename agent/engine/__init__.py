@@ -72,7 +72,7 @@ class Engine(Protocol):
     """Samples from the base model or an adapter of it, and scores under either.
 
     Callers submit rows concurrently; the engine batches. Requests in flight finish on the adapter
-    version they began with.
+    version they began with. Calls within `agent.engine.urgency.bulk_work` give way to the others.
     """
 
     @property

@@ -5,9 +5,11 @@ Not here: which requests may come (`agent.engine.worker`), the forward passes (`
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import TypeVar
 
 from torch import Tensor
@@ -59,6 +61,11 @@ class Generation:
     def __bool__(self) -> bool:
         return bool(self._waiting or self._running)
 
+    @property
+    def urgent(self) -> bool:
+        """Whether there are any that are no bulk work."""
+        return any(not group.request.bulk for groups in (self._running, self._waiting) for group in groups)
+
     def requests(self) -> list[GenerationRequest]:
         """All that wait, run or are being computed; one may come more than once."""
         return [*(group.request for group in (*self._waiting, *self._running)), *self._computing]
@@ -74,18 +81,22 @@ class Generation:
             )
             fail(request.future, error)
             return
-        self._waiting.extend(groups)
+        for group in groups:
+            insort(self._waiting, group, key=attrgetter("request.due"))
 
-    def admit(self) -> None:
-        """Prefill waiting groups, one pack of an adapter after the other, while the cache and the batch allow."""
-        while groups := self._take_pack():
+    def admit(self, *, bulk: bool = True) -> None:
+        """Prefill waiting groups, one pack of an adapter after the other, while the cache and the batch allow.
+
+        Without `bulk`, up to the first that is bulk work.
+        """
+        while groups := self._take_pack(bulk):
             self._computing = [group.request for group in groups]
             if not self._prefill(groups):
                 break
         self._computing = ()
 
-    def _take_pack(self) -> list[Group]:
-        """The next groups in order of arrival that can start together."""
+    def _take_pack(self, bulk: bool) -> list[Group]:
+        """The next groups in their order that can start together."""
         pack: list[Group] = []
         tokens = 0
         samples = sum(len(g.running) for g in self._running)
@@ -95,6 +106,8 @@ class Generation:
             if group.abandoned:
                 self._waiting.popleft()
                 continue
+            if group.request.bulk and not bulk:
+                break
             tokens += group.prompt_length
             samples += group.count
             pages += group.most_pages
@@ -138,11 +151,12 @@ class Generation:
         self._extend(samples, logits[rows])
         return True
 
-    def step(self) -> None:
-        """One decode step for the running samples of every adapter."""
+    def step(self, *, bulk: bool = True) -> None:
+        """One decode step for the running samples of every adapter; without `bulk`, those of bulk work pause."""
         self._drop_abandoned()
-        for adapter in {g.request.adapter for g in self._running}:
-            groups = [g for g in self._running if g.request.adapter == adapter]
+        running = [g for g in self._running if bulk or not g.request.bulk]
+        for adapter in {g.request.adapter for g in running}:
+            groups = [g for g in running if g.request.adapter == adapter]
             # Out of memory while decoding: the group that came last gives way to the others.
             logits = self._guarded(partial(self._decode_step, groups, adapter), groups[-1:])
             if logits is not None:

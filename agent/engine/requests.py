@@ -12,6 +12,7 @@ from agent.engine import Completion, FinishReason, Sampling
 from agent.engine.attention import KeyValues
 from agent.engine.cache import pages_for
 from agent.engine.sampling import Draw
+from agent.engine.urgency import due_time, is_bulk
 
 
 @dataclass(slots=True)
@@ -23,6 +24,8 @@ class GenerationRequest:
     n: int
     adapter: str | None
     future: Future[list[Completion]]
+    bulk: bool = field(default_factory=is_bulk)
+    due: float = field(default_factory=due_time)
     finished: dict[int, Completion] = field(default_factory=dict)
 
 
@@ -34,6 +37,7 @@ class ScoreRequest:
     completion_ids: Sequence[int]
     adapter: str | None
     future: Future[list[float]]
+    bulk: bool = field(default_factory=is_bulk)
 
 
 @dataclass(slots=True)

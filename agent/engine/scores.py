@@ -32,14 +32,24 @@ class ScoreQueue:
     def add(self, request: ScoreRequest) -> None:
         self._waiting.setdefault((request.adapter, tuple(request.prompt_ids)), []).append(request)
 
-    def take(self) -> Trees:
-        """The next pack, by prompt, all under one adapter; what waits for one prompt is torn apart only over a pack."""
+    @property
+    def urgent(self) -> bool:
+        """Whether there are any that are no bulk work."""
+        return any(not request.bulk for request in self)
+
+    def take(self, *, bulk: bool = True) -> Trees:
+        """The next pack, by prompt, all under one adapter; what waits for one prompt is torn apart only over a pack.
+
+        Without `bulk`, only of prompts for which more than bulk work waits.
+        """
         pack: Trees = {}
         tokens = 0
         first: str | None = None
         for adapter, prompt in list(self._waiting):
             key = adapter, prompt
             waiting = [request for request in self._waiting[key] if not request.future.done()]
+            if waiting and not bulk and all(request.bulk for request in waiting):
+                continue
             tokens += len(prompt) + sum(len(request.completion_ids) for request in waiting)
             if pack and (adapter != first or tokens > self._pack_tokens):
                 break

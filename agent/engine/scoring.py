@@ -27,6 +27,11 @@ class Scoring:
     def __bool__(self) -> bool:
         return bool(self._queue)
 
+    @property
+    def urgent(self) -> bool:
+        """Whether there are any that are no bulk work."""
+        return self._queue.urgent
+
     def requests(self) -> list[ScoreRequest]:
         """All that wait or are being computed."""
         return [*self._queue, *self._computing]
@@ -35,9 +40,9 @@ class Scoring:
         """Let a request wait for its turn."""
         self._queue.add(request)
 
-    def step(self) -> None:
-        """Score one pack, all under one adapter."""
-        if trees := self._queue.take():
+    def step(self, *, bulk: bool = True) -> None:
+        """Score one pack, all under one adapter; without `bulk`, one that is not of bulk work alone."""
+        if trees := self._queue.take(bulk=bulk):
             self._computing = [request for branch in trees.values() for request in branch]
             self._score(trees)
             self._computing = ()

@@ -26,6 +26,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from agent.engine import Completion, EngineInfo, FinishReason, Sampling
 from agent.engine.limits import check_score, room_for_new_tokens
+from agent.engine.urgency import due_time
 from agent.engine.vllm_adapters import BaseWeights
 from agent.exceptions import AdapterError, EngineClosedError
 
@@ -214,7 +215,10 @@ class VllmEngine:
         number = str(next(self._request_numbers))
         with self._requests:
             try:
-                outputs = self._llm.generate(tokens_input(list(prompt_ids)), params, number, lora_request=lora)
+                # Of those that wait vLLM takes the lowest first; it wants a whole number.
+                outputs = self._llm.generate(
+                    tokens_input(list(prompt_ids)), params, number, lora_request=lora, priority=int(due_time())
+                )
                 return [output async for output in outputs][-1]
             except EngineDeadError as error:
                 raise _died() from error

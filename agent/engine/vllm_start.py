@@ -108,6 +108,7 @@ def vllm_arguments(path: Path, settings: EngineSettings, base: BaseWeights) -> d
         "quantization": options.quantization,
         "max_model_len": context_length(load_config(path), settings),
         "max_num_seqs": settings.max_sequences,
+        "scheduling_policy": "priority",
         "max_num_batched_tokens": options.max_batched_tokens,
         "tensor_parallel_size": options.tensor_parallel_size,
         "gpu_memory_utilization": options.gpu_memory_utilization,

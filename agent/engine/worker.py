@@ -1,7 +1,8 @@
 """The engine's loop: one thread that owns the model and turns waiting requests into forward passes.
 
 Each round admits waiting groups into free slots (prefill), draws one token for every running sample, and
-scores one pack of waiting completions. Samples leave and new ones join between any two steps.
+scores one pack of waiting completions. Samples leave and new ones join between any two steps. While somebody waits
+for an answer, bulk work (`agent.engine.urgency`) has only some of the rounds; its samples keep their place meanwhile.
 Not here: what a round computes (`agent.engine.generation`, `agent.engine.scoring`), the asynchronous surface
 (`transformers_engine`).
 """
@@ -26,6 +27,8 @@ Request = GenerationRequest | ScoreRequest | AdapterRequest
 
 # How long an idle engine waits for company of a request, seconds.
 _COMPANY_S = 0.002
+# Of the rounds while there is urgent work, one in so many is of bulk work too, so that it goes on.
+_BULK_ROUNDS = 8
 
 
 class AdapterHost(Protocol):
@@ -69,6 +72,7 @@ class Worker(threading.Thread):
         self._adapter_requests: list[AdapterRequest] = []
         self._closing = False
         self._lock = threading.Lock()
+        self._rounds = 0
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises EngineClosedError after `close`."""
@@ -88,13 +92,19 @@ class Worker(threading.Thread):
             with torch.inference_mode():
                 while self._receive():
                     self._serve_adapter_requests()
-                    self._generation.admit()
-                    self._generation.step()
-                    self._scoring.step()
+                    self._round()
         except Exception as error:
             # Whoever waits must hear of it, and nobody may queue behind a dead loop.
             self._abort(error)
             raise
+
+    def _round(self) -> None:
+        self._rounds += 1
+        urgent = self._generation.urgent or self._scoring.urgent
+        bulk = not urgent or self._rounds % _BULK_ROUNDS == 0
+        self._generation.admit(bulk=bulk)
+        self._generation.step(bulk=bulk)
+        self._scoring.step(bulk=bulk)
 
     def _abort(self, reason: Exception) -> None:
         self.close()

@@ -21,6 +21,7 @@ from agent.assembly import load_adapter, open_chat, open_engine
 from agent.chat import ChatFormat
 from agent.demonstrations import Message
 from agent.engine import Engine, Sampling
+from agent.engine.urgency import bulk_work
 from agent.exceptions import AdapterError, EngineClosedError, PromptTooLongError
 from agent.models import ModelFiles
 from agent.settings import EngineSettings
@@ -126,6 +127,18 @@ async def test_more_samples_than_fit_at_once_are_all_drawn(engine: Engine, chat:
     groups = await asyncio.gather(*(engine.generate(prompt, sampling, n=11) for prompt in prompts(chat)))
     assert [len(group) for group in groups] == [11, 11, 11]
     assert len({tuple(c.ids) for c in groups[2]}) > 5
+
+
+async def test_a_call_that_somebody_waits_for_goes_before_bulk_work_that_waits(engine: Engine, chat: ChatFormat):
+    ended: list[str] = []
+
+    async def draw(name: str) -> None:
+        with bulk_work(name != "urgent"):
+            await engine.generate(prompts(chat)[2], Sampling(temperature=0.4, max_tokens=6, seed=1), n=12)
+        ended.append(name)
+
+    await asyncio.gather(*(draw(name) for name in ("bulk 1", "bulk 2", "bulk 3", "urgent")))
+    assert ended.index("urgent") < ended.index("bulk 3")
 
 
 async def test_a_seed_repeats_its_draw(engine: Engine, chat: ChatFormat):

@@ -25,7 +25,7 @@ from server.auth import Keys
 from server.backend import AgentBackend
 from server.exceptions import StartError
 from server.schemas import ErrorResponse, RewriteOptions
-from server.settings import JobSettings, LimitSettings, ServerSettings
+from server.settings import FileSettings, JobSettings, LimitSettings, ServerSettings
 from server.work import DurableWork
 from server.work_schemas import JobBody
 from tests.asgi import client_of
@@ -126,6 +126,20 @@ async def test_a_job_of_200_rows_is_what_rewriting_them_one_by_one_gives(
     assert failed == [row for row in made if row["status"] == "error"]
     assert job["request_counts"] == {"total": 200, "completed": 200 - len(failed), "failed": len(failed)}
     assert list((tmp_path / "state" / "jobs").iterdir()) == []
+
+
+async def test_a_job_reads_and_writes_a_store_elsewhere(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    settings = _settings(tmp_path).model_copy(update={"files": FileSettings(url=f"file://{store}")})
+    async with _service(PlainBackend(), settings) as client:
+        source = tmp_path / "rows.parquet"
+        pq.write_table(pa.table({"question": ["1?", "2?"], "answer": ["one", None]}), source)
+        job = await _ended(client, (await _submit(client, source.read_bytes()))["id"])
+        made = await _lines(client, job["output_file"])
+    assert [row["completion"][0]["content"] for row in made] == ["ONE", ""]
+    names = {f"{job['input_file']}.parquet", f"{job['output_file']}.jsonl", f"{job['error_file']}.jsonl"}
+    assert {path.name for path in store.iterdir()} == names
+    assert [path for path in (tmp_path / "state" / "files").rglob("*") if path.is_file()] == []
 
 
 async def test_events_tell_everything_once_and_go_on_where_they_were_left(tmp_path: Path) -> None:

@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent.demonstrations import Demonstration
+from agent.engine.urgency import is_bulk
 from server.admission import Admission
-from server.jobs_files import JobFolder, StoppedError
+from server.jobs_files import JobFolder, Row, StoppedError
 from server.jobs_shard import Lane, ShardRunner
 from server.schemas import RewriteOptions
 from tests.plain_backend import PlainBackend
@@ -71,6 +74,28 @@ async def test_a_stop_is_not_held_against_the_rows(tmp_path: Path) -> None:
     backend = PlainBackend(pause_s=0.01)
     assert await ShardRunner(backend, Lane(2, Admission(100, 1))).run(folder, 0, RewriteOptions()) == (10, 0)
     assert backend.at_once == 2, "the rows went one at a time, as after a kill"
+
+
+class NotingBackend(PlainBackend):
+    """Notes of every row that an engine would see whether it would take it for bulk work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bulk: list[bool] = []
+
+    async def rewrite_row(self, row: Row, options: RewriteOptions) -> dict[str, Any]:
+        if isinstance(row, Demonstration):
+            self.bulk.append(is_bulk())
+        return await super().rewrite_row(row, options)
+
+
+async def test_rows_of_jobs_are_bulk_work_also_those_that_go_alone(tmp_path: Path) -> None:
+    backend = NotingBackend()
+    folder = _folder(tmp_path, ["a", "POISON"])
+    assert await ShardRunner(backend, Lane(2, Admission(100, 1))).run(folder, 0, RewriteOptions()) == (1, 1)
+    assert backend.bulk == [True] * len(backend.seen)
+    assert len(backend.seen) > 4
+    assert not is_bulk()
 
 
 async def test_a_finished_shard_is_not_done_again(tmp_path: Path) -> None:

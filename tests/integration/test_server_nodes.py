@@ -20,6 +20,7 @@ from ray.cluster_utils import Cluster
 from ray.serve.handle import DeploymentHandle
 
 from agent.engine import Completion, EngineInfo, Sampling
+from agent.engine.urgency import bulk_work, is_bulk
 from agent.exceptions import EngineClosedError, EngineCrashError
 from agent.models import ModelFiles
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteSettings
@@ -35,7 +36,10 @@ POISON = 13
 
 
 class CoreEngine:
-    """An engine whose core is a process of its own, as vLLM's is; a poison kills it under all that it works on."""
+    """An engine whose core is a process of its own, as vLLM's is; a poison kills it under all that it works on.
+
+    It scores bulk work at 1 nat a token, and everything else at none.
+    """
 
     info = EngineInfo("core", 128)
 
@@ -57,7 +61,7 @@ class CoreEngine:
         self, prompt_ids: Sequence[int], completion_ids: Sequence[int], adapter: str | None = None
     ) -> list[float]:
         await self.check()
-        return [0.0] * len(completion_ids)
+        return [-1.0 if is_bulk() else 0.0] * len(completion_ids)
 
     async def load_adapter(self, name: str, path: Path) -> None: ...
     async def unload_adapter(self, name: str) -> None: ...
@@ -139,6 +143,9 @@ async def test_of_32_calls_the_one_that_kills_engines_fails_alone(cluster: Clust
         serve.run, deployment.bind(), name="core", route_prefix=None
     )
     engine = RemoteEngine(handle, PATIENCE_S)
+    with bulk_work():
+        assert await engine.score([1], [2]) == [-1.0]
+    assert await engine.score([1], [2]) == [0.0], "bulk work of one call became that of the next"
     outcomes = await asyncio.gather(
         *(engine.generate([number], Sampling()) for number in range(32)), return_exceptions=True
     )

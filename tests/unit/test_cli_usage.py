@@ -14,6 +14,7 @@ import pytest
 from cli.main import main
 
 Run = Callable[..., tuple[int, str, str]]
+JOB = ["rewrite", "in.jsonl", "--job", "--url", "http://h", "-o"]
 
 
 @pytest.fixture
@@ -48,6 +49,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["rewrite", "in.jsonl", "--config", "none.toml"], "--config none.toml: No such file"),
         (["rewrite", "in.jsonl", "--model", "m", "--url", "http://h"], "--model and --url exclude each other"),
         (["rewrite", "in.jsonl", "--url", "ftp://h"], "is no http address"),
+        (["rewrite", "in.jsonl", "--job", "-o", "o.jsonl"], "--job needs a service and an output file"),
+        (["rewrite", "in.jsonl", "--job", "--url", "http://h"], "--job needs a service and an output file"),
+        ([*JOB, "o.jsonl", "--limit", "3"], "--limit and --job exclude each other"),
+        ([*JOB, "o.parquet"], "o.parquet: a job's rows come as JSON lines"),
+        ([*JOB, "old.jsonl"], "old.jsonl: exists already"),
+        ([*JOB, "in.jsonl", "--overwrite"], "in.jsonl: is the input itself"),
+        ([*JOB, "none/o.jsonl"], "there is no folder"),
+        (["rewrite", "-", *JOB[2:], "o.jsonl"], "-: --job sends a file"),
         (["jobs", "submit", "in.jsonl", "--kind", "train", "--params", "{"], "--params is no JSON: "),
         (["jobs", "submit", "in.jsonl", "--kind", "train", "--params", "[1]"], "--params is no JSON object, as"),
         (["rewrite", "in.jsonl", "--resume"], "need an output file: -o OUT"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from agent.engine.requests import ScoreRequest
 from agent.engine.scores import ScoreQueue
+from agent.engine.urgency import bulk_work
 
 
 def queue(pack_tokens: int, *requests: tuple[int, int, int]) -> ScoreQueue:
@@ -64,6 +65,20 @@ def test_what_nobody_waits_for_any_more_is_left_out() -> None:
     next(iter(waiting)).future.cancel()
     assert waiting.take() == {}
     assert not waiting
+
+
+def test_bulk_work_is_passed_over_but_where_an_urgent_completion_needs_the_same_prompt() -> None:
+    waiting = ScoreQueue(100)
+    with bulk_work():
+        for name in (1, 2):
+            waiting.add(ScoreRequest([name] * 10, [0] * 5, None, Future()))
+    assert not waiting.urgent
+    assert waiting.take(bulk=False) == {}
+    waiting.add(ScoreRequest([2] * 10, [0] * 6, None, Future()))
+    assert waiting.urgent
+    pack = waiting.take(bulk=False)
+    assert {prompt[0]: [len(r.completion_ids) for r in branch] for prompt, branch in pack.items()} == {2: [5, 6]}
+    assert shape(waiting) == [{1: [5]}]
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 400), st.integers(1, 400))), st.integers(1, 500))

@@ -13,6 +13,7 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from agent.engine import EngineInfo, Sampling
+from agent.engine.urgency import bulk_work
 from agent.exceptions import EngineClosedError, EngineCrashError, PromptTooLongError, RewrightError
 from server.remote import RemoteEngine
 
@@ -51,7 +52,8 @@ class ScriptedHandle:
     def __getattr__(self, _: str) -> ScriptedHandle:
         return self
 
-    def remote(self, *_: Any) -> ScriptedCall:
+    def remote(self, *arguments: Any) -> ScriptedCall:
+        self.arguments = arguments
         return next(self._next)
 
 
@@ -65,6 +67,18 @@ async def test_the_info_is_unknown_until_the_engine_has_answered() -> None:
         _ = engine.info
     await engine.check()
     assert engine.info == INFO
+
+
+async def test_an_engine_is_told_which_calls_are_bulk_work() -> None:
+    handle = ScriptedHandle([-1.5], [], [-1.5])
+    engine = RemoteEngine(handle, PATIENCE_S)  # type: ignore[arg-type]
+    with bulk_work():
+        await engine.score([1], [2])
+        assert handle.arguments == ([1], [2], None, True)
+        await engine.generate([1], Sampling(), 2, "math@1")
+        assert handle.arguments == ([1], Sampling(), 2, "math@1", True)
+    await engine.score([1], [2])
+    assert handle.arguments == ([1], [2], None, False)
 
 
 async def test_an_error_of_the_agent_is_raised_as_itself() -> None:

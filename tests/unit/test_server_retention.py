@@ -49,7 +49,7 @@ class Store:
         except UnknownNameError:
             assert not list((self.folder / "files").glob(f"{file_id}*"))
             return False
-        assert self.files.path(stored).exists()
+        assert self.files.fetch(stored, self.folder / "unused").exists()
         return True
 
 

@@ -1,0 +1,115 @@
+"""Where the bytes of files are kept: in a folder of this machine, or in a store that fsspec opens by its URL.
+
+What is kept is whole: a folder gets it by a rename, a store when the upload of an object is complete.
+Not here: what is known of files (`server.files`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from agent.exceptions import SettingsError
+from server.state import commit
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+_PROBE = "probe"
+
+
+class Storage(Protocol):
+    """Files by name. Methods block, and raise OSError."""
+
+    def put(self, path: Path, name: str) -> None:
+        """Take over a local file that is whole and on disk."""
+        ...
+
+    def fetch(self, name: str, spare: Path) -> Path:
+        """A local file with the bytes: the kept one, or a copy at `spare`, made where it is not there yet."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove a file, where it is there."""
+        ...
+
+    def sweep(self, known: set[str]) -> None:
+        """Remove what a killed process has left, where nobody else can have put it."""
+        ...
+
+    def check(self) -> None:
+        """Write something now."""
+        ...
+
+
+def open_storage(url: str | None, folder: Path) -> Storage:
+    """The store at `url`, else `folder`. Raises SettingsError."""
+    return FolderStorage(folder) if url is None else UrlStorage(url)
+
+
+class FolderStorage:
+    """See `Storage`. The folder is there, and this service's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, path: Path, name: str) -> None:
+        commit(path, self._folder / name)
+
+    def fetch(self, name: str, spare: Path) -> Path:
+        return self._folder / name
+
+    def delete(self, name: str) -> None:
+        (self._folder / name).unlink(missing_ok=True)
+
+    def sweep(self, known: set[str]) -> None:
+        for path in self._folder.glob("file_*"):
+            if path.name not in known:
+                path.unlink()
+
+    def check(self) -> None:
+        """Nothing of its own: what arrives is written below this folder too."""
+
+
+class UrlStorage:
+    """See `Storage`. Others may keep their files in the same place, so nothing is swept there.
+
+    Raises:
+        SettingsError: nothing can be kept at this URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        from fsspec.core import url_to_fs
+
+        try:
+            self._store: AbstractFileSystem
+            self._store, self._root = url_to_fs(url)
+            self._store.makedirs(self._root, exist_ok=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise SettingsError(f"server.files.url cannot be used: {error}") from error
+
+    def put(self, path: Path, name: str) -> None:
+        self._store.put_file(str(path), self._at(name))
+        path.unlink()
+
+    def fetch(self, name: str, spare: Path) -> Path:
+        if not spare.exists():
+            unfinished = spare.with_name(f"{spare.name}.unfinished")
+            self._store.get_file(self._at(name), str(unfinished))
+            os.replace(unfinished, spare)
+        return spare
+
+    def delete(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._store.rm_file(self._at(name))
+
+    def sweep(self, known: set[str]) -> None:
+        """Nothing: what is not known here may be another service's."""
+
+    def check(self) -> None:
+        self._store.pipe_file(self._at(_PROBE), b"?")
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}"

@@ -1,0 +1,117 @@
+"""Files kept in a store that fsspec opens: the same over HTTP as in a folder, on two stores of different kinds."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import fsspec
+import httpx
+import pytest
+
+from agent.exceptions import SettingsError
+from server.app import create_app
+from server.auth import Keys
+from server.settings import FileSettings, ServerSettings
+from server.storage import UrlStorage
+from server.work import DurableWork
+from tests.plain_backend import PlainBackend
+
+ROWS = b'{"question": "1 + 1?", "answer": "2"}\n' * 9
+RAW = {"Content-Type": "application/x-ndjson"}
+
+
+@pytest.fixture(params=["file", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"file://{tmp_path}/store" if request.param == "file" else f"memory://{secrets.token_hex(8)}/store"
+
+
+@pytest.fixture
+def kept(url: str) -> Callable[[], dict[str, bytes]]:
+    """What is in the store, by name."""
+
+    def look() -> dict[str, bytes]:
+        store, root = fsspec.core.url_to_fs(url)
+        return {str(path).rpartition("/")[2]: store.cat_file(path) for path in store.ls(root, detail=False)}
+
+    return look
+
+
+@pytest.fixture
+def settings(tmp_path: Path, url: str) -> ServerSettings:
+    return ServerSettings(state=str(tmp_path / "state"), files=FileSettings(url=url))
+
+
+@pytest.fixture
+async def client(settings: ServerSettings) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(PlainBackend(), settings, Keys(), DurableWork(settings))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        yield http
+
+
+def _on_disk(settings: ServerSettings) -> list[Path]:
+    return [path for path in (settings.state_folder / "files").rglob("*") if path.is_file()]
+
+
+async def test_an_upload_is_kept_in_the_store_and_nowhere_else(
+    client: httpx.AsyncClient, settings: ServerSettings, kept: Callable[[], dict[str, bytes]]
+) -> None:
+    stored = (await client.post("/v1/files", content=ROWS, headers=RAW)).json()
+    assert kept() == {f"{stored['id']}.jsonl": ROWS}
+    back = await client.get(f"/v1/files/{stored['id']}/content")
+    assert (back.status_code, back.content) == (200, ROWS)
+    part = await client.get(f"/v1/files/{stored['id']}/content", headers={"Range": "bytes=5-12"})
+    assert (part.status_code, part.content) == (206, ROWS[5:13])
+    assert _on_disk(settings) == [], "copies for downloads were left behind"
+    assert (await client.delete(f"/v1/files/{stored['id']}")).status_code == 200
+    assert kept() == {}
+
+
+async def test_a_file_that_has_vanished_from_the_store_is_503_and_can_be_deleted(
+    client: httpx.AsyncClient, settings: ServerSettings, url: str
+) -> None:
+    stored = (await client.post("/v1/files", content=ROWS, headers=RAW)).json()
+    store, root = fsspec.core.url_to_fs(settings.files.url)
+    store.rm_file(f"{root}/{stored['id']}.jsonl")
+    answer = await client.get(f"/v1/files/{stored['id']}/content")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_unavailable")
+    assert root not in answer.text
+    assert (await client.delete(f"/v1/files/{stored['id']}")).status_code == 200
+    assert _on_disk(settings) == []
+
+
+async def test_what_others_keep_in_the_same_place_is_not_swept(
+    settings: ServerSettings, kept: Callable[[], dict[str, bytes]]
+) -> None:
+    store, root = fsspec.core.url_to_fs(settings.files.url)
+    work = DurableWork(settings)
+    store.pipe_file(f"{root}/file_{'0' * 24}.jsonl", ROWS)
+    work._files.sweep()
+    work._files.check()
+    assert kept() == {f"file_{'0' * 24}.jsonl": ROWS, "probe": b"?"}
+
+
+def test_a_copy_is_made_once_and_whole(url: str, tmp_path: Path) -> None:
+    storage = UrlStorage(url)
+    (tmp_path / "a").write_bytes(ROWS)
+    storage.put(tmp_path / "a", "name")
+    assert not (tmp_path / "a").exists()
+    spare = tmp_path / "spare"
+    spare.with_name("spare.unfinished").write_bytes(b"of a process that was killed")
+    assert storage.fetch("name", spare).read_bytes() == ROWS
+    storage.delete("name")
+    storage.delete("name")
+    assert storage.fetch("name", spare).read_bytes() == ROWS
+
+
+@pytest.mark.parametrize("url", ["nonsense://here", "file:///dev/null/folder"])
+def test_a_url_where_nothing_can_be_kept_is_said_at_the_start(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"server\.files\.url cannot be used: "):
+        UrlStorage(url)
+
+
+def test_a_path_is_no_url() -> None:
+    with pytest.raises(ValueError, match="url"):
+        FileSettings(url="/var/files")

@@ -18,7 +18,7 @@ import httpx
 from agent.demonstrations import BadRow, Demonstration
 from agent.early import EarlyRows
 from agent.pipeline import map_in_order
-from agent.records import error_row, is_row
+from agent.records import COLUMNS, error_row, is_row
 from agent.rewriter import Usage
 from agent.strict_json import JsonValueError, check_json_value, parse_json
 from cli.exceptions import ServiceError, UsageError
@@ -129,6 +129,10 @@ class RewriteClient:
             raise ServiceError(f"{self._url} answered without data and usage: is it this service, and this version?")
         if [r.get("id") if isinstance(r, dict) else None for r in records] != [d.id for d in demonstrations]:
             raise ServiceError(f"{self._url} answered with other rows than it was sent")
+        if missing := {name for record in records for name in COLUMNS - record.keys()}:
+            raise ServiceError(
+                f"{self._url} answered with rows without {', '.join(sorted(missing))}: is it this version?"
+            )
         if not all(map(is_row, records)):
             raise ServiceError(f"{self._url} answered with rows that are none: is it this version?")
         if not all(isinstance(usage.get(name, 0), int) for name in _TOKENS):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from agent.demonstrations import BadRow, Demonstration
 
@@ -143,16 +143,33 @@ def file_row(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def is_row(value: object) -> bool:
+    """Whether a value from elsewhere is an output row, as far as this program reads one."""
+    if not isinstance(value, dict) or COLUMNS - value.keys():
+        return False
+    error, mismatch = value["error"], value["mismatch"]
+    return (
+        isinstance(value["id"], str)
+        and value["status"] in get_args(Status)
+        and value["proposer"] in get_args(Proposer)
+        and isinstance(mismatch, dict)
+        and all(_is_figures(mismatch.get(whose, "")) for whose in ("expert", "target"))
+        and (isinstance(error.get("message"), str) if isinstance(error, dict) else error is None)
+        and (error is not None or value["status"] != "error")
+    )
+
+
+def _is_figures(value: object) -> bool:
+    return value is None or (isinstance(value, dict) and isinstance(value.get("nll"), int | float))
+
+
 def read_file_row(line: bytes) -> dict[str, Any] | None:
     """The row in the form of `file_row` that a line holds; None for any other line: another program's, or edited."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict) or COLUMNS - row.keys():
-        return None
-    whole = isinstance(row["id"], str) and isinstance(row["error"], dict) and isinstance(row["mismatch"], dict)
-    return row if whole else None
+    return row if is_row(row) and isinstance(row["error"], dict) else None
 
 
 COLUMNS = error_row(BadRow("", 0, ""), "").keys()

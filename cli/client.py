@@ -18,8 +18,9 @@ import httpx
 from agent.demonstrations import BadRow, Demonstration
 from agent.early import EarlyRows
 from agent.pipeline import map_in_order
-from agent.records import COLUMNS, error_row
+from agent.records import COLUMNS, error_row, is_row
 from agent.rewriter import Usage
+from agent.strict_json import JsonValueError, check_json_value, parse_json
 from cli.exceptions import ServiceError, UsageError
 
 Row = Demonstration | BadRow
@@ -31,6 +32,7 @@ _BUSY_PATIENCE_S = 900.0
 _LONGEST_WAIT_S = 30.0
 _FATAL = (401, 403, 404, 409)
 _BUSY = (429, 502, 503)
+_TOKENS = ("prompt_tokens", "completion_tokens", "scored_tokens")
 
 
 class RewriteClient:
@@ -47,7 +49,7 @@ class RewriteClient:
     """
 
     def __init__(self, url: str, key: str | None, options: dict[str, Any], *, patience_s: float) -> None:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        headers = {"Content-Type": "application/json", **bearer(key)}
         # Reading may take as long as the service allows itself for a request: it knows when to give up.
         self._http = httpx.AsyncClient(
             base_url=service_address(url), headers=headers, timeout=httpx.Timeout(30.0, read=None)
@@ -86,7 +88,7 @@ class RewriteClient:
         if answer.status_code == 200:
             return self._records(answer, demonstrations)
         failed = refusal(self._url, answer)
-        if answer.status_code in _FATAL or _about_options(answer, self._options):
+        if answer.status_code in _FATAL or answer.is_redirect or _about_options(answer, self._options):
             raise failed
         if len(demonstrations) == 1:
             only = demonstrations[0]
@@ -104,7 +106,7 @@ class RewriteClient:
         while True:
             try:
                 answer = await self._http.request(method, path, content=content)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 patience, asked = self._patience_s, 0.0
                 failure = ServiceError(f"{self._url} cannot be reached: {str(error) or type(error).__name__}")
             else:
@@ -125,25 +127,29 @@ class RewriteClient:
         records, usage = content.get("data"), content.get("usage")
         if not isinstance(records, list) or not isinstance(usage, dict):
             raise ServiceError(f"{self._url} answered without data and usage: is it this service, and this version?")
-        if [r.get("id") for r in records if isinstance(r, dict)] != [d.id for d in demonstrations]:
+        if [r.get("id") if isinstance(r, dict) else None for r in records] != [d.id for d in demonstrations]:
             raise ServiceError(f"{self._url} answered with other rows than it was sent")
         if missing := {name for record in records for name in COLUMNS - record.keys()}:
             raise ServiceError(
                 f"{self._url} answered with rows without {', '.join(sorted(missing))}: is it this version?"
             )
+        if not all(map(is_row, records)):
+            raise ServiceError(f"{self._url} answered with rows that are none: is it this version?")
+        if not all(isinstance(usage.get(name, 0), int) for name in _TOKENS):
+            raise ServiceError(f"{self._url} answered with token counts that are no numbers: is it this version?")
         for record, demonstration in zip(records, demonstrations, strict=True):
             record["source"] = demonstration.source
             if record.get("error"):
                 record["error"]["line"] = demonstration.line
-        tokens = (usage.get(name, 0) for name in ("prompt_tokens", "completion_tokens", "scored_tokens"))
-        return records, Usage(*tokens)
+        return records, Usage(*(usage.get(name, 0) for name in _TOKENS))
 
 
 def answered_object(url: str, answer: httpx.Response) -> dict[str, Any]:
     """The JSON object that the service at `url` answered with. Raises ServiceError when it is none."""
     try:
-        content = answer.json()
-    except (ValueError, RecursionError) as error:
+        content = parse_json(answer.content.decode())
+        check_json_value(content)
+    except (UnicodeDecodeError, JsonValueError) as error:
         raise ServiceError(f"{url} answered something that is not JSON") from error
     if not isinstance(content, dict):
         raise ServiceError(f"{url} answered JSON that is not an object")
@@ -165,6 +171,13 @@ def service_address(url: str) -> httpx.URL:
     if parts.scheme not in ("http", "https") or not parts.host:
         raise UsageError(f"--url {url!r} is no http address, as http://127.0.0.1:8000 is one")
     return parts
+
+
+def bearer(key: str | None) -> dict[str, str]:
+    """The header that shows `key`, none without one. Raises UsageError for a key that cannot travel in a header."""
+    if key and not (key.isascii() and key.isprintable()):
+        raise UsageError("REWRIGHT_API_KEY has characters that no key has: copy it anew")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 async def rewrite_rows_remotely(

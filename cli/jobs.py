@@ -102,12 +102,15 @@ def results(
     job_id: JobId,
     output: options.Output = None,
     errors: Annotated[bool, typer.Option("--errors", help="Only the rows that failed.")] = False,
+    samples: Annotated[bool, typer.Option("--samples", help="Every answer that an exam measured.")] = False,
     url: Url = _URL,
 ) -> None:
     """Fetch the rows of a job that has ended, as JSON lines, or its report; to standard output without -o."""
+    if errors and samples:
+        raise UsageError("--errors and --samples exclude each other")
     with open_client(url) as client:
         job = client.job(job_id)
-        file_id = job["error_file" if errors else "output_file"]
+        file_id = job["error_file" if errors else "samples_file" if samples else "output_file"]
         if file_id is None:
             what = "no row failed" if errors and job["output_file"] else f"it is {job['status']}"
             raise ServiceError(f"{job_id} has no such file: {what}")

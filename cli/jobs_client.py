@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from cli.client import answered_object, refusal, retry_after, service_address
+from cli.client import answered_object, bearer, refusal, retry_after, service_address
 from cli.exceptions import ServiceError
 
 _BUSY = (429, 502, 503)
@@ -37,10 +37,9 @@ class JobsClient:
     """
 
     def __init__(self, url: str, key: str | None, *, patience_s: float) -> None:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
         # A stream of events is silent for 15 seconds at most.
         timeout = httpx.Timeout(60.0, connect=30.0)
-        self._http = httpx.Client(base_url=service_address(url), headers=headers, timeout=timeout)
+        self._http = httpx.Client(base_url=service_address(url), headers=bearer(key), timeout=timeout)
         self._url, self._patience_s = url, patience_s
 
     def __enter__(self) -> JobsClient:
@@ -108,7 +107,7 @@ class JobsClient:
                     last, failing_since = number, None
                     if kind == "progress":
                         on_counts(data)
-            except httpx.TransportError:
+            except httpx.RequestError:
                 failing_since = failing_since or time.monotonic()
                 if time.monotonic() - failing_since > self._patience_s:
                     raise ServiceError(f"{self._url} cannot be reached any more; the job goes on without") from None
@@ -128,7 +127,7 @@ class JobsClient:
                     raise refusal(self._url, answer)
                 for chunk in answer.iter_bytes(_CHUNK):
                     write(chunk)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise self._unreachable(error) from error
 
     def save(self, file_id: str, path: Path) -> None:
@@ -176,7 +175,7 @@ class JobsClient:
             asked = 0.0
             try:
                 answer = send()
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 failure = self._unreachable(error)
             else:
                 if answer.status_code == httpx.codes.OK:
@@ -191,5 +190,5 @@ class JobsClient:
             time.sleep(min(max(wait, asked), left))
             wait = min(2 * wait, _LONGEST_WAIT_S)
 
-    def _unreachable(self, error: httpx.TransportError) -> ServiceError:
+    def _unreachable(self, error: httpx.RequestError) -> ServiceError:
         return ServiceError(f"{self._url} cannot be reached: {str(error) or type(error).__name__}")

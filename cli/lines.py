@@ -13,12 +13,14 @@ from cli.exceptions import UsageError
 
 
 def refuse_target(source: Path, *targets: Path | None) -> None:
-    """Raises UsageError for a target that is the input itself, lies in it, or has no folder."""
+    """Raises UsageError for a target that is the input itself, lies in it, has no folder, or is one."""
     for target in targets:
         if target is None:
             continue
         if not target.absolute().parent.is_dir():
             raise UsageError(f"{target}: there is no folder {target.absolute().parent}")
+        if target.is_dir():
+            raise UsageError(f"{target}: is a folder: name a file")
         if problem := overlap(source, target):
             raise UsageError(f"{target}: {problem}: choose another output")
 

@@ -5,6 +5,7 @@ Commands import what they need when they run: `--help` loads neither torch nor R
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import NoReturn
 
@@ -42,6 +43,8 @@ app.add_typer(keys.app, name="keys")
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 rows or the service failed, 2 wrong use, 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # results are JSON, whatever the terminal's encoding
     try:
         app()
     except (ServiceError, StartError, EngineClosedError, JobError, DivergedError) as error:

@@ -7,10 +7,18 @@ from typing import Annotated
 
 import typer
 
+
+def _unless_dash(output: Path | None) -> Path | None:
+    return None if output == Path("-") else output
+
+
 Input = Annotated[
     Path, typer.Argument(metavar="IN", help="JSONL, JSON array, Parquet or datasets folder; - for standard input.")
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="File to write.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="OUT", callback=_unless_dash, help="File to write; - for standard output."),
+]
 Model = Annotated[
     str | None, typer.Option("--model", metavar="M", help="smollm2-135m, a folder, or a hub id with --revision.")
 ]

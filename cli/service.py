@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from cli.client import refusal, service_address
+from cli.client import answered_object, bearer, refusal, service_address
 from cli.exceptions import ServiceError
 
 _TIMEOUT_S = 600.0  # an adapter is read and loaded by every engine before the answer comes
@@ -36,23 +36,19 @@ def ask_service(
         fields: what the answer must have.
 
     Raises:
-        UsageError: the address is none.
+        UsageError: the address is none, or the key cannot travel in a header.
         ServiceError: the service cannot be reached, or refuses; says why.
     """
     address = service_address(url)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         answer = httpx.request(
-            method, f"{str(address).rstrip('/')}{path}", headers=headers, json=body, timeout=_TIMEOUT_S
+            method, f"{str(address).rstrip('/')}{path}", headers=bearer(key), json=body, timeout=_TIMEOUT_S
         )
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         raise ServiceError(f"{url} cannot be reached: {str(error) or type(error).__name__}") from error
     if answer.status_code != httpx.codes.OK:
         raise refusal(url, answer)
-    try:
-        content = answer.json()
-    except (ValueError, RecursionError) as error:
-        raise ServiceError(f"{url} answered something that is not JSON") from error
-    if not isinstance(content, dict) or not all(field in content for field in fields):
+    content = answered_object(url, answer)
+    if not all(field in content for field in fields):
         raise ServiceError(f"{url} answered without {' and '.join(fields)}: is it this service, and this version?")
     return content

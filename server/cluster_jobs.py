@@ -26,6 +26,7 @@ from server.state import write_whole
 from server.work_schemas import ClusterJob, EvaluateJob, TrainJob
 
 _SETTINGS, _ADAPTER, _MODEL, _RESULT = "settings.toml", "adapter", "model", "result.json"
+_SAMPLES = "result.samples.jsonl"
 _MODEL_CARD = "sft.json"
 _QUESTIONS = "questions"
 
@@ -69,9 +70,10 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a job made: versions by name, and its report."""
+    """What a job made: versions by name, its report, and the samples of an exam."""
 
     report: Path
+    samples: Path | None = None
     adapter: str | None = None
     model: str | None = None
 
@@ -159,7 +161,7 @@ class ClusterJobs:
             FileNotFoundError, ValueError: the command made nothing, or something else.
         """
         if job.kind == "evaluate":
-            return Made(folder / _RESULT)
+            return Made(folder / _RESULT, folder / _SAMPLES)
         name = str(job.params["name"])
         if job.kind == "sft":
             version = f"{name}@{publish(folder / _MODEL, self._models, name, _MODEL_CARD, job.id)}"

@@ -120,7 +120,8 @@ class EngineDeployment:
         self._answers_at_last_check = self._answers
 
     async def __del__(self) -> None:
-        await self._engine.close()
+        if engine := getattr(self, "_engine", None):  # Ray ends a replica whose start has failed too
+            await engine.close()
 
 
 @serve.ingress()
@@ -158,9 +159,10 @@ class ApiDeployment:
         await admission.drained()
 
     async def __del__(self) -> None:
-        await self._backend.aclose()
-        if self._tracing:
-            await asyncio.to_thread(self._tracing.close)
+        if backend := getattr(self, "_backend", None):
+            await backend.aclose()
+        if tracing := getattr(self, "_tracing", None):
+            await asyncio.to_thread(tracing.close)
 
 
 def build_application(

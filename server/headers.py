@@ -1,4 +1,4 @@
-"""Headers that protect a browser's user, and the refusal of hosts that are not this machine.
+"""Headers that protect a browser's user, and the refusal of hosts that are not this machine and of unclear bodies.
 
 Without keys the service is open to this machine only. A page of the web whose name resolves to
 loopback (DNS rebinding) would count as this machine, were it not for its Host header; and one that
@@ -56,6 +56,13 @@ class GuardHeaders:
             await send(message)
 
         headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # Two servers in a row may disagree on where such a request ends, and the next one begins.
+            error = BadRequestError("a request has a Content-Length or a Transfer-Encoding", code="ambiguous_length")
+            answer = error_response(error)
+            answer.headers["Connection"] = "close"
+            await answer(scope, receive, send_guarded)
+            return
         host, origin = headers.get("host", ""), headers.get("origin")
         if self._local_only and not is_loopback(_without_port(host)):
             error = BadRequestError(

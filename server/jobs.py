@@ -55,6 +55,7 @@ class Job:
     failed: int
     output_file: str | None
     error_file: str | None
+    samples_file: str | None
     error: str | None
     created_at: int
     finished_at: int | None
@@ -80,6 +81,7 @@ class Job:
             "request_counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
             "output_file": self.output_file,
             "error_file": self.error_file,
+            "samples_file": self.samples_file,
             "error": self.error,
             "created_at": self.created_at,
             "finished_at": self.finished_at,
@@ -301,7 +303,8 @@ def add_event(connection: sa.Connection, job_id: str, kind: str, data: dict[str,
 
 def _select() -> sa.Select[Any]:
     """Jobs, with what their runs say; those of earlier releases have none."""
-    known = (runs.c.adapter, runs.c.model, runs.c.job.is_not(None).label("pinned"))
+    pinned, samples = runs.c.job.is_not(None).label("pinned"), runs.c.samples.label("samples_file")
+    known = (runs.c.adapter, runs.c.model, samples, pinned)
     return sa.select(table, *known).outerjoin(runs, runs.c.job == table.c.id)
 
 

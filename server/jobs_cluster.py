@@ -28,6 +28,7 @@ from server.settings import ClusterSettings
 _POLL_S = 1.0
 _EVENT_LINES = 100
 _TOLD_LINES = 20_000  # of an attempt, as events
+_LOG_BYTES_PER_S = 2**18  # read of the log of an attempt that runs: it comes whole every time
 _LINE_CHARACTERS = 500
 _LAST_LINES = 20
 _LOST, _DONE, _STOPPED = "lost", "done", "stopped"
@@ -45,6 +46,19 @@ class Cluster(Protocol):
     def log(self, name: str) -> str: ...
 
     def stop(self, name: str) -> None: ...
+
+
+class _LogPace:
+    """When the log of an attempt is read again: the longer it is, the more seldom."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def due(self) -> bool:
+        return time.monotonic() >= self._next
+
+    def read(self, size: int) -> None:
+        self._next = time.monotonic() + size / _LOG_BYTES_PER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +120,11 @@ class ClusterWork:
             JobFailedError: the job failed, or the cluster is away for too long.
         """
         name = f"rewright-{job_id}-{number}"
+        pace = _LogPace()
         answered = time.monotonic()
         while True:
             try:
-                if (end := await asyncio.to_thread(self._look, name, job_id, number)) is not None:
+                if (end := await asyncio.to_thread(self._look, name, job_id, number, pace)) is not None:
                     return end
                 answered = time.monotonic()
             except ClusterAwayError as error:
@@ -119,7 +134,7 @@ class ClusterWork:
                 await self.notify()
             await asyncio.sleep(_POLL_S)
 
-    def _look(self, name: str, job_id: str, number: int) -> tuple[str, str] | None:
+    def _look(self, name: str, job_id: str, number: int, pace: _LogPace) -> tuple[str, str] | None:
         """One look at an attempt, and what follows from it; None while it goes on. Blocks."""
         job = self.jobs.get(job_id)
         cancelling = job.status == "cancelling"
@@ -134,13 +149,20 @@ class ClusterWork:
             self.runs.started(job_id, number)
             return None
         self.runs.started(job_id, number)
-        log = self._without_paths(job, self.cluster.log(name))
-        self._tell(job_id, log, whole=state.ended)
         if not state.ended:
+            if pace.due() and self.runs.get(job_id).told < _TOLD_LINES:
+                self._tell(job_id, self._read_log(job, name, pace), whole=False)
             if cancelling:
                 self.cluster.stop(name)
             return None
+        log = self._read_log(job, name, pace)
+        self._tell(job_id, log, whole=True)
         return self._end(job, state, log)
+
+    def _read_log(self, job: Job, name: str, pace: _LogPace) -> str:
+        log = self.cluster.log(name)
+        pace.read(len(log))
+        return self._without_paths(job, log)
 
     def _end(self, job: Job, state: ClusterState, log: str) -> tuple[str, str]:
         if state.status == "SUCCEEDED":
@@ -177,14 +199,18 @@ class ClusterWork:
         elif job.status not in TERMINAL:
             try:
                 made = self.commands.collect(job, folder)
-                report = folder / "report"
+                report, samples = folder / "report", folder / "samples"
                 shutil.copyfile(made.report, report)
+                if made.samples is not None:
+                    shutil.copyfile(made.samples, samples)
             except (FileNotFoundError, ValueError) as error:
                 raise JobFailedError("the command ended well and left no result that can be read") from error
-            # The same id every time, so that a step that is run twice makes one file.
-            file_id = f"file_{hashlib.sha256(f'{job_id}/report'.encode()).hexdigest()[:24]}"
+            file_id, samples_id = _file_id(job_id, "report"), None
             self.files.adopt(report, file_id, "output", f"{job_id}.json", 0, "json")
-            self.runs.made(job_id, adapter=made.adapter, model=made.model)
+            if made.samples is not None:
+                samples_id = _file_id(job_id, "samples")
+                self.files.adopt(samples, samples_id, "output", f"{job_id}.samples.jsonl", _lines(samples))
+            self.runs.made(job_id, adapter=made.adapter, model=made.model, samples=samples_id)
             self.jobs.finish(job_id, cancelled=False, output_file=file_id)
         remove_folder(folder)
 
@@ -201,6 +227,16 @@ class ClusterWork:
 
     def _without_paths(self, job: Job, text: str) -> str:
         return self.commands.without_paths(text, self.folder / job.id, self._source(job), job.input_file)
+
+
+def _file_id(job_id: str, what: str) -> str:
+    """The same id every time, so that a step that is run twice makes one file."""
+    return f"file_{hashlib.sha256(f'{job_id}/{what}'.encode()).hexdigest()[:24]}"
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as opened:
+        return sum(1 for _ in opened)
 
 
 def _shown(line: str) -> str:

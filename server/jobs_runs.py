@@ -53,8 +53,9 @@ class RunStore:
 
         self._database.do(tell)
 
-    def made(self, job_id: str, *, adapter: str | None, model: str | None) -> None:
-        """What a job has published; None leaves what is known."""
-        known = {name: value for name, value in (("adapter", adapter), ("model", model)) if value is not None}
+    def made(self, job_id: str, *, adapter: str | None, model: str | None, samples: str | None) -> None:
+        """What a job has published, and the file of its samples; None leaves what is known."""
+        made = (("adapter", adapter), ("model", model), ("samples", samples))
+        known = {name: value for name, value in made if value is not None}
         if known:
             self._database.do(lambda c: c.execute(sa.update(runs).where(runs.c.job == job_id).values(known)))

@@ -20,6 +20,7 @@ from server.app import Backend, create_app
 from server.auth import Keys
 from server.backend import AgentBackend
 from server.cluster_jobs import Served
+from server.connections import timed_heads
 from server.hosting import host_engine
 from server.logs import set_up_logging
 from server.observed import open_tracing
@@ -103,6 +104,8 @@ async def serve_backend(
             log_level="warning",
             access_log=False,
             server_header=False,
+            http=timed_heads(server.limits.head_timeout_s),
+            ws="none",
             timeout_graceful_shutdown=ceil(server.drain_timeout_s),
         ),
         work,

@@ -18,6 +18,7 @@ STEPS: dict[int, tuple[str, ...]] = {
         "CREATE TABLE rewright_runs (job VARCHAR(28) NOT NULL PRIMARY KEY REFERENCES rewright_jobs (id), "
         "adapter VARCHAR(128), model VARCHAR(128), attempt INTEGER NOT NULL, told INTEGER NOT NULL)",
     ),
+    2: ("ALTER TABLE rewright_runs ADD COLUMN samples VARCHAR(29)",),
 }
 SCHEMA_VERSION = max(STEPS) + 1
 _LOCK = 7_392_846_159  # of nobody else in a PostgreSQL database

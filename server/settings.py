@@ -22,6 +22,11 @@ class LimitSettings(Section):
     rows: int = Field(256, ge=1, description="demonstrations a request")
     body_bytes: int = Field(8 * 2**20, ge=1024, description="bytes of a request body")
     queue_rows: int = Field(1024, ge=1, description="demonstrations of all requests in the house")
+    head_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="time to send the head of a request, seconds; without Ray, whose proxy has no such limit",
+    )
     body_timeout_s: float = Field(60.0, gt=0, description="time to send a body, seconds")
     request_timeout_s: float = Field(1800.0, gt=0, description="time to answer a request, seconds")
     retry_after_s: int = Field(5, ge=1, description="Retry-After of 429 and 503 answers, seconds")

@@ -81,6 +81,7 @@ runs = sa.Table(
     sa.Column("model", sa.String(128), nullable=True),
     sa.Column("attempt", sa.Integer, nullable=False, default=0),
     sa.Column("told", sa.Integer, nullable=False, default=0),
+    sa.Column("samples", sa.String(29), nullable=True),
 )
 
 events = sa.Table(

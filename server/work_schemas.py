@@ -116,6 +116,7 @@ class JobBody(BaseModel):
         description="of `rewrite`, every row in the order of the input; of the others, their report as JSON"
     )
     error_file: str | None = Field(description="the failed rows again; null where none failed")
+    samples_file: str | None = Field(description="of `evaluate`, every answer that was measured; null for the others")
     error: str | None = Field(description="why the job as a whole failed")
     created_at: int = Field(description="seconds since 1970")
     finished_at: int | None

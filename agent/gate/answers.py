@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agent.gate.notation import closing
-from agent.gate.quantities import read_quantity
+from agent.gate.quantities import SCALES, read_quantity
 
 AnswerSource = Literal["boxed", "hashes", "phrase"]
 
@@ -33,6 +33,7 @@ _NOT_MEANT = re.compile(
 _DENIED = re.compile(
     r"(?:\b(?:not|never|cannot|wrong|incorrect|false|не|неверн\w+|неправильн\w+)|n't)\b(?:[^\w,.;:()]+\w+){0,2}[^\w,.;:()]*$"
     r"|\\neq?[\s$]*$|≠[\s$]*$"
+    r"|\b(?:impossible|nobody|no one|common (?:error|mistake)|невозможно|никто)\b[^.!?\n]*$"
     r"|\b(?:if|suppose|assum\w+|whether|если|пусть)\s+(?:that\s+)?(?:the\s+|my\s+)?(?:final\s+)?(?:answer|ответ)\b[^.!?\n]*$",
     re.IGNORECASE,
 )
@@ -40,13 +41,31 @@ _NO_ANSWER = re.compile(
     r"(?:also |indeed |therefore )?(?:correct|right|valid|verified|reasonable|consistent|верн\w+|правильн\w+)\b.*",
     re.IGNORECASE,
 )
+# Right before a box: it is a bound, or an operand of what stands there.
+_BOX_LEADS_ON = re.compile(
+    r"\b(?:(?:less|fewer|more|greater|smaller|larger|bigger|lower|higher) than|at (?:most|least)|about|around|roughly"
+    r"|approximately|nearly|almost|twice|double|triple|half(?: of)?|minus|negative|anything but|except|up to|below"
+    r"|above|меньше|больше|менее|более|около|примерно|почти|минус|вдвое)[\s$*({]*$"
+    r"|[\d)}]\s*(?:[*/×·÷^+−-]|\\(?:cdot|times|div))[\s$({]*$|(?:^|[\s$({=])[−-]\$?$|\d\$?$"
+    r"|\s(?:[<>≤≥]|\\(?:le|ge|lt|gt)q?)\s*\$?$|\\(?:sqrt|[dt]?frac(?:\{[^{}]*\})?)\s*\{\s*$",
+    re.IGNORECASE,
+)
+# Right after a box: it goes on as an expression or as another number.
+_BOX_GOES_ON = re.compile(
+    rf"\A(?:[\d^!]|[.,]\d|[\s$]*(?:[-−+/×·÷=<>^]|\*(?!\*)|\\(?:cdot|times|div))\s*[\d(]|[\s$*]*(?:{SCALES})\b)",
+    re.IGNORECASE,
+)
+_PERCENT_AFTER = re.compile(r"\A[\s$]*(?:\\?%|percent\b)", re.IGNORECASE)
 # After the answer: it is taken back wherever this stands, or given a rival where this follows at once.
 _TAKEN_BACK = re.compile(
     r"\b(?:wait|hold on|hmm+|oops|actually|correction|corrected|mistake|mistaken|wrong|incorrect|should be"
     r"|should have been|let me (?:re|double|check)|re-?check|reconsider|sorry|scratch"
     r"|подожд\w+|погод\w+|на самом деле|ошиб\w+|неверн\w+|неправильн\w+|исправ\w+|точнее|вернее)\b"
     r"|\A[^.!?\n]*\b(?:but|however|or|not|instead|rather|alternatively|no|однако|или|но|не|либо)\b"
-    r"|\A[^.!?\n]*(?<![.!?$)\]}\s\\])[.!?$)\]}\s\\]+(?:but|however|or|no|однако|или|но|нет)\b",
+    r"|\A[^.!?\n]*(?<![.!?$)\]}\s\\])[.!?$)\]}\s\\]+(?:but|however|or|no|однако|или|но|нет)\b"
+    r"|\A[\s$)\]*]*\?|\A\W*(?:\w+\W+)?(?:(?:is|are|was|could|would|does|do|must)n['’]t|can(?:['’]t|not))\b"
+    r"|\A[^.!?\n]*(?:\b(?:is|are|seems|looks|be)|[-—,:])\s+(?:\w+\s+)?(?:false|untrue|impossible|nonsense|absurd|silly"
+    r"|too\s\w+)\b",
     re.IGNORECASE,
 )
 
@@ -56,13 +75,14 @@ _LATER_NUMBER = re.compile(r"\n[^\d]*\d")
 
 @dataclass(frozen=True, slots=True)
 class ExtractedAnswer:
-    """A stated final answer.
+    r"""A stated final answer.
 
     Attributes:
         text: the answer as typeset, without its box or phrase.
         source: where it was found.
         rivals: the other final answers that the same text states; the text contradicts itself unless all equal `text`.
         retracted: what follows the answer takes it back ("Wait, …"), or what precedes it denies it.
+        partial: it is an operand or a bound of what stands there: `x > \boxed{42}`, `\boxed{42} thousand`.
         goes_on: it is only said in passing: later lines reckon on. A box or a `####` line is final wherever it stands.
     """
 
@@ -70,6 +90,7 @@ class ExtractedAnswer:
     source: AnswerSource
     rivals: tuple[str, ...] = ()
     retracted: bool = False
+    partial: bool = False
     goes_on: bool = False
 
 
@@ -101,12 +122,19 @@ def extract_answer(text: str) -> ExtractedAnswer | None:
     start, end, answer = found[-1]
     others = [*sources[0][1], *hashes, *(p for p in phrases if p[0] > start), *(p for p in outright if p[0] < start)]
     rivals = tuple(dict.fromkeys(other.strip() for a, _, other in others if a != start and other.strip() != answer))
+    partial = False
+    if source == "boxed":
+        before = text[max(0, start - 80) : start]
+        if percent := _PERCENT_AFTER.search(text[end:]):
+            answer, end = f"{answer}\\%", end + percent.end()
+        partial = bool(_BOX_LEADS_ON.search(before) or _BOX_GOES_ON.search(text[end:]))
     last = max([end, *(b for _, b, _ in others)])
     return ExtractedAnswer(
         text=answer.strip(),
         source=source,
         rivals=rivals,
         retracted=_denied(text, start) or taken_back(text[end if source == "boxed" else last :]),
+        partial=partial,
         goes_on=source == "phrase" and _LATER_NUMBER.search(text, end) is not None,
     )
 

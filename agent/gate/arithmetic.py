@@ -13,35 +13,27 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+from agent.gate.readable import readable
 from agent.records import Check
 
-_MAX_CHARACTERS = 20_000
 _MAX_DIGITS = 30
 _MAX_BRACKETS = 50
-_LATEX = (
-    (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"((\1)/(\2))"),
-    (re.compile(r"\\(?:times|cdot)"), "*"),
-    (re.compile(r"\\div"), "/"),
-    (re.compile(r"\\(?:text|mathrm|boxed)\s*\{([^{}]*)\}"), r" \1 "),
-    (re.compile(r"\\([$%])"), r"\1"),
-    (re.compile(r"\\[()\[\],;! ]|\$"), " "),
-    (re.compile(r"<<[^<>]*>>"), ""),
-    (re.compile(r"(?m)^[^\S\n]*[-*•]\s+"), "; "),
-    (re.compile(r"\*\*"), " "),
-    # A rate is read as its numerator: 5 snakes/jaguar, $6/h.
-    (re.compile(r"(?<=[^\W\d_]{2})/(?:[^\W\d_]{2,}|h|s)\b|(?<=\d)/(?:[^\W\d_]{2,}|h)\b"), " "),
-)
 _TOKEN = re.compile(
     r"(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?P<percent>\s?%)?(?P<glued>[^\W\d_]+)?"
-    r"|(?P<operator>[-+*/×÷·−–()])|(?P<equals>=)|(?P<word>[^\W\d_]+(?:['’][^\W\d_]+)?)|(?P<newline>\n)|(?P<other>\S)"
+    r"|(?P<operator>[-+*/^×÷·−–()])|(?P<equals>=)|(?P<word>[^\W\d_]+(?:['’][^\W\d_]+)?)|(?P<newline>\n)|(?P<other>\S)"
 )
 _MEANING = {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"}
+_SPOKEN = {"x": "*", "X": "*", "х": "*", "Х": "*", "times": "*", "plus": "+", "minus": "-", "плюс": "+", "минус": "-"}
+_EQUALS = frozenset({"equals", "is", "makes", "gives", "равно", "будет"})
+_FILLERS = frozenset({"a", "an", "the", "total", "of", "only", "exactly", "всего", "итого"})
+_PUNCTUATION = frozenset(",.;:!?\"'“”«»„…`|[]#→⇒")
 _FACTOR = re.compile(r"[ $]*(?:\.?\d|\()")
 _OPERAND = re.compile(r"[ $]*-?(?:\.?\d|\()")
 _UNIT_LETTERS = frozenset("gmlL")  # apart from its number; glued to it, a letter is a variable
-_JOINING = frozenset({"and", "or", "then", "so", "which", "и", "а", "то"})
-_UNIT_WORDS = 3
-_SIGNS = "+-*/()"
+_JOINING = frozenset({"and", "or", "then", "so", "which", "because", "и", "а", "то"})
+_UNIT_WORDS = 5
+_SIGNS = "+-*/^()"
+_MAX_POWER_DIGITS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +82,6 @@ def equations(text: str) -> Iterator[Equation]:
                 yield Equation(*compared, operands, start)
 
 
-def readable(text: str) -> str:
-    """`text` without LaTeX, currency signs, list marks and the denominators of rates, cut to a length that is read."""
-    text = text[:_MAX_CHARACTERS]
-    for pattern, replacement in _LATEX:
-        text = pattern.sub(replacement, text)
-    return text
-
-
 def _computes(found: Iterable[Equation], answer: Fraction) -> bool:
     return any(equation.result == answer for equation in found)
 
@@ -119,11 +103,12 @@ class _Chains:
 
     @property
     def after_operand(self) -> bool:
-        return bool(self._sides[-1]) and self._sides[-1][-1] not in "+-*/("
+        return bool(self._sides[-1]) and self._sides[-1][-1] not in "+-*/^("
 
     def end(self, *, spoilt: bool = False) -> None:
         """Close the run. A spoilt one is dropped, and what follows it too, up to the next clean end."""
         if not (spoilt or self._spoilt) and len(self._sides) > 1 and self.after_operand:
+            _drop_outer_brackets(self._sides)
             self.found.append((self._start, self._sides))
         self._sides, self._words, self._spoilt = [[]], 0, spoilt
 
@@ -133,6 +118,8 @@ class _Chains:
         self._append(value)
 
     def operator(self, symbol: str, *, opens_operand: bool) -> None:
+        if symbol == "(" and self.after_operand:  # `5 apples (3 + 2 = 5)`
+            self.end()
         if self.after_operand or (opens_operand and symbol in "(-"):
             self._append(symbol)
         else:
@@ -154,8 +141,13 @@ class _Chains:
     def word(self, word: str, *, opens_operand: bool, glued: bool = False) -> None:
         side = self._sides[-1]
         if not self.after_operand:
-            self.end(spoilt=self._spoilt or bool(side) or len(self._sides) > 1)
-        elif (word in {"x", "X"} and opens_operand) or (word == "of" and side[-1].endswith("%")):
+            if side or len(self._sides) == 1 or word not in _FILLERS:  # `= a total of 43`
+                self.end(spoilt=self._spoilt or bool(side) or len(self._sides) > 1)
+        elif word in _SPOKEN and opens_operand:
+            self._append(_SPOKEN[word])
+        elif word in _EQUALS and opens_operand and len(self._sides) == 1 and not _is_fraction(side):
+            self.equals()
+        elif word == "of" and side[-1].endswith("%"):
             side.append("*")
         elif word in _JOINING or self._words == _UNIT_WORDS:
             self.end()
@@ -163,6 +155,13 @@ class _Chains:
             self.end(spoilt=True)
         else:
             self._words += 1
+
+
+def _is_fraction(side: list[str]) -> bool:
+    """Whether a side is a share of something: `2/3 of the tank is 16 gallons` equates no numbers."""
+    if len(side) != 3 or side[1] != "/" or max(map(len, side)) > _MAX_DIGITS:
+        return False
+    return _number(side[0]) < _number(side[2])
 
 
 def _chains(text: str) -> list[tuple[int, list[list[str]]]]:
@@ -182,9 +181,18 @@ def _chains(text: str) -> list[tuple[int, list[list[str]]]]:
         elif token["word"]:
             chains.word(token["word"], opens_operand=opens_operand)
         else:
-            chains.end(spoilt=token["other"] is not None and token["other"] not in ",.;:!?\"'")
+            chains.end(spoilt=token["other"] is not None and token["other"] not in _PUNCTUATION)
     chains.end()
     return chains.found
+
+
+def _drop_outer_brackets(sides: list[list[str]]) -> None:
+    """`(7 * 6 = 42 rolls)`: brackets around a whole chain of equalities."""
+    first, last = sides[0], sides[-1]
+    while first[0] == "(" and first.count("(") > first.count(")"):
+        del first[0]
+    while last[-1] == ")" and last.count(")") > last.count("("):
+        del last[-1]
 
 
 def _compare(left: list[str], right: list[str]) -> tuple[str, bool, Fraction] | None:
@@ -235,23 +243,39 @@ def _sum(rest: list[str]) -> Fraction:
 
 
 def _product(rest: list[str]) -> Fraction:
-    value = _operand(rest)
+    value = _signed(rest)
     while rest and rest[-1] in "*/":
-        value = value * _operand(rest) if rest.pop() == "*" else value / _operand(rest)
+        value = value * _signed(rest) if rest.pop() == "*" else value / _signed(rest)
     return value
+
+
+def _signed(rest: list[str]) -> Fraction:
+    if rest and rest[-1] == "-":
+        rest.pop()
+        return -_signed(rest)
+    value = _operand(rest)
+    if rest and rest[-1] == "^":
+        rest.pop()
+        exponent = rest.pop() if rest else ""
+        if not exponent.isdecimal() or rest[-1:] == ["^"] or _digits(value) * int(exponent) > _MAX_POWER_DIGITS:
+            raise _Unreadable
+        value **= int(exponent)
+    return value
+
+
+def _digits(value: Fraction) -> int:
+    return len(str(value.numerator)) + len(str(value.denominator))
 
 
 def _operand(rest: list[str]) -> Fraction:
     if not rest:
         raise _Unreadable
     token = rest.pop()
-    if token == "-":
-        return -_operand(rest)
     if token == "(":
         value = _sum(rest)
         if not rest or rest.pop() != ")":
             raise _Unreadable
         return value
-    if token in "+*/)" or len(token) > _MAX_DIGITS:
+    if token in "+-*/^)" or len(token) > _MAX_DIGITS:
         raise _Unreadable
     return _number(token)

@@ -3,8 +3,9 @@
 The arithmetic check sees `72 - 30 = 42` hold; it does not see that nobody said where 30 came from. Here every number
 that an equation starts from must have come up before: in the question, earlier in the candidate, or in the expert's
 solution without being a result there (a number that the question says in words, a conversion). What the expert works
-out the candidate must work out as well: told in prose, it may come with any story. Not here: whether the numbers stand
-for what the candidate says they do, and numbers that algebra leads to.
+out the candidate must work out as well: told in prose, it may come with any story. And a number in the prose must be in
+the question, the expert's solution or an equation: "so she packs 43" does not follow from `7 * 6 = 42`. Not here:
+whether the numbers stand for what the candidate says they do, and numbers that algebra leads to.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from agent.gate.arithmetic import equations, readable
+from agent.gate.arithmetic import equations
+from agent.gate.readable import readable
 from agent.records import Check
 
 _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+")
@@ -29,6 +31,8 @@ _NUMBER_WORDS = {word: n for n, word in enumerate(_COUNTING.split(), start=1)} |
 _MAX_DIGITS = 30
 _CLAUSE_END = re.compile(r"\n|[.;:!?](?!\d)|,\s")
 _RECKONS = re.compile(r"=|\d\s*[-+*/x×÷]\s*\.?\d")
+# Numbers that only count: `3.` before a line, `Step 3:`, `Bag 3:`.
+_LABEL = re.compile(r"(?m)^[^\S\n]*\d{1,3}[.):](?!\d)|\b(?:[A-ZА-ЯЁ]\w+|step|шаг) \d{1,3}(?=[.:,)](?!\d)|\s*$)")
 _ALWAYS = frozenset(map(Fraction, (0, 1, 2, 100)))  # nobody says where halves, doubles and per cents come from
 
 
@@ -44,7 +48,8 @@ def check_grounding(candidate: str, expert: str, question: str) -> Check:
     if not asked:
         return Check("grounding", True, "the question gives no numbers")
     known = _ALWAYS | asked | _given(expert)
-    to_work_out = numbers(readable(expert)) - known
+    sound = known | numbers(readable(expert))
+    to_work_out = sound - known
     text, read = readable(candidate), 0
     for equation in equations(candidate):
         told = text[read : equation.start]
@@ -54,6 +59,10 @@ def check_grounding(candidate: str, expert: str, question: str) -> Check:
         if missing:
             return Check("grounding", False, f"{equation.text[:80]}: {float(min(missing)):g} comes out of nowhere")
         known |= {equation.result, *equation.operands}
+        sound |= numbers(equation.text)
+    stray = _in_digits(_LABEL.sub(" ", text)) - sound - _reckoned(text)
+    if stray:
+        return Check("grounding", False, f"{float(min(stray)):g} comes out of nowhere")
     return Check("grounding", True, "every number was introduced")
 
 
@@ -74,9 +83,13 @@ def _given(expert: str) -> set[Fraction]:
 
 def numbers(text: str) -> frozenset[Fraction]:
     """The numbers in `text`, small ones in English words too; of a percentage also what is left and what is reached."""
-    found = {Fraction(m[0].replace(",", "")) for m in _NUMBER.finditer(text) if len(m[0]) <= _MAX_DIGITS}
+    found = _in_digits(text)
     found |= {Fraction(_NUMBER_WORDS[word]) for word in _WORDS.findall(text.lower()) if word in _NUMBER_WORDS}
     for match in _PERCENT.finditer(text):
         percent = Fraction(match[1] or match[2])
         found |= {n / scale for n in (percent, 100 - percent, 100 + percent) for scale in (1, 100)}
     return frozenset(found)
+
+
+def _in_digits(text: str) -> set[Fraction]:
+    return {Fraction(m[0].replace(",", "")) for m in _NUMBER.finditer(text) if len(m[0]) <= _MAX_DIGITS}

@@ -1,7 +1,7 @@
 """Whether a candidate is a clean, complete answer at all, whatever its task: pure text checks, cheapest first.
 
-Covers emptiness, the missing end of turn, length, chat-control tokens, leaks of the rewriting task and repetition
-loops. Not here: whether the answer is right.
+Covers emptiness, the missing end of turn, length, chat-control tokens, hidden characters, leaks of the
+rewriting task and repetition loops. Not here: whether the answer is right.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ _LOOKALIKES = str.maketrans("│┃ǀ∣‹›〈〉▁", "||||<><>_")
 _CONTROL = re.compile(
     r"<\s?\|\s?/?[a-zA-Z][\w.\- ]{1,40}?\s?\|\s?>|<\s?/?(?:s|bos|eos|pad|unk)>|<\s?(?:start|end)_of_turn\s?>"
     r"|\[\s?/?\s?INST\s?\]|<<\s?/?SYS\s?>>"
+)
+# Control characters, what stands for bytes that were no text, private use, bidirectional overrides, tags.
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ue000-\uf8ff\ufffd\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]"
 )
 _SOLUTION = r"(?:solution|answer|explanation|demonstration|response|reasoning|text)"
 # Each names the task the writer was given, or talks to whoever gave it. A phrase that the expert uses too is no leak.
@@ -45,6 +49,11 @@ _LEAKS = (
         re.IGNORECASE,
     ),
     re.compile(r"\bin my own words\b", re.IGNORECASE),
+    re.compile(
+        r"\b(?:according to|based on|as (?:stated|mentioned|said|given) in|using) (?:the|these|your|my) notes\b"
+        r"|\b(?:the|these|your|my) notes (?:say|state|mention|tell|give|show)\b|<\s?/?\s?notes\s?>",
+        re.IGNORECASE,
+    ),
     re.compile(
         r"^[^\w\n]*(?:user|assistant|human|system|instruction|response|пользователь|ассистент)\W{0,3}:",
         re.IGNORECASE | re.MULTILINE,
@@ -89,6 +98,7 @@ def check_hygiene(candidate: str, expert: str, settings: GateSettings, *, finish
         or (None if finished else "cut off: no end-of-turn token")
         or _length(candidate, expert, settings)
         or _control(seen)
+        or _hidden(candidate, expert)
         or _leak(seen, expert)
         or _loop(seen)
         or _said_again(seen, expert)
@@ -123,6 +133,12 @@ def _length(candidate: str, expert: str, settings: GateSettings) -> str | None:
 def _control(text: str) -> str | None:
     match = _CONTROL.search(text)
     return f"chat-control token {match[0]!r}" if match else None
+
+
+def _hidden(candidate: str, expert: str) -> str | None:
+    """A character that no text has, or one that hides what is read or turns it round; the expert's own are excused."""
+    found = sorted(set(_HIDDEN.findall(candidate)) - set(expert))
+    return f"has the character U+{ord(found[0]):04X}" if found else None
 
 
 def _leak(text: str, expert: str) -> str | None:

@@ -14,7 +14,8 @@ from agent.gate.answers import extract_answer
 from agent.records import Check
 
 _NAME = "math_answer"
-_PERCENT_ASKED = re.compile(r"(?:\bpercent(?:age)?\b|%|\bпроцент\w*)[^.?!]*\?\s*\Z", re.IGNORECASE)
+# "20% of" in the question asks for no percentage.
+_PERCENT_ASKED = re.compile(r"(?<!\d)(?<!\d[\s\\])(?:\bpercent(?:age)?\b|%|\bпроцент\w*)[^.?!]*\?\s*\Z", re.IGNORECASE)
 
 
 def percent_asked(demonstration: Demonstration) -> bool:
@@ -31,6 +32,8 @@ async def check_math_answer(
         return Check(_NAME, False, r"states no final answer: no \boxed{}, no ####, no \"the answer is\"")
     if stated.retracted:
         return Check(_NAME, False, f"takes its answer {stated.text[:60]!r} back")
+    if stated.partial:
+        return Check(_NAME, False, f"boxes {stated.text[:60]!r}, which is not all of what it says there")
     if stated.goes_on:
         return Check(_NAME, False, f"reckons on after its answer {stated.text[:60]!r}")
     percent = percent_asked(demonstration)

@@ -48,7 +48,7 @@ _SYNONYMS = (
     (re.compile(r"\\(?:left|right|displaystyle|big|Big|bigl|bigr)(?![a-zA-Z])"), ""),
     (re.compile(r"\{,\}|,\\!"), ","),
     (re.compile(r"\\!"), ""),
-    (re.compile(r"(?<!\\)\\(?:[,;:\s]|quad(?![a-zA-Z])|qquad(?![a-zA-Z]))|~"), " "),
+    (re.compile(r"(?<!\\)\\(?:[,;:\s]|quad(?![a-zA-Z])|qquad(?![a-zA-Z]))|(?<=.)~"), " "),  # a leading ~ says "about"
 )
 _TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox)\s*\{([^{}]*)\}")
 _SPACED_POWER = re.compile(r"\s+\^(?!\\circ)")

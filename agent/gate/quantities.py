@@ -11,6 +11,7 @@ words changes the value ("42 thousand", "42 or so", "42 squared").
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -43,16 +44,25 @@ _CURRENCY = {
 }
 _LETTER_UNITS = frozenset("msghlLNJWVKCFtмсгчлт")
 _GLUED_UNIT = re.compile(r"(?:[ckm]?m|[km]?g|ml|lbs?|oz|ft|in|mi|hrs?|min|sec|[mk]ph|см|мм|км|кг|мл|мин)(?:\^.*)?")
-_PERCENT_WORD = re.compile(r"percents?|pct|процент(?:а|ов)?", re.IGNORECASE)
-# Words after a number that make it another number, or no statement of one.
+_PERCENT_WORD = re.compile(r"percents?|per cent|pct|процент(?:а|ов)?", re.IGNORECASE)
+# Words after a number that make it another number.
+SCALES = (
+    r"hundreds?|thousands?|millions?|mil|mln|billions?|bn|trillions?|lakhs?|crores?|dozens?|doz|scores?|gross|grand"
+    r"|half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?"
+    r"|thousandths?|squared|cubed|doubled|tripled|halved|twice|factorial|ppm|promille"
+    r"|тыс|тысяч\w*|млн|миллион\w*|млрд|миллиард\w*|сот|сотен|сотн\w+|дюжин\w*|половин\w*|трет\w+|четверт\w+|десят\w+"
+    r"|промилле|вдвое|дважды"
+)
+# Or no statement of one.
 _CHANGES_VALUE = re.compile(
-    r"(?:hundreds?|thousands?|millions?|billions?|trillions?|dozens?|scores?|gross|grand|half|halves|thirds?"
-    r"|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?"
-    r"|squared|cubed|factorial|plus|minus|times|over|divided|multiplied|by|mod|modulo|base|power|root|sqrt|pi"
-    r"|or|and|nor|not|no|never|isn|wrong|incorrect|than|below|under|above|negative|about|approximately|approx|roughly"
-    r"|almost|nearly|maybe|perhaps|probably|if|except|but|most|least|to|in|"
-    r"тысяч\w*|миллион\w*|миллиард\w*|сот|сотен|сотн\w+|дюжин\w*|половин\w*|трет\w+|четверт\w+|десят\w+|процент\w*"
-    r"|или|и|не|ни|нет|почти|примерно|около|приблизительно|минус|плюс|раз\w*|неверно|если|но|до)",
+    rf"(?:{SCALES}"
+    r"|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|twenty|thirty|forty|fifty|sixty"
+    r"|seventy|eighty|ninety|percentage"
+    r"|plus|minus|times|over|divided|multiplied|by|mod|modulo|base|power|root|sqrt|pi"
+    r"|or|and|nor|not|no|never|isn|wrong|incorrect|false|untrue|than|less|below|under|above|negative|about|approximately"
+    r"|approx|roughly|almost|nearly|maybe|perhaps|probably|possibly|presumably|likely|if|except|but|most|least|to|in|"
+    r"процент\w*|или|и|не|ни|нет|почти|примерно|около|приблизительно|возможно|наверное|вероятно|минус|плюс|раз\w*"
+    r"|неверно|неправильно|ложно|ниже|меньше|если|но|до)",
     re.IGNORECASE,
 )
 
@@ -131,7 +141,9 @@ def _unit(match: re.Match[str]) -> str | None:
 
 
 def _is_unit(unit: str, *, glued: bool) -> bool:
-    """Whether the word is a unit and no variable: "42m" and "42 x" are products."""
+    """Whether the word is a unit and no variable: "42m" and "42 x" are products; "42 ⅔ kg" is another number."""
+    if any(unicodedata.category(character) == "No" for character in unit):
+        return False
     name = unit.split("^")[0]
     return bool(_GLUED_UNIT.fullmatch(unit)) and len(name) > 1 if glued else len(name) > 1 or name in _LETTER_UNITS
 

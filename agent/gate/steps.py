@@ -7,8 +7,9 @@ rewrite but lets nothing false through. Not here: whether the equations hold (`a
 
 from __future__ import annotations
 
-from agent.gate.arithmetic import equations, readable
+from agent.gate.arithmetic import equations
 from agent.gate.grounding import numbers
+from agent.gate.readable import readable
 from agent.records import Check
 
 

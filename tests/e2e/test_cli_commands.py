@@ -62,6 +62,16 @@ def test_check_tells_what_the_gate_thinks_of_candidates(tmp_path: Path) -> None:
     assert (summary["false_accepts"], summary["false_rejects"]) == ([], [])
 
 
+def test_results_on_standard_output_are_utf8_whatever_the_terminal(tmp_path: Path) -> None:
+    row = {"id": "ключ", "question": "Сколько?", "answer": "6*7=42\n#### 42", "candidate": "6*7=42. Ответ: 42"}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+    command = [sys.executable, "-m", "cli.main", "check", "in.jsonl", "-o", "-"]
+    environment = os.environ | {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    assert json.loads(done.stdout.decode())["id"] == "ключ"
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
 def test_check_takes_the_task_from_the_flag(tmp_path: Path) -> None:
     row = {"question": "What is 3 + 4?", "answer": "seven", "candidate": "It is seven, of course."}
     (tmp_path / "in.jsonl").write_text(json.dumps(row))

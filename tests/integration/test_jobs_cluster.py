@@ -143,9 +143,11 @@ async def test_an_exam_runs_the_real_command_and_its_report_is_the_result(tmp_pa
         ended = await _ended(client, job["id"])
         assert ended["status"] == "completed", ended["error"]
         report = (await client.get(f"/v1/files/{ended['output_file']}/content")).json()
+        samples = (await client.get(f"/v1/files/{ended['samples_file']}/content")).text.splitlines()
         events = (await client.get(f"/v1/jobs/{job['id']}/events")).text
         refused = await client.post("/v1/jobs", json={"kind": "rewrite", "input_file": ended["output_file"]})
     assert "questions" in json.dumps(report)
+    assert len(samples) == 2
     assert "event: attempt" in events
     assert str(tmp_path) not in events
     assert refused.json()["error"]["code"] == "no_rows"

@@ -20,7 +20,7 @@ from agent.early import EarlyRows
 from agent.records import error_row
 from cli import client as client_module
 from cli.client import RewriteClient, rewrite_rows_remotely
-from cli.exceptions import ServiceError
+from cli.exceptions import ServiceError, UsageError
 
 Answer = Callable[[list[dict[str, Any]]], Response]
 
@@ -187,6 +187,76 @@ async def test_rows_of_another_version_are_refused(service: Service) -> None:
     service.answers = [lambda sent: JSONResponse({"data": [{"id": row["id"]} for row in sent], "usage": {}})]
     with pytest.raises(ServiceError, match="answered with rows without adapter, attempts, completion, "):
         await send(service, rows(2))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"error": "boom", "status": "error"},
+        {"error": {}, "status": "error"},
+        {"error": None, "status": "error"},
+        {"mismatch": None},
+        {"mismatch": {}},
+        {"mismatch": {"expert": "low", "target": None}},
+        {"status": "banana"},
+        {"proposer": ["rewrite"]},
+    ],
+    ids=str,
+)
+async def test_rows_of_another_shape_are_refused(service: Service, change: dict[str, Any]) -> None:
+    def changed(sent: list[dict[str, Any]]) -> Response:
+        answer = json.loads(bytes(records(sent).body))
+        return JSONResponse({**answer, "data": [row | change for row in answer["data"]]})
+
+    service.answers = [changed]
+    with pytest.raises(ServiceError, match="rows that are none"):
+        await send(service, rows(1))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"data": [{}, 5], "usage": {}}', "other rows than it was sent"),
+        (b'{"data": [], "usage": NaN}', "not JSON"),
+        (b'{"data": ["\\ud800"], "usage": {}}', "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[" * 10_000, "not JSON"),
+    ],
+)
+async def test_an_answer_that_is_none_ends_the_work(service: Service, body: bytes, message: str) -> None:
+    service.answers = [lambda sent: Response(body, media_type="application/json")]
+    with pytest.raises(ServiceError, match=message):
+        await send(service, rows(1))
+
+
+async def test_counts_of_tokens_are_numbers(service: Service) -> None:
+    def changed(sent: list[dict[str, Any]]) -> Response:
+        answer = json.loads(bytes(records(sent).body))
+        return JSONResponse({**answer, "usage": {"prompt_tokens": "many"}})
+
+    service.answers = [changed]
+    with pytest.raises(ServiceError, match="token counts"):
+        await send(service, rows(1))
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Response(b"plain", headers={"Content-Encoding": "gzip"}), "cannot be reached: .*decompressing"),
+        (Response(status_code=301, headers={"Location": "https://elsewhere/"}), "answered 301"),
+    ],
+    ids=["another encoding", "redirect"],
+)
+async def test_an_answer_of_another_service_ends_the_work(service: Service, answer: Response, message: str) -> None:
+    service.answers = [lambda sent: answer]
+    with pytest.raises(ServiceError, match=message):
+        await send(service, rows(2))
+
+
+@pytest.mark.parametrize("key", ["ключ", "a\nb", "a\x00b"])
+def test_a_key_that_cannot_travel_is_wrong_use(key: str) -> None:
+    with pytest.raises(UsageError, match="REWRIGHT_API_KEY"):
+        RewriteClient("http://127.0.0.1:9", key, {}, patience_s=0.0)
 
 
 async def test_rows_that_were_finished_before_are_not_sent_again(service: Service, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_a_false_equation_is_caught(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["2x + 3 = 7", "a + 2 = 5", "f(3) = 7", "14\n14 / 2", "x = 5", "1 1/2 * 2 = 3"],
+    ["2x + 3 = 7", "a + 2 = 5", "f(3) = 7", "14\n14 / 2", "x = 5"],
 )
 def test_what_is_no_plain_equation_is_not_judged(text: str) -> None:
     assert list(equations(text)) == []

@@ -208,6 +208,16 @@ def test_a_line_that_is_no_whole_row_does_not_resume(tmp_path: Path, source: Pat
         write(tmp_path / "out.jsonl", source, resume=True)
 
 
+@pytest.mark.parametrize("change", [{"mismatch": {}}, {"status": "banana"}, {"proposer": 5}, {"error": {}}], ids=str)
+def test_an_edited_row_does_not_resume(tmp_path: Path, source: Path, change: dict[str, Any]):
+    out = tmp_path / "out.jsonl"
+    write(out, source)
+    first, *others = out.read_text().splitlines()
+    out.write_text("\n".join([json.dumps(json.loads(first) | change), *others, ""]))
+    with pytest.raises(ResumeError, match="line 1 is not an output row"):
+        write(out, source, resume=True)
+
+
 def test_a_run_file_that_is_no_object_does_not_resume(tmp_path: Path, source: Path):
     killed_after(tmp_path / "out.jsonl", source, 3)
     for text in ("[1]", "7", "[" * 100_000):

@@ -16,6 +16,7 @@ import pytest
 
 from agent.settings import GateSettings, ModelSettings, RewriteSettings
 from cli.settings import load_settings
+from server import jobs_cluster
 from server.app import create_app
 from server.auth import Keys
 from server.cluster import ClusterAwayError, ClusterState
@@ -132,6 +133,59 @@ async def test_a_training_is_followed_over_a_restart_and_its_adapter_is_the_next
     told = [line for d in text.split("data: ")[1:] for line in json.loads(d.split("\n")[0]).get("lines", ())]
     assert told == ["step 1 of x", "half a line", "last"]
     assert not _folder(settings, job["id"]).exists()
+
+
+async def test_samples_of_an_exam_are_a_file_of_its_job(tmp_path: Path) -> None:
+    settings, cluster = _settings(tmp_path), ScriptedCluster()
+    lines = b'{"task": "questions", "text": "4"}\n{"task": "questions", "text": "5"}\n'
+    async with _service(settings, cluster) as client:
+        job = await _submit(client, "evaluate")
+        assert job["samples_file"] is None
+        name = await cluster.started(job["id"], 1)
+        (_folder(settings, job["id"]) / "result.json").write_text("{}")
+        (_folder(settings, job["id"]) / "result.samples.jsonl").write_bytes(lines)
+        cluster.states[name] = ENDED
+        ended = await _ended(client, job["id"])
+        found = (await client.get(f"/v1/files/{ended['samples_file']}")).json()
+        content = (await client.get(f"/v1/files/{ended['samples_file']}/content")).content
+    assert ended["status"] == "completed", ended["error"]
+    assert content == lines
+    assert (found["filename"], found["rows"]) == (f"{job['id']}.samples.jsonl", 2)
+
+
+async def test_a_long_log_is_not_read_at_every_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_cluster, "_POLL_S", 0.01)
+    monkeypatch.setattr(jobs_cluster, "_LOG_BYTES_PER_S", 1.0)
+    settings, cluster = _settings(tmp_path), ScriptedCluster()
+    looks = reads = 0
+    log = "".join(f"line {n}\n" for n in range(1000))
+
+    def look(name: str) -> ClusterState | None:
+        nonlocal looks
+        looks += 1
+        return cluster.states.get(name)
+
+    def read(name: str) -> str:
+        nonlocal reads
+        reads += 1
+        return log
+
+    monkeypatch.setattr(cluster, "state", look)
+    monkeypatch.setattr(cluster, "log", read)
+    async with _service(settings, cluster) as client:
+        job = await _submit(client, "evaluate")
+        name = await cluster.started(job["id"], 1)
+        while looks < 20:
+            await asyncio.sleep(0.01)
+        assert reads == 1
+        log += "the last"
+        cluster.states[name] = ClusterState("FAILED", "it ended", 1)
+        ended = await _ended(client, job["id"])
+        text = (await client.get(f"/v1/jobs/{job['id']}/events")).text
+    assert reads == 2
+    told = [line for d in text.split("data: ")[1:] for line in json.loads(d.split("\n")[0]).get("lines", ())]
+    assert told == [*(f"line {n}" for n in range(1000)), "the last"]
+    assert ended["status"] == "failed"
 
 
 @pytest.mark.parametrize(

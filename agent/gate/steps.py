@@ -14,9 +14,9 @@ from agent.records import Check
 
 
 def check_steps(candidate: str, expert: str) -> Check:
-    """Every result of the expert's equations must be among the numbers of `candidate`."""
+    """Every result of the expert's equations must be among the numbers of `candidate`, or a result of its own."""
     results = list(dict.fromkeys(equation.result for equation in equations(expert) if equation.holds))
-    known = numbers(readable(candidate))
+    known = numbers(readable(candidate)) | {equation.result for equation in equations(candidate) if equation.holds}
     missing = [result for result in results if result not in known]
     if missing:
         return Check("steps", False, f"the expert works out {float(missing[0]):g}, the candidate never mentions it")

@@ -33,6 +33,9 @@ EXPERT = "18 * 3 = 54, and 54 + 2 = 56\n#### 56"
         "70 km/h * 3 = 210 km",
         "300 g / 4 = 75 g",
         "5 * 3 = 15 - 1 + 1",
+        "36 + 45 = 81 push-ups",
+        "Soo-jin has 230 + 180 = 410 gems",
+        "12 * 5 = 60 T-shirts in sister-in-law boxes",
     ],
 )
 def test_a_true_equation_is_read_and_holds(text: str) -> None:

@@ -27,6 +27,11 @@ def test_a_missing_result_is_named() -> None:
     assert "12" in check.detail
 
 
+def test_a_fraction_that_the_candidate_works_out_counts() -> None:
+    assert check_steps("So 1 - 1/4 = 3/4 of the cake is left.", "1-1/4=3/4").passed
+    assert not check_steps("So 1 - 1/4 = 1/2 of the cake is left.", "1-1/4=3/4").passed
+
+
 def test_thousands_separators_and_decimals_are_the_same_number() -> None:
     assert check_steps("It costs $1,250.00 in all.", "5*250=1250\n#### 1250").passed
 

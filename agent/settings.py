@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 ProposerName = Literal["solve", "hint", "rewrite"]
 # Those that vLLM has room for.
@@ -24,6 +24,11 @@ class ModelSettings(Section):
     revision: str | None = Field(None, description="commit of a hub id; required for one")
 
 
+def _number(value: object) -> object:
+    """Of a variable of the environment, which is text: a Literal of numbers takes none."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
 class VllmSettings(Section):
     """What only `kind = "vllm"` reads."""
 
@@ -33,7 +38,7 @@ class VllmSettings(Section):
     max_batched_tokens: int | None = Field(
         None, ge=1, description="tokens of one step; scoring holds the logits of as many. None for vLLM's default"
     )
-    max_lora_rank: LoraRank = Field(64, description="largest rank of an adapter")
+    max_lora_rank: Annotated[LoraRank, BeforeValidator(_number)] = Field(64, description="largest rank of an adapter")
     max_loras: int = Field(2, ge=1, description="adapters in one step at most")
     max_cpu_loras: int = Field(
         4, ge=0, description="adapters loaded at the same time at most; 0 for none, which is faster without a GPU"

@@ -51,6 +51,13 @@ def test_structured_values_in_the_environment_are_json() -> None:
     assert (step.proposer, step.temperatures, step.samples) == ("solve", (0.2,), 2)
 
 
+def test_a_number_that_is_one_of_a_few_may_come_from_the_environment() -> None:
+    settings = load_settings(None, {"REWRIGHT_ENGINE__VLLM__MAX_LORA_RANK": "8"})
+    assert settings.engine.vllm.max_lora_rank == 8
+    with pytest.raises(SettingsError, match="max_lora_rank"):
+        load_settings(None, {"REWRIGHT_ENGINE__VLLM__MAX_LORA_RANK": "9"})
+
+
 def test_null_in_the_environment_unsets_what_the_file_set(config: Path) -> None:
     assert load_settings(config, {"REWRIGHT_ENGINE__THREADS": "null"}).engine.threads is None
 

@@ -87,11 +87,12 @@ class Generation:
     def admit(self, *, bulk: bool = True) -> None:
         """Prefill waiting groups, one pack of an adapter after the other, while the cache and the batch allow.
 
-        Without `bulk`, up to the first that is bulk work.
+        Without `bulk`, up to the first that is bulk work. A pack of bulk work is the last, whatever else waits: an
+        urgent call may have come while it was computed.
         """
         while groups := self._take_pack(bulk):
             self._computing = [group.request for group in groups]
-            if not self._prefill(groups):
+            if not self._prefill(groups) or any(group.request.bulk for group in groups):
                 break
         self._computing = ()
 

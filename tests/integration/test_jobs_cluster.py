@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from server.app import create_app
 from server.auth import Keys
 from server.cluster import ClusterAwayError, ClusterState
 from server.cluster_jobs import Served
-from server.settings import ClusterSettings, ServerSettings
+from server.settings import ClusterSettings, FileSettings, ServerSettings
 from server.work import DurableWork
 from server.work_schemas import JobBody
 from tests.asgi import client_of
@@ -163,6 +164,25 @@ async def test_a_job_that_is_lost_is_started_again_until_it_was_often_enough(tmp
     assert ended["status"] == "failed"
     assert ended["error"].startswith("the cluster has lost the job 3 times; at last: it ended")
     assert ended["error"].endswith("first line of 3\nsecond")
+
+
+class Reading(Scripted):
+    """Reads the input of a command when it is started."""
+
+    def submit(self, name: str, command: str) -> None:
+        super().submit(name, command)
+        words = shlex.split(command)
+        self.read = Path(words[words.index("sft") + 1]).read_bytes()
+
+
+async def test_an_input_in_a_store_elsewhere_lies_where_the_cluster_sees_it(tmp_path: Path) -> None:
+    cluster = Reading(["RUNNING", "FAILED 2"])
+    store = FileSettings(url=f"file://{tmp_path}/store")
+    async with _service(_settings(tmp_path).model_copy(update={"files": store}), cluster) as client:
+        assert (await _ended(client, (await _submit(client, "sft", name="tuned"))["id"]))["status"] == "failed"
+    assert cluster.read == ROWS
+    assert str(tmp_path / "state" / "jobs") in cluster.commands[0]
+    assert list((tmp_path / "state" / "jobs").iterdir()) == []
 
 
 async def test_a_command_that_gives_up_is_not_started_again(tmp_path: Path) -> None:

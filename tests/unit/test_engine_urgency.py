@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -67,6 +68,23 @@ async def test_bulk_work_that_has_waited_long_goes_first(
     names = ("bulk 1", "bulk 2", "urgent")
     await asyncio.gather(*(draw(engine, ended, name, 10, n=4) for name in names))
     assert ended == ["bulk 1", "bulk 2", "urgent"]
+
+
+@pytest.mark.parametrize(("kind", "packs"), [("bulk", 1), ("urgent", 3)])
+async def test_an_urgent_call_waits_for_one_pack_of_bulk_prompts_at_most(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, kind: str, packs: int
+) -> None:
+    runner, passes = engine._runner, []
+    for name in ("prefill", "decode"):
+        run = getattr(runner, name)
+        monkeypatch.setattr(runner, name, lambda *given, name=name, run=run: passes.append(name) or run(*given))
+    sampling = Sampling(max_tokens=4)
+    monkeypatch.setattr(engine._worker._generation, "_max_samples", 64)
+    with bulk_work(kind == "bulk"):
+        await asyncio.gather(*(engine.generate([4 + n % 20] * 50, sampling) for n in range(60)))
+    in_a_row = [len(list(group)) for name, group in itertools.groupby(passes) if name == "prefill"]
+    assert max(in_a_row) == packs
+    assert sum(in_a_row) == 3
 
 
 async def test_bulk_work_goes_on_while_there_are_always_urgent_calls(engine: TransformersEngine) -> None:

@@ -24,6 +24,7 @@ from agent.engine.loading import (
     usable_cores,
 )
 from agent.engine.lora import LoraHost
+from agent.engine.packing import pack_linear_layers
 from agent.engine.requests import AdapterRequest, GenerationRequest, ScoreRequest
 from agent.engine.runner import ModelRunner
 from agent.engine.worker import Worker
@@ -58,6 +59,7 @@ class TransformersEngine:
         torch.set_num_threads(settings.threads or usable_cores())
         keep_freed_memory()
         model = load_model(path, settings)
+        pack_linear_layers(model)
         self.info = EngineInfo(name, context_length(model.config, settings))
         cache = PagedCache(cache_shape(model), cache_budget(model.device))
         self._runner, self._adapters = ModelRunner(model, cache), LoraHost(model)

@@ -67,7 +67,7 @@ def adapted(model_files: ModelFiles) -> torch.nn.Module:
     """A LoRA whose weights are all random, so that it changes every output."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(model_files.path, dtype=torch.float32)
-    config = LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     return get_peft_model(model, config).eval()
 
 

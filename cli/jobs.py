@@ -110,7 +110,7 @@ def results(
         raise UsageError("--errors and --samples exclude each other")
     with open_client(url) as client:
         job = client.job(job_id)
-        file_id = job["error_file" if errors else "samples_file" if samples else "output_file"]
+        file_id = job.get("error_file" if errors else "samples_file" if samples else "output_file")
         if file_id is None:
             what = "no row failed" if errors and job["output_file"] else f"it is {job['status']}"
             raise ServiceError(f"{job_id} has no such file: {what}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import json
 import os
 import tempfile
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig
+from report import print_report
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -186,8 +186,7 @@ def main() -> None:
         "trl": stock,
         "ratio": stock["step"] / ours["step"],
     }
-    rounded = json.loads(json.dumps(report), parse_float=lambda text: round(float(text), 3))
-    print(json.dumps(rounded))
+    print_report(report)
 
 
 if __name__ == "__main__":

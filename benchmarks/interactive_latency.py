@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from report import print_report
 from service_overhead import running_service
 
 from agent.demonstrations import Demonstration
@@ -139,7 +140,7 @@ def main() -> None:
         "ratio": measured["beside_job"]["median_s"] / alone,
         "ratio_without_priority": measured["beside_equals"]["median_s"] / alone,
     }
-    print(json.dumps(json.loads(json.dumps(report), parse_float=lambda text: round(float(text), 3))))
+    print_report(report)
 
 
 if __name__ == "__main__":

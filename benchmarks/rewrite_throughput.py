@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import json
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from report import print_report
 from service_overhead import running_service
 from transformers import AutoModelForCausalLM
 
@@ -195,7 +195,7 @@ def main() -> None:
         "ratios": {name: found["completions_per_s"] / plain["completions_per_s"] for name, found in ours.items()},
         "ratio_tokens": ours["engine"]["tokens_per_s"] / plain["tokens_per_s"],
     }
-    print(json.dumps(json.loads(json.dumps(report), parse_float=lambda text: round(float(text), 3))))
+    print_report(report)
 
 
 if __name__ == "__main__":

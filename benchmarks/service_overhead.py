@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import signal
 import statistics
@@ -26,6 +25,7 @@ from itertools import islice
 from pathlib import Path
 
 import httpx
+from report import print_report
 
 from agent.assembly import build_rewriter, open_chat, open_engine
 from agent.demonstrations import BadRow, Demonstration
@@ -152,7 +152,7 @@ def main() -> None:
         "ratio": service["rows_per_s"] / engine["rows_per_s"],
         "overhead_ms": service["score_latency_ms"] - engine["score_latency_ms"],
     }
-    print(json.dumps(json.loads(json.dumps(report), parse_float=lambda text: round(float(text), 3))))
+    print_report(report)
 
 
 if __name__ == "__main__":

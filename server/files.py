@@ -246,6 +246,11 @@ def _name(stored: StoredFile) -> str:
     return f"{stored.id}.{stored.format}"
 
 
+def job_file_id(job_id: str, what: str) -> str:
+    """The id of what a job made: the same every time, so that a step that is run twice makes one file."""
+    return f"file_{hashlib.sha256(f'{job_id}/{what}'.encode()).hexdigest()[:24]}"
+
+
 def safe_name(name: str) -> str:
     """A label for a file from what a client calls it: the last part of a path, printable, of bounded length."""
     last = re.split(r"[/\\]", name)[-1]

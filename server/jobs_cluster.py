@@ -8,7 +8,6 @@ more is lost and tried again from its last checkpoint.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import shutil
 import time
 from collections.abc import Awaitable, Callable
@@ -18,7 +17,7 @@ from typing import Protocol
 
 from server.cluster import ClusterAwayError, ClusterState
 from server.cluster_jobs import ClusterJobs, remove_folder
-from server.files import FileStore
+from server.files import FileStore, job_file_id
 from server.jobs import TERMINAL, Job, JobStore
 from server.jobs_runs import RunStore
 from server.jobs_steps import JobFailedError, Running, failure_of, run_step
@@ -205,10 +204,10 @@ class ClusterWork:
                     shutil.copyfile(made.samples, samples)
             except (FileNotFoundError, ValueError) as error:
                 raise JobFailedError("the command ended well and left no result that can be read") from error
-            file_id, samples_id = _file_id(job_id, "report"), None
+            file_id, samples_id = job_file_id(job_id, "report"), None
             self.files.adopt(report, file_id, "output", f"{job_id}.json", 0, "json")
             if made.samples is not None:
-                samples_id = _file_id(job_id, "samples")
+                samples_id = job_file_id(job_id, "samples")
                 self.files.adopt(samples, samples_id, "output", f"{job_id}.samples.jsonl", _lines(samples))
             self.runs.made(job_id, adapter=made.adapter, model=made.model, samples=samples_id)
             self.jobs.finish(job_id, cancelled=False, output_file=file_id)
@@ -227,11 +226,6 @@ class ClusterWork:
 
     def _without_paths(self, job: Job, text: str) -> str:
         return self.commands.without_paths(text, self.folder / job.id, self._source(job), job.input_file)
-
-
-def _file_id(job_id: str, what: str) -> str:
-    """The same id every time, so that a step that is run twice makes one file."""
-    return f"file_{hashlib.sha256(f'{job_id}/{what}'.encode()).hexdigest()[:24]}"
 
 
 def _lines(path: Path) -> int:

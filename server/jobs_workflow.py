@@ -8,7 +8,6 @@ slow rows of one do not hold up the next.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 from dbos import DBOS
 
 from agent.exceptions import InputFileError
-from server.files import FileStore, Purpose
+from server.files import FileStore, Purpose, job_file_id
 from server.jobs import TERMINAL, JobStore
 from server.jobs_files import JobFolder, Plan
 from server.jobs_shard import ShardRunner
@@ -158,8 +157,7 @@ class JobWorkflow:
         kept: dict[str, str] = {}
         results: tuple[tuple[str, Purpose], ...] = (("output", "output"), ("failed", "errors"))
         for name, purpose in results:
-            # The same id every time, so that a step that is run twice makes one file.
-            file_id = f"file_{hashlib.sha256(f'{job_id}/{name}'.encode()).hexdigest()[:24]}"
+            file_id = job_file_id(job_id, name)
             path, rows = folder.assemble(name, shards)
             if rows or name == "output":
                 self._files.adopt(path, file_id, purpose, f"{job_id}.{name}.jsonl", rows)

@@ -1,20 +1,23 @@
-"""An application in this process, started, with a client of its own."""
+"""Clients of an application in this process."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 from fastapi import FastAPI
 
 
+def client_to(app: FastAPI, base_url: str = "http://127.0.0.1", **options: Any) -> httpx.AsyncClient:
+    """A client of the application as it is, started or not; its defects are answers, as clients get them."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url=base_url, **options)
+
+
 @asynccontextmanager
 async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """Within: the application runs, from its start to its end; its defects are answers, as clients get them."""
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=None) as client,
-    ):
+    """Within: the application runs, from its start to its end, with a client as `client_to` makes it."""
+    async with app.router.lifespan_context(app), client_to(app, timeout=None) as client:
         yield client

@@ -31,7 +31,7 @@ class BestAdapter:
     @property
     def path(self) -> Path:
         """Where PEFT saved it."""
-        return self._path_of(self.step)
+        return self._folder / f"best-{self.step}"
 
     def consider(self, step: int, metrics: Mapping[str, float], model: PeftModel) -> None:
         """Keep the adapter of `step` if it scores higher; the one before goes when no checkpoint needs it."""
@@ -49,6 +49,3 @@ class BestAdapter:
         for path in self._folder.glob("best-*"):
             if path != self.path:
                 shutil.rmtree(path, ignore_errors=True)
-
-    def _path_of(self, step: int) -> Path:
-        return self._folder / f"best-{step}"

@@ -238,11 +238,7 @@ async def test_a_full_house_holds_a_job_back_and_never_fails_it(tmp_path: Path) 
     settings = _settings(tmp_path)
     work = DurableWork(settings)
     app = create_app(backend, settings, Keys(), work)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=None) as client,
-    ):
+    async with client_of(app) as client:
         with app.state.admission.admit(settings.limits.queue_rows):
             job = await _submit(client, _rows(5))
             while (await client.get(f"/v1/jobs/{job['id']}")).json()["status"] != "in_progress":

@@ -9,10 +9,10 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ import pytest
 
 from agent.models import ModelFiles
 from server.ports import free_port
+from tests.killing import REQUESTS, kill_under_requests
 from tests.tiny import make_model, publish_lora
 from tests.waiting import wait_until
 
-REQUESTS = 32
 PATIENCE_S = 1200.0
 ROW = {"question": "Mira has 3 apples and buys 4. How many?", "answer": "3+4=7\n#### 7"}
 
@@ -141,23 +141,7 @@ def test_a_version_that_is_published_later_is_there_at_once_and_a_broken_one_is_
 
 def test_an_engine_killed_under_32_requests_loses_none_of_them(service: Service) -> None:
     service.activate(2)
-    (engine,) = service.engines()
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        requests = [pool.submit(service.rewrite, number, tokens=48) for number in range(REQUESTS)]
-        wait_until(lambda: service.http.get("/readyz").json().get("queue_rows") == REQUESTS)
-        engine.kill()
-        killed = time.monotonic()
-        wait_until(lambda: service.http.get("/readyz").status_code == 503)
-        wait_until(lambda: service.http.get("/readyz").status_code == 200)
-        print(f"an engine answers {time.monotonic() - killed:.1f} s after the other was killed")
-        records = [request.result() for request in requests]
-        print(f"all {REQUESTS} requests are answered after {time.monotonic() - killed:.1f} s")
-    assert [record["id"] for record in records] == [f"row {number}" for number in range(REQUESTS)]
-    assert {record["status"] for record in records} <= {"rewritten", "fallback"}
-    assert all(record["attempts"] == 1 for record in records)
-    assert service.http.get("/readyz").json()["queue_rows"] == 0
-    (replacement,) = service.engines()
-    assert replacement.pid != engine.pid
+    kill_under_requests(service.http, service.engines, partial(service.rewrite, tokens=48))
     # The new engine has read from the store what is active.
     (math,) = service.http.get("/v1/adapters").json()["data"]
     assert math["active"] == 2

@@ -21,6 +21,7 @@ from agent.mismatch import Surprisal, surprisal
 from agent.models import ModelFiles, resolve_model
 from agent.settings import EngineSettings, ModelSettings
 from agent.weights import weights_sha256
+from tests.sums import SUMS
 from trainer.sft.data import load_sft_data
 from trainer.sft.settings import WeightSettings
 from trainer.sft.weights import base_tokens
@@ -45,17 +46,7 @@ target_modules = ["q_proj", "v_proj"]
 kind = "mask"
 """
 ROWS = [
-    (f"{name} has {a} {thing} and buys {b} more. How many {thing} are there?", a, b)
-    for name, thing, a, b in [
-        ("Ida", "pens", 12, 7),
-        ("Tom", "cards", 30, 14),
-        ("Eva", "plums", 9, 8),
-        ("Max", "stamps", 41, 19),
-        ("Lea", "books", 16, 6),
-        ("Jan", "coins", 55, 12),
-        ("Mia", "shells", 23, 31),
-        ("Ben", "keys", 4, 9),
-    ]
+    (f"{name} has {a} {things} and buys {b} more. How many {things} are there?", a, b) for name, things, a, b in SUMS
 ]
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from agent.models import ModelFiles
 from agent.settings import EngineSettings
+from tests.sums import sum_rows
 from trainer.history import read_history
 from trainer.ray_jobs import ENTRYPOINT, job_environment
 from trainer.request import TrainingJob, TrainingRequest
@@ -24,21 +25,7 @@ PATIENCE_S = 3600.0
 
 def request_in(folder: Path, name: str) -> TrainingRequest:
     source = folder / "rows.jsonl"
-    rows = [
-        {
-            "question": f"{name} has {a} {thing} and buys {b} more. How many {thing} does {name} have?",
-            "answer": f"{a}+{b}={a + b}\n#### {a + b}",
-        }
-        for name, thing, a, b in (
-            ("Ida", "pens", 12, 7),
-            ("Tom", "cards", 30, 14),
-            ("Eva", "plums", 9, 8),
-            ("Max", "stamps", 41, 19),
-            ("Lea", "books", 16, 6),
-            ("Jan", "coins", 55, 12),
-        )
-    ]
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source.write_text("".join(json.dumps(row) + "\n" for row in sum_rows(6)))
     return TrainingRequest(
         source=source,
         output=folder / name,

@@ -17,25 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 from cli.main import main
+from tests.sums import SUMS, sum_rows
 from trainer.history import StepMetrics, read_history
 
 pytestmark = pytest.mark.usefixtures("model_files")
 
 ROOT = Path(__file__).parents[2]
-# Seeded rows of which the untrained model rewrites some but not all: most groups have a signal.
-ROWS = [
-    (f"{name} has {a} {thing} and buys {b} more. How many {thing} does {name} have?", a, b)
-    for name, thing, a, b in [
-        ("Ida", "pens", 12, 7),
-        ("Tom", "cards", 30, 14),
-        ("Eva", "plums", 9, 8),
-        ("Max", "stamps", 41, 19),
-        ("Lea", "books", 16, 6),
-        ("Jan", "coins", 55, 12),
-        ("Mia", "shells", 23, 31),
-        ("Ben", "keys", 4, 9),
-    ]
-]
 # float32: in bfloat16 the order of a sum can decide a token.
 SETTINGS = """
 [engine]
@@ -63,8 +50,7 @@ warmup_steps = 0
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
-    rows = [{"question": q, "answer": f"{a}+{b}={a + b}\n#### {a + b}"} for q, a, b in ROWS]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sum_rows()))
     (folder / "train.toml").write_text(SETTINGS)
     return folder
 
@@ -108,7 +94,7 @@ def test_the_published_version_holds_weights_card_curves_and_samples(uninterrupt
     }
     card = json.loads((version / "rewright.json").read_text())
     assert (card["name"], card["version"], card["base_model"]) == ("whole", "1", "smollm2-135m")
-    assert card["data"]["rows"] == len(ROWS)
+    assert card["data"]["rows"] == len(SUMS)
     assert [curve["step"] for curve in card["curves"]] == [0, 2]
     assert "## Step 0" in (version / "samples.md").read_text()
 

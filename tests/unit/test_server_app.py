@@ -29,6 +29,7 @@ from server.schemas import (
     RewritesResponse,
 )
 from server.settings import LimitSettings, ServerSettings
+from tests.asgi import client_to
 
 ROW = {"question": "1 + 1?", "answer": "2"}
 LIMITS = LimitSettings(rows=4, body_bytes=4096, queue_rows=5, request_timeout_s=5, body_timeout_s=1, retry_after_s=7)
@@ -97,8 +98,7 @@ async def client(backend: ScriptedBackend) -> AsyncIterator[httpx.AsyncClient]:
 
 def _client(backend: ScriptedBackend, keys: Keys | None = None, limits: LimitSettings = LIMITS) -> httpx.AsyncClient:
     app = create_app(backend, ServerSettings(limits=limits), keys or Keys())
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")
+    return client_to(app, "http://127.0.0.1:8000")
 
 
 def _error(response: httpx.Response) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from server.schemas import ErrorResponse
 from server.settings import FileSettings, LimitSettings, ServerSettings
 from server.work import DurableWork
 from server.work_schemas import FileBody, FileList
+from tests.asgi import client_to
 from tests.plain_backend import PlainBackend
 
 ROW = b'{"question": "1 + 1?", "answer": "2"}\n'
@@ -42,8 +43,7 @@ def settings(tmp_path: Path) -> ServerSettings:
 @pytest.fixture
 async def client(settings: ServerSettings) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(PlainBackend(), settings, Keys(), DurableWork(settings))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+    async with client_to(app) as http:
         yield http
 
 

@@ -18,6 +18,7 @@ from server.keys import SCOPES, KeyStore
 from server.settings import ServerSettings
 from server.state import Database
 from server.work import DurableWork, needs_key
+from tests.asgi import client_to
 from tests.plain_backend import PlainBackend
 
 
@@ -96,8 +97,7 @@ async def test_every_route_of_the_description_asks_for_a_key_with_its_scope(sett
     _, known = work.keys.create("writer", ["rewrite", "admin"])
     wrong = known[:-4] + ("AAAA" if known[-4:] != "AAAA" else "BBBB")
     walked = 0
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+    async with client_to(app) as client:
         paths = (await client.get("/openapi.json")).json()["paths"]
         for path, operations in paths.items():
             if not path.startswith("/v1/"):

@@ -18,6 +18,7 @@ from server.auth import Keys
 from server.logs import JsonLines, TextLines, about, set_up_logging
 from server.settings import ServerSettings
 from server.work import DurableWork
+from tests.asgi import client_to
 from tests.plain_backend import PlainBackend
 
 EVIL = 'x\n2026-01-01T00:00:00.000Z ERROR all is lost\r\x1b[31m\u2028{"level": "error"}'
@@ -53,8 +54,7 @@ def work(tmp_path: Path) -> DurableWork:
 @pytest.fixture
 async def client(work: DurableWork) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(Backend(), ServerSettings(), Keys(), work)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+    async with client_to(app) as http:
         yield http
 
 

@@ -18,6 +18,7 @@ from server.auth import Keys
 from server.metrics import EngineCount, Metrics, Snapshot
 from server.settings import ServerSettings
 from server.work import DurableWork
+from tests.asgi import client_to
 from tests.plain_backend import PlainBackend
 
 ROW = {"question": "1 + 1?", "answer": "2"}
@@ -55,8 +56,7 @@ def work(settings: ServerSettings) -> DurableWork:
 
 @pytest.fixture
 async def client(backend: Backend, settings: ServerSettings, work: DurableWork) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(backend, settings, Keys(), work), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+    async with client_to(create_app(backend, settings, Keys(), work)) as http:
         yield http
 
 

@@ -16,6 +16,7 @@ from server.auth import Keys
 from server.settings import FileSettings, ServerSettings
 from server.storage import UrlStorage
 from server.work import DurableWork
+from tests.asgi import client_to
 from tests.plain_backend import PlainBackend
 
 ROWS = b'{"question": "1 + 1?", "answer": "2"}\n' * 9
@@ -46,8 +47,7 @@ def settings(tmp_path: Path, url: str) -> ServerSettings:
 @pytest.fixture
 async def client(settings: ServerSettings) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(PlainBackend(), settings, Keys(), DurableWork(settings))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+    async with client_to(app) as http:
         yield http
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +19,12 @@ from transformers import AutoModelForCausalLM
 from agent.models import ModelFiles
 from server.ports import free_port
 from server.schemas import RewritesResponse
+from tests.killing import REQUESTS, kill_under_requests
 from tests.waiting import PATIENCE_S, wait_until
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
 
 APPLES = {"id": "apples", "question": "Mira has 3 apples and buys 4. How many?", "answer": "3+4=<<3+4=7>>7\n#### 7"}
-REQUESTS = 32
 
 
 @dataclass(frozen=True)
@@ -109,20 +107,4 @@ def test_the_service_says_that_it_is_ready(service: Service):
 
 
 def test_vllm_killed_under_32_requests_is_replaced_and_every_request_is_answered_once(service: Service):
-    (core,) = service.vllm_processes()
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        requests = [pool.submit(service.rewrite, number) for number in range(REQUESTS)]
-        wait_until(lambda: service.http.get("/readyz").json().get("queue_rows") == REQUESTS)
-        core.kill()
-        killed = time.monotonic()
-        wait_until(lambda: service.http.get("/readyz").status_code == 503)
-        wait_until(lambda: service.http.get("/readyz").status_code == 200)
-        print(f"a vLLM engine answers {time.monotonic() - killed:.1f} s after the other was killed")
-        records = [request.result() for request in requests]
-        print(f"all {REQUESTS} requests are answered after {time.monotonic() - killed:.1f} s")
-    assert [record["id"] for record in records] == [f"row {number}" for number in range(REQUESTS)]
-    assert {record["status"] for record in records} <= {"rewritten", "fallback"}
-    assert all(record["attempts"] == 1 for record in records)
-    assert service.http.get("/readyz").json()["queue_rows"] == 0
-    (replacement,) = service.vllm_processes()
-    assert replacement.pid != core.pid
+    kill_under_requests(service.http, service.vllm_processes, service.rewrite)

@@ -21,6 +21,7 @@ from agent.engine import Completion, Sampling
 from agent.exceptions import AdapterError
 from agent.models import ModelFiles
 from agent.settings import EngineSettings
+from tests.sums import sum_rows
 from trainer.history import read_history
 from trainer.packing import completion_logprobs
 from trainer.policy import Policy, open_policy
@@ -33,17 +34,6 @@ pytestmark = pytest.mark.usefixtures("model_files")
 ROOT = Path(__file__).parents[2]
 ENGINE = EngineSettings(kind="vllm", dtype="float32", max_length=1024)
 LORA = {"rank": 4, "target_modules": ["q_proj", "v_proj"]}
-ROWS = [
-    (f"{name} has {a} {thing} and buys {b} more. How many {thing} does {name} have?", a, b)
-    for name, thing, a, b in [
-        ("Ida", "pens", 12, 7),
-        ("Tom", "cards", 30, 14),
-        ("Eva", "plums", 9, 8),
-        ("Max", "stamps", 41, 19),
-        ("Lea", "books", 16, 6),
-        ("Jan", "coins", 55, 12),
-    ]
-]
 # A nucleus of 1: what engine and trainer then differ by is rounding.
 SETTINGS = """
 [engine]
@@ -160,8 +150,7 @@ def test_with_a_nucleus_a_token_was_drawn_with_more_than_its_probability(
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
-    rows = [{"question": q, "answer": f"{a}+{b}={a + b}\n#### {a + b}"} for q, a, b in ROWS]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sum_rows(6)))
     (folder / "train.toml").write_text(SETTINGS)
     rewright(folder, "train", "rows.jsonl", "-o", "math", "--config", "train.toml")
     return folder

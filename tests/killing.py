@@ -1,0 +1,44 @@
+"""An engine killed while a service has requests of its own to answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import psutil  # type: ignore[import-untyped]
+
+from tests.waiting import wait_until
+
+REQUESTS = 32
+
+
+def kill_under_requests(
+    http: httpx.Client, engines: Callable[[], list[psutil.Process]], rewrite: Callable[[int], dict[str, Any]]
+) -> None:
+    """Kill the only engine under 32 requests: it is replaced, and every request is answered once.
+
+    Args:
+        http: client of the service.
+        engines: the processes of its engines now.
+        rewrite: sends a request of one row called `row <number>`, and returns its record.
+    """
+    (engine,) = engines()
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        requests = [pool.submit(rewrite, number) for number in range(REQUESTS)]
+        wait_until(lambda: http.get("/readyz").json().get("queue_rows") == REQUESTS)
+        engine.kill()
+        killed = time.monotonic()
+        wait_until(lambda: http.get("/readyz").status_code == 503)
+        wait_until(lambda: http.get("/readyz").status_code == 200)
+        print(f"an engine answers {time.monotonic() - killed:.1f} s after the other was killed")
+        records = [request.result() for request in requests]
+        print(f"all {REQUESTS} requests are answered after {time.monotonic() - killed:.1f} s")
+    assert [record["id"] for record in records] == [f"row {number}" for number in range(REQUESTS)]
+    assert {record["status"] for record in records} <= {"rewritten", "fallback"}
+    assert all(record["attempts"] == 1 for record in records)
+    assert http.get("/readyz").json()["queue_rows"] == 0
+    (replacement,) = engines()
+    assert replacement.pid != engine.pid

@@ -10,6 +10,7 @@ Shape suffixes: B rows, P prompt positions, C completion positions, N packed tok
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -64,19 +65,27 @@ def completion_logprobs(
         ValueError: every completion is masked out.
     """
     packed = pack_rows(prompt_ids_BP, prompt_mask_BP, completion_ids_BC, completion_mask_BC)
-    logits = model(
-        input_ids=packed.ids_N[None],
-        position_ids=packed.positions_N[None],
-        use_cache=False,
-        logits_to_keep=packed.sources,
-        plan=packed.plan,
-    ).logits[0]
+    with _in_type_of_base(model):
+        logits = model(
+            input_ids=packed.ids_N[None],
+            position_ids=packed.positions_N[None],
+            use_cache=False,
+            logits_to_keep=packed.sources,
+            plan=packed.plan,
+        ).logits[0]
     blank = torch.zeros(completion_ids_BC.numel(), device=completion_ids_BC.device)
     logprobs, entropies = (
         blank.scatter(0, packed.cells, values).view(completion_ids_BC.shape)
         for values in token_logprobs(logits, packed.targets, temperature)
     )
     return logprobs, entropies
+
+
+def _in_type_of_base(model: Any) -> AbstractContextManager[object]:
+    """Within, a LoRA in float32 multiplies in the base model's type, and does not raise every activation to its own."""
+    parameters = list(model.parameters())
+    half = any(parameter.dtype == torch.bfloat16 for parameter in parameters)
+    return torch.autocast(parameters[0].device.type, dtype=torch.bfloat16, enabled=half)
 
 
 def pack_rows(
@@ -136,9 +145,10 @@ def token_logprobs(logits: Tensor, targets: Tensor, temperature: float, chunk: i
         temperature: logits are divided by it.
         chunk: rows in float32 at once; nothing of that size is kept for the backward pass.
     """
+    # Split, not sliced: the gradient of a slice is a whole matrix of zeros.
     results = [
-        checkpoint(_chunk_logprobs, logits[i : i + chunk], targets[i : i + chunk], temperature, use_reentrant=False)
-        for i in range(0, len(targets), chunk)
+        checkpoint(_chunk_logprobs, some, their_targets, temperature, use_reentrant=False)
+        for some, their_targets in zip(torch.split(logits, chunk), torch.split(targets, chunk), strict=True)
     ]
     logprobs, entropies = zip(*results, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)

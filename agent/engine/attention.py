@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from agent.engine.cache import PAGE, PagedCache
+from agent.engine.masked import masked_attention
 
 ATTENTION_NAME = "rewright"
 
@@ -74,7 +74,6 @@ class PackedPlan:
 
     def attend(self, layer: int, q_HND: Tensor, k_HND: Tensor, v_HND: Tensor, scaling: float) -> Tensor:
         outputs = []
-        repeats = q_HND.shape[0] // k_HND.shape[0]
         for segment in self._segments:
             span = slice(segment.start, segment.stop)
             k, v = k_HND[:, span], v_HND[:, span]
@@ -87,16 +86,7 @@ class PackedPlan:
             if segment.past is not None:
                 k = torch.cat((segment.past.k[layer], k), dim=1)
                 v = torch.cat((segment.past.v[layer], v), dim=1)
-            outputs.append(
-                scaled_dot_product_attention(
-                    q_HND[None, :, span],
-                    k.repeat_interleave(repeats, dim=0)[None],
-                    v.repeat_interleave(repeats, dim=0)[None],
-                    attn_mask=segment.mask,
-                    is_causal=segment.mask is None,
-                    scale=scaling,
-                )[0]
-            )
+            outputs.append(masked_attention(q_HND[None, :, span], k[None], v[None], segment.mask, scaling)[0])
         return torch.cat(outputs, dim=1).transpose(0, 1)
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+
+from agent.engine.masked import masked_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,33 +65,25 @@ class GroupPlan:
 
     def attend(self, layer: int, q_HND: Tensor, k_HND: Tensor, v_HND: Tensor, scaling: float) -> Tensor:
         """Attention output, (N, query heads, D)."""
-        repeats = q_HND.shape[0] // k_HND.shape[0]
-        k_HND, v_HND = k_HND.repeat_interleave(repeats, dim=0), v_HND.repeat_interleave(repeats, dim=0)
         queries, keys, values = (torch.split(x, self._sizes, dim=1) for x in (q_HND, k_HND, v_HND))
-        opening = scaled_dot_product_attention(queries[0], keys[0], values[0], is_causal=True, scale=scaling)
-        outputs = [opening.transpose(0, 1)] if self._sizes[0] else []
+        outputs = []
+        if self._sizes[0]:
+            opening = masked_attention(queries[0][None], keys[0][None], values[0][None], None, scaling)
+            outputs.append(opening[0].transpose(0, 1))
         for number, (group, (prompt_mask, completion_mask)) in enumerate(zip(self._groups, self._masks, strict=True)):
             prompt, completions = 2 * number + 1, 2 * number + 2
             k, v = torch.cat((keys[0], keys[prompt]), dim=1), torch.cat((values[0], values[prompt]), dim=1)
-            outputs.append(
-                scaled_dot_product_attention(
-                    queries[prompt][None],
-                    k[None],
-                    v[None],
-                    attn_mask=prompt_mask,
-                    is_causal=prompt_mask is None,
-                    scale=scaling,
-                )[0].transpose(0, 1)
-            )
+            rest = masked_attention(queries[prompt][None], k[None], v[None], prompt_mask, scaling)
+            outputs.append(rest[0].transpose(0, 1))
             if not group.completions:
                 continue
             q, own_k, own_v = (_by_completion(x[completions], group.places_KC) for x in (queries, keys, values))
-            answers = scaled_dot_product_attention(
+            answers = masked_attention(
                 q,
                 torch.cat((k.expand(len(q), -1, -1, -1), own_k), dim=2),
                 torch.cat((v.expand(len(q), -1, -1, -1), own_v), dim=2),
-                attn_mask=completion_mask,
-                scale=scaling,
+                completion_mask,
+                scaling,
             )
             outputs.append(answers.transpose(1, 2)[group.held_KC])
         return torch.cat(outputs)

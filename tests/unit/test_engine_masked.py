@@ -29,7 +29,8 @@ def test_bfloat16_products_give_the_output_and_the_gradients_of_the_fused_kernel
         (output * torch.arange(8)).sum().backward()
     torch.testing.assert_close(outputs[1].double(), outputs[0], atol=0.02, rtol=0.02)
     for one, other in zip(rounded, exact, strict=True):
-        assert one.grad is not None and other.grad is not None
+        assert one.grad is not None
+        assert other.grad is not None
         assert torch.nn.functional.cosine_similarity(one.grad.double().flatten(), other.grad.flatten(), dim=0) > 0.9995
 
 

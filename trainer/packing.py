@@ -10,7 +10,6 @@ Shape suffixes: B rows, P prompt positions, C completion positions, N packed tok
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -65,27 +64,19 @@ def completion_logprobs(
         ValueError: every completion is masked out.
     """
     packed = pack_rows(prompt_ids_BP, prompt_mask_BP, completion_ids_BC, completion_mask_BC)
-    with _in_type_of_base(model):
-        logits = model(
-            input_ids=packed.ids_N[None],
-            position_ids=packed.positions_N[None],
-            use_cache=False,
-            logits_to_keep=packed.sources,
-            plan=packed.plan,
-        ).logits[0]
+    logits = model(
+        input_ids=packed.ids_N[None],
+        position_ids=packed.positions_N[None],
+        use_cache=False,
+        logits_to_keep=packed.sources,
+        plan=packed.plan,
+    ).logits[0]
     blank = torch.zeros(completion_ids_BC.numel(), device=completion_ids_BC.device)
     logprobs, entropies = (
         blank.scatter(0, packed.cells, values).view(completion_ids_BC.shape)
         for values in token_logprobs(logits, packed.targets, temperature)
     )
     return logprobs, entropies
-
-
-def _in_type_of_base(model: Any) -> AbstractContextManager[object]:
-    """Within, a LoRA in float32 multiplies in the base model's type, and does not raise every activation to its own."""
-    parameters = list(model.parameters())
-    half = any(parameter.dtype == torch.bfloat16 for parameter in parameters)
-    return torch.autocast(parameters[0].device.type, dtype=torch.bfloat16, enabled=half)
 
 
 def pack_rows(

@@ -7,6 +7,7 @@ from typing import Any
 from peft import LoraConfig, PeftModel, PeftModelForCausalLM
 from safetensors import SafetensorError
 
+from agent.engine.lora_linear import use_lora_linear
 from agent.engine.requests import AdapterRequest
 from agent.exceptions import AdapterError
 
@@ -35,7 +36,7 @@ class LoraHost:
         self._loaded += 1
         key = f"adapter_{self._loaded}"
         try:
-            config = LoraConfig.from_pretrained(str(request.path))
+            config = use_lora_linear(LoraConfig.from_pretrained(str(request.path)))
             config.inference_mode = True
             if self._peft is None:
                 self._peft = PeftModel(self._model, config, adapter_name=key)
@@ -63,7 +64,7 @@ class LoraHost:
         if self._peft is not None:
             raise AdapterError("an adapter to train must be the first of its engine")
         try:
-            self._peft = PeftModelForCausalLM(self._model, config)
+            self._peft = PeftModelForCausalLM(self._model, use_lora_linear(config))
         except ValueError as error:
             raise AdapterError(f"no LoRA of this kind fits the model: {error}") from error
         self._keys[name] = "default"

@@ -29,6 +29,7 @@ from agent.engine.loading import (
     pick_dtype,
     usable_cores,
 )
+from agent.engine.lora_linear import use_lora_linear
 from agent.models import ModelFiles, resolve_model
 from agent.weights import weights_sha256
 from trainer.checkpoints import checkpoints, remove_unfinished_checkpoints, step_of
@@ -258,7 +259,7 @@ def _with_adapter(model: Any, request: SftRequest) -> PeftModelForCausalLM:
     set_seed(request.sft.seed)  # of the adapter's first weights; TRL sets its own only after
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM")
     try:
-        return PeftModelForCausalLM(model, config)
+        return PeftModelForCausalLM(model, use_lora_linear(config))
     except ValueError as error:
         raise TrainingSettingsError(f"sft.lora fits no layer of the model: {error}") from error
 

@@ -31,8 +31,8 @@ class LoraLinear(Linear):
             output: Tensor = super().forward(x, *args, **kwargs)
             return output
         own: Tensor = self.base_layer(x)
-        inner = linear(x, self.lora_A[name].weight.to(x.dtype)).flatten(0, -2)
-        outer = self.lora_B[name].weight.to(x.dtype)
+        inner = linear(x, _weight(self.lora_A[name], x.dtype)).flatten(0, -2)
+        outer = _weight(self.lora_B[name], x.dtype)
         return torch.addmm(own.flatten(0, -2), inner, outer.T, alpha=self.scaling[name]).view_as(own)
 
     def _is_plain(self, name: str) -> bool:
@@ -40,3 +40,8 @@ class LoraLinear(Linear):
         if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name]:
             return False
         return not self.training or isinstance(self.lora_dropout[name], nn.Identity)
+
+
+def _weight(layer: Any, dtype: torch.dtype) -> Tensor:
+    weight: Tensor = layer.weight
+    return weight.to(dtype)

@@ -1,8 +1,9 @@
 """In which order demonstrations are trained on: short experts first, then what sometimes passes.
 
-The first pass over the data goes from short experts to long ones, slightly shuffled. Later passes begin with rows of
-middling pass rate, since a group that always or never passes teaches nothing. The order depends on the seed and the
-pass rates alone.
+The first pass over the data goes from short experts to long ones, slightly shuffled; of more rows than the training has
+time for it begins with a random choice, or only the shortest would be seen. Later passes begin with rows of middling
+pass rate, since a group that always or never passes teaches nothing. The order depends on the seed and the pass rates
+alone.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ class Curriculum:
         lengths: how long the expert of each row is, in any unit.
         seed: of the shuffling.
         by_difficulty: False shuffles every pass.
+        planned: rows that the training will take.
     """
 
-    def __init__(self, lengths: Sequence[int], seed: int, *, by_difficulty: bool) -> None:
-        self._lengths, self._seed, self._by_difficulty = list(lengths), seed, by_difficulty
+    def __init__(self, lengths: Sequence[int], seed: int, *, by_difficulty: bool, planned: int) -> None:
+        self._lengths, self._seed, self._by_difficulty, self._planned = list(lengths), seed, by_difficulty, planned
         self._pass_rates: dict[int, float] = {}
         self._epoch = 0
         self._queue = self._order()
@@ -68,5 +70,10 @@ class Curriculum:
             return sorted(rows, key=noise.__getitem__)
         if self._epoch:
             return sorted(rows, key=lambda row: abs(self._pass_rates.get(row, 0.5) - 0.5) + 0.5 * noise[row])
+        source.shuffle(rows)
+        parts = (rows[: self._planned], rows[self._planned :])
+        return [row for part in parts for row in self._from_short_to_long(part, noise)]
+
+    def _from_short_to_long(self, rows: list[int], noise: list[float]) -> list[int]:
         rank = {row: place / len(rows) for place, row in enumerate(sorted(rows, key=self._lengths.__getitem__))}
         return sorted(rows, key=lambda row: rank[row] + _SHUFFLE * noise[row])

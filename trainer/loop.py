@@ -78,7 +78,8 @@ class Training:
         self._embedder = Embedder(request.gate.text_model)
         self._worker = RolloutWorker(policy.engine, chat, gate, self._embedder, request.rewrite, settings.reward)
         lengths = [len(row.expert) for row in data.train]
-        self._curriculum = Curriculum(lengths, settings.seed, by_difficulty=settings.curriculum)
+        planned = settings.steps * settings.groups
+        self._curriculum = Curriculum(lengths, settings.seed, by_difficulty=settings.curriculum, planned=planned)
         self._draws = Draws(policy, self._worker, data.train, self._curriculum, settings, runner)
         self.history = History(folder / "history.jsonl")
         self.samples = SamplesFile(folder / "samples.md")

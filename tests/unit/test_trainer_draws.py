@@ -39,7 +39,7 @@ def draws(engine: ScriptedEngine, tmp_path: Path) -> Iterator[Draws]:
     model = LoraHost(tiny_model()).add_trainable("policy", LoraConfig(r=2, target_modules=["q_proj"]))
     chat, gate, reward = ChatFormat(tiny_tokenizer()), Gate(GateSettings()), RewardSettings(preset="gate_only")
     worker = RolloutWorker(engine, chat, gate, None, RewriteSettings(), reward)
-    curriculum = Curriculum([1] * len(ROWS), 0, by_difficulty=False)
+    curriculum = Curriculum([1] * len(ROWS), 0, by_difficulty=False, planned=1000)
     with asyncio.Runner() as runner:
         yield Draws(PublishedPolicy(engine, model, tmp_path), worker, ROWS, curriculum, SETTINGS, runner)
         runner.run(gate.aclose())

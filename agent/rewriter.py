@@ -158,7 +158,9 @@ class _Job:
 
     async def _choose(self, completions: Sequence[Completion]) -> _Candidate | None:
         """The acceptable candidate with the lowest mismatch; remembers why the last one was refused."""
-        distinct = {c.text.strip(): c for c in completions}
+        # Of equal texts the last one counts: one that is finished, where there is one.
+        cut_off_first = sorted(completions, key=lambda c: c.finish_reason == "stop")
+        distinct = {c.text.strip(): c for c in cut_off_first}
         candidates = await asyncio.gather(*(self._examine(text, c) for text, c in distinct.items()))
         refused = [c for c in candidates if not c.verdict.passed]
         accepted = [c for c in candidates if c.verdict.passed and c.mismatch is not None]

@@ -126,15 +126,20 @@ def pick_dtype(choice: Literal["auto", "bfloat16", "float32"], device: torch.dev
 def keep_freed_memory() -> None:
     """Tell glibc to reuse freed blocks instead of returning them to the system; elsewhere do nothing.
 
+    Called before the thread that allocates begins: a thread would get an arena of its own, whose larger blocks are
+    mappings all the same.
+
     Every step allocates the same tensors of megabytes again. By default each becomes a fresh mapping whose pages
     fault in one by one, which costs a tenth of a decode step and more.
     """
-    trim_threshold, mmap_threshold = -1, -3
+    trim_threshold, mmap_threshold, most_arenas = -1, -3, -8
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    mallopt(mmap_threshold, 1 << 30)
+    mallopt(most_arenas, 1)
+    if not mallopt(mmap_threshold, 1 << 30):
+        mallopt(mmap_threshold, 1 << 25)  # older versions refuse more
     mallopt(trim_threshold, (1 << 31) - 1)
 
 

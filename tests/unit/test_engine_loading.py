@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,25 @@ LONG_ROPE = {
     "short_factor": [1.0, 1.0, 1.0],
     "long_factor": [2.0, 2.0, 2.0],
 }
+# A process of its own, since this is for good. Prints pages that fault in per block of 64 MiB, in a thread.
+ALLOCATING = """
+import resource, threading, torch
+from agent.engine.loading import keep_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+
+def allocate():
+    before = faults()
+    for _ in range(16):
+        torch.zeros(1 << 24)
+    print((faults() - before) // 16)
+
+keep_freed_memory()
+thread = threading.Thread(target=allocate)
+thread.start()
+thread.join()
+"""
 
 
 @pytest.fixture
@@ -57,3 +78,10 @@ def test_a_long_rope_is_refused_beyond_the_length_where_it_changes(folder: Path)
     with pytest.raises(ModelError, match=r"changes beyond 32 tokens; set engine\.max_length to 32 or less"):
         load_model(folder, SETTINGS)
     load_model(folder, SETTINGS.model_copy(update={"max_length": 32}))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_blocks_that_a_thread_has_freed_are_used_again() -> None:
+    done = subprocess.run([sys.executable, "-c", ALLOCATING], capture_output=True, text=True, check=True)
+    # All 16384 pages of each block, were it given back to the system every time.
+    assert int(done.stdout) < 4096

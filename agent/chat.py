@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from agent.demonstrations import Message
-from agent.exceptions import ModelError
+from agent.exceptions import ChatError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,11 +57,15 @@ class ChatFormat:
         return text
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The turns and the opening of the assistant's answer, control tokens spelled out."""
+        """The turns and the opening of the assistant's answer, control tokens spelled out. Raises ChatError."""
         return self._template_text(messages, add_generation_prompt=True)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the turns and the opening of the assistant's answer."""
+        """Token ids of the turns and the opening of the assistant's answer.
+
+        Raises:
+            ChatError: the template refuses the turns.
+        """
         return self._template(messages, add_generation_prompt=True)
 
     def completion_ids(self, text: str) -> list[int]:
@@ -79,10 +83,15 @@ class ChatFormat:
         return ids
 
     def _template_text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        from jinja2 import TemplateError
+
         turns = [{"role": m.role, "content": self.neutralise(m.content)} for m in messages]
-        return str(
-            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
-        )
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+            )
+        except TemplateError as error:
+            raise ChatError(f"the model's chat template refuses these turns: {error}") from error
 
     def _find_end_of_turn(self) -> int:
         """The first special token that the template writes after an assistant's content."""

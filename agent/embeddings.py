@@ -77,6 +77,7 @@ def _load(model: str) -> SentenceTransformer:
     if folder is not None:
         _refuse_pickles(folder)
 
+    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as loading
 
@@ -91,7 +92,7 @@ def _load(model: str) -> SentenceTransformer:
             trust_remote_code=False,
             model_kwargs={"use_safetensors": True},
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"embedding model {model!r} cannot be loaded: {error}") from error
     finally:
         if bar:

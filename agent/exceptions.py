@@ -41,6 +41,10 @@ class AdapterError(RewrightError, ValueError):
     """An adapter is missing, malformed, or made for another base model."""
 
 
+class ChatError(RewrightError, ValueError):
+    """The model's chat template refuses the turns (no system turn, roles must alternate); only this row fails."""
+
+
 class PromptTooLongError(RewrightError, ValueError):
     """Prompt plus completion do not fit the model's context; only this row fails."""
 

@@ -223,7 +223,7 @@ def _format_suffix(file: Path) -> str:
 def _read_json_file(file: Path, max_row_bytes: int) -> Iterator[Row]:
     with file.open("rb") as opened:
         stream = _buffered(opened)
-        if _format_suffix(file) == ".json" and not _first_line_is_json(stream, max_row_bytes):
+        if _format_suffix(file) == ".json" and _begins_an_object(stream, max_row_bytes):
             yield from _read_one_object(stream, max_row_bytes)
         else:
             yield from _read_bytes(stream, file, max_row_bytes)
@@ -248,13 +248,19 @@ def _read_one_object(stream: BufferedReader, max_row_bytes: int) -> Iterator[Row
     yield _parse_piece(Piece(None if problem else text.removeprefix(BYTE_ORDER_MARK), 1, problem))
 
 
-def _first_line_is_json(stream: BufferedReader, max_row_bytes: int) -> bool:
-    """Whether a `.json` file is not one object over several lines; an array's first bracket counts as JSON."""
+def _begins_an_object(stream: BufferedReader, max_row_bytes: int) -> bool:
+    """Whether the first line is the beginning of an object: neither a whole one nor a line that is broken."""
     if _first_mark(stream.peek(_PEEK)) != b"{":
-        return True
+        return False
     piece = next(lines(stream, max_row_bytes))
     stream.seek(0)
-    return _parse_piece(piece).problem is None
+    try:
+        parse_json((piece.text or b"null").decode())
+    except UnicodeDecodeError:
+        return False
+    except JsonValueError as error:
+        return error.unfinished
+    return False
 
 
 def _parse_piece(piece: Piece) -> Row:

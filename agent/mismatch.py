@@ -38,6 +38,7 @@ async def surprisal(engine: Engine, chat: ChatFormat, prompt: Sequence[Message],
     """Score `completion` as the answer to `prompt` under the base model.
 
     Raises:
+        ChatError: the model's chat template refuses the turns.
         PromptTooLongError: the two do not fit the context.
     """
     ids = chat.completion_ids(completion)

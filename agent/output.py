@@ -159,9 +159,9 @@ class RecordWriter:
         go_on = exists and self._resume
         if go_on:
             self._check_run(run)
-            if not self._journal.exists():
+            if self._is_parquet and not self._journal.exists() and self.path.exists():
                 self._reopen_parquet()
-        self._file = self._journal.open("r+b" if go_on else "ab")
+        self._file = self._journal.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -211,8 +211,10 @@ class RecordWriter:
                     for row in batch.to_pylist():
                         row["source"] = json.loads(row["source"])
                         journal.write(f"{json.dumps(row, ensure_ascii=False)}\n")
-        except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
-            unfinished.unlink()
+        except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:
+            unfinished.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise
             raise ResumeError(f"{self.path}: cannot be resumed, it is no Parquet output of ours: {error}") from None
         os.replace(unfinished, self._journal)
 

@@ -6,17 +6,21 @@ Not here: reading and writing files (`agent.intake`, `agent.output`), batching (
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 from agent.demonstrations import BadRow, Demonstration
 from agent.early import EarlyRows
+from agent.exceptions import RewrightError
 from agent.records import error_row
 from agent.rewriter import Rewriter, Usage
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_log = logging.getLogger("rewright.agent")
 
 _WINDOW = 4  # results that may wait for an earlier one, in units of the concurrency
 
@@ -61,7 +65,8 @@ def rewrite_rows(
     """Output rows of `rows`, one each, in their order.
 
     Args:
-        rewriter: answers every demonstration, with a record of status `error` where it must.
+        rewriter: answers every demonstration, with a record of status `error` where it must. A defect in it, an
+            exception that is neither a RewrightError nor an OSError, is logged and becomes an error row too.
         rows: as `agent.intake` reads them; a row that could not be read passes through as an error row.
         model: name recorded in the error rows.
         concurrency: demonstrations worked on at the same time.
@@ -73,7 +78,14 @@ def rewrite_rows(
             return error_row(row, model), Usage()
         if early and (finished := early.find(row.id)):
             return finished, Usage()
-        rewritten = await rewriter.rewrite(row)
+        try:
+            rewritten = await rewriter.rewrite(row)
+        except (RewrightError, OSError):
+            raise
+        except Exception as error:  # a defect of ours: this row pays for it, the others do not
+            _log.error("row %s failed", row.id, exc_info=error)
+            message = f"a defect in rewright: {type(error).__name__}, see the log"
+            return error_row(BadRow(row.id, row.line or 0, message, source=row.source), model), Usage()
         record = rewritten.record.as_dict()
         if early:
             early.keep(record)

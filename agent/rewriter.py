@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
 from agent.engine import Completion, Engine, Sampling
-from agent.exceptions import EngineCrashError, EngineMemoryError, GateError, PromptTooLongError
+from agent.exceptions import ChatError, EngineCrashError, EngineMemoryError, GateError, PromptTooLongError
 from agent.gate import Gate
 from agent.mismatch import summarise
 from agent.prompts import proposal_prompt
@@ -91,13 +91,13 @@ class Rewriter:
     async def rewrite(self, demonstration: Demonstration) -> Rewritten:
         """The record of `demonstration`.
 
-        A row that cannot be handled (too long, no gate for it, out of memory, it kills the engine) becomes a record
-        with status `error` that keeps the expert; failures of the engine itself propagate.
+        A row that cannot be handled (too long, refused by the chat template, no gate for it, out of memory, it kills
+        the engine) becomes a record with status `error` that keeps the expert; failures of the engine itself propagate.
         """
         job = _Job(self, demonstration)
         try:
             record = await job.run()
-        except (PromptTooLongError, EngineMemoryError, EngineCrashError, GateError) as error:
+        except (ChatError, PromptTooLongError, EngineMemoryError, EngineCrashError, GateError) as error:
             record = job.record("error", "expert", demonstration.expert, error=str(error))
         return Rewritten(record, job.usage, tuple(job.refused_by))
 
@@ -109,7 +109,7 @@ class _Job:
         self._engine, self._chat, self._gate = rewriter._engine, rewriter._chat, rewriter._gate
         self._strategy, self._settings, self._adapter = rewriter._strategy, rewriter._settings, rewriter._adapter
         self._demonstration = demonstration
-        self._plain_ids = self._chat.prompt_ids(demonstration.prompt)
+        self._plain_ids: list[int] = []
         self._attempts = 0
         self._used_adapter: str | None = None
         self._expert: Mismatch | None = None
@@ -121,6 +121,7 @@ class _Job:
     async def run(self) -> Record:
         demonstration = self._demonstration
         task = self._gate.task_of(demonstration)
+        self._plain_ids = self._chat.prompt_ids(demonstration.prompt)
         self._expert = await self._mismatch(demonstration.expert)
         self._expert_tokens = self._expert.tokens
         for step in self._strategy:
@@ -157,7 +158,9 @@ class _Job:
 
     async def _choose(self, completions: Sequence[Completion]) -> _Candidate | None:
         """The acceptable candidate with the lowest mismatch; remembers why the last one was refused."""
-        distinct = {c.text.strip(): c for c in completions}
+        # Of equal texts the last one counts: one that is finished, where there is one.
+        cut_off_first = sorted(completions, key=lambda c: c.finish_reason == "stop")
+        distinct = {c.text.strip(): c for c in cut_off_first}
         candidates = await asyncio.gather(*(self._examine(text, c) for text, c in distinct.items()))
         refused = [c for c in candidates if not c.verdict.passed]
         accepted = [c for c in candidates if c.verdict.passed and c.mismatch is not None]

@@ -64,11 +64,16 @@ def parse_row(row: object, *, line: int, number: int) -> Demonstration:
         raise RowError(f"a row must be a JSON object, got {_kind(row)}", line=line)
     try:
         prompt, expert, reference = _read_shape(row)
+        told = _CALCULATOR.sub("", expert)
+        if not told.strip():
+            raise RowError(
+                "empty: the expert has written calculator notes alone; write an answer, or leave the row out"
+            )
         explicit = _short_answer(row, "reference_answer")
         return Demonstration(
             id=own_id(row) or f"row-{number}",
             prompt=prompt,
-            expert=_CALCULATOR.sub("", expert),
+            expert=told,
             reference_answer=explicit or reference or _final_answer(expert),
             task=_task(row),
             source=row,

@@ -22,11 +22,12 @@ class JsonValueError(ValueError):
 
     Attributes:
         field: first-level key of the object that holds the offending value, None outside of an object.
+        unfinished: the text is right as far as it goes, but ends before the value does.
     """
 
-    def __init__(self, message: str, field: str | None = None) -> None:
+    def __init__(self, message: str, field: str | None = None, *, unfinished: bool = False) -> None:
         super().__init__(message)
-        self.field = field
+        self.field, self.unfinished = field, unfinished
 
 
 def parse_json(text: str) -> Any:
@@ -41,7 +42,8 @@ def parse_json(text: str) -> Any:
         return json.loads(text, parse_int=_integer)
     except json.JSONDecodeError as error:
         where = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno} of it, column {error.colno}"
-        raise JsonValueError(f"not valid JSON: {error.msg.removesuffix(' at')} at {where}") from None
+        message = f"not valid JSON: {error.msg.removesuffix(' at')} at {where}"
+        raise JsonValueError(message, unfinished=error.pos == len(text)) from None
 
 
 def check_json_value(root: object) -> None:

@@ -53,6 +53,10 @@ def check(
     if dry_run:
         print(settings.model_dump_json(indent=2))
         return
+    from agent.gate import TASKS
+
+    if task is not None and task not in TASKS:
+        raise UsageError(f"--task {task!r}: known tasks are {', '.join(TASKS)}")
     refuse_target(source, output)
     if calibrate:
         found = asyncio.run(_calibrate(settings, _rows(source, limit, task)))
@@ -70,11 +74,8 @@ def check(
 
 
 def _rows(source: Path, limit: int | None, task: str | None) -> Iterator[Demonstration | BadRow]:
-    from agent.gate import TASKS
     from cli.input import open_rows
 
-    if task is not None and task not in TASKS:
-        raise UsageError(f"--task {task!r}: known tasks are {', '.join(TASKS)}")
     for row in open_rows(source, limit):
         yield dataclasses.replace(row, task=task) if task and isinstance(row, Demonstration) else row
 

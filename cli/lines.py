@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +28,21 @@ def refuse_target(source: Path, *targets: Path | None) -> None:
 
 @contextmanager
 def json_lines(output: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yields a function that writes one object a line, to standard output when `output` is None."""
+    """Yields a function that writes one object a line, to standard output when `output` is None.
+
+    A file appears whole: it takes its name when the block is left without an exception. A pipe or a device is written
+    as it is.
+    """
     if output is None:
         yield lambda value: print(json.dumps(value, ensure_ascii=False))
         return
-    with output.open("w", encoding="utf-8") as file:
-        yield lambda value: print(json.dumps(value, ensure_ascii=False), file=file)
+    in_place = output.exists() and not output.is_file()
+    written = output if in_place else output.with_name(f".{output.name}.unfinished")
+    try:
+        with written.open("w", encoding="utf-8") as file:
+            yield lambda value: print(json.dumps(value, ensure_ascii=False), file=file)
+        if not in_place:
+            os.replace(written, output)
+    finally:
+        if not in_place:
+            written.unlink(missing_ok=True)

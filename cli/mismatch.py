@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agent.demonstrations import BadRow, Demonstration
-from agent.exceptions import EngineMemoryError, PromptTooLongError
+from agent.exceptions import ChatError, EngineMemoryError, PromptTooLongError
 from cli import options
 from cli.console import counting, say
 from cli.lines import json_lines, refuse_target
@@ -75,7 +75,7 @@ async def _score_all(settings: Settings, source: Path, limit: int | None, output
                 return row.id, f"line {row.line}: {row.message}"
             try:
                 return row.id, await surprisal(engine, chat, row.prompt, row.expert)
-            except (PromptTooLongError, EngineMemoryError) as error:
+            except (ChatError, PromptTooLongError, EngineMemoryError) as error:
                 return row.id, f"line {row.line}: {error}"
 
         write = stack.enter_context(json_lines(output)) if output else None

@@ -122,6 +122,7 @@ def _rewrite_rows(settings: Settings, job: Job, url: str | None) -> Summary:
 
 
 async def _rewrite_here(settings: Settings, job: Job) -> Summary:
+    from agent.adapters import find_adapter
     from agent.assembly import build_rewriter, load_adapter
     from agent.models import resolve_model
     from agent.pipeline import rewrite_rows
@@ -130,15 +131,19 @@ async def _rewrite_here(settings: Settings, job: Job) -> Summary:
     from cli.output import open_job
 
     find_strategy(settings.rewrite.strategy, settings.rewrite)
+    # The version, not only the name: resumed after another one was published, a file would have rows of both.
+    folder = find_adapter(Path(settings.rewrite.adapter)).resolve() if settings.rewrite.adapter else None
     run = {
         "model": settings.model.model_dump(),
         "gate": settings.gate.model_dump(),
-        "rewrite": settings.rewrite.model_dump(exclude={"concurrency"}),
+        "rewrite": {
+            **settings.rewrite.model_dump(exclude={"concurrency"}),
+            "adapter": str(folder) if folder else None,
+        },
     }
     with open_job(job, run) as opened:
         async with engine_of(settings) as (engine, chat):
-            folder = settings.rewrite.adapter
-            adapter = await load_adapter(engine, Path(folder), resolve_model(settings.model)) if folder else None
+            adapter = await load_adapter(engine, folder, resolve_model(settings.model)) if folder else None
             rewriter = build_rewriter(engine, chat, settings.gate, settings.rewrite, adapter=adapter)
             try:
                 model, concurrency = engine.info.model, settings.rewrite.concurrency

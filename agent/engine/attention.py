@@ -44,6 +44,13 @@ class KeyValues:
     def length(self) -> int:
         return self.k[0].shape[1]
 
+    def followed_by(self, rest: KeyValues) -> KeyValues:
+        """Those of this run and the one that was computed after it, as one."""
+        return KeyValues(
+            [torch.cat(pair, dim=1) for pair in zip(self.k, rest.k, strict=True)],
+            [torch.cat(pair, dim=1) for pair in zip(self.v, rest.v, strict=True)],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:

@@ -37,7 +37,7 @@ class Generation:
         activate: switches the model to an adapter, or to none.
         stop_ids: tokens that end a completion.
         to_text: token ids to text.
-        max_samples: samples running at once at most.
+        max_samples: samples running at once at most, of bulk work and of other work each.
         pack_tokens: tokens of one prefill pass, unless a single prompt has more.
     """
 
@@ -97,10 +97,15 @@ class Generation:
         self._computing = ()
 
     def _take_pack(self, bulk: bool) -> list[Group]:
-        """The next groups in their order that can start together."""
+        """The next groups in their order that can start together.
+
+        Bulk work that pauses takes no place from other work, only memory. A group of more samples than there are
+        places starts once it has all of them; more memory than there is has none, `add` sees to that.
+        """
         pack: list[Group] = []
         tokens = 0
-        samples = sum(len(g.running) for g in self._running)
+        beside = [g for g in self._running if bulk or not g.request.bulk]
+        samples = sum(len(g.running) for g in beside)
         pages = sum(g.most_pages for g in self._running)
         while self._waiting:
             group = self._waiting[0]
@@ -112,7 +117,7 @@ class Generation:
             tokens += group.prompt_length
             samples += group.count
             pages += group.most_pages
-            if (self._running or pack) and (samples > self._max_samples or pages > self._runner.cache.budget_pages):
+            if pages > self._runner.cache.budget_pages or (samples > self._max_samples and (beside or pack)):
                 break
             if pack and (group.request.adapter != pack[0].request.adapter or tokens > self._pack_tokens):
                 break
@@ -155,9 +160,11 @@ class Generation:
     def step(self, *, bulk: bool = True) -> None:
         """One decode step for the running samples of every adapter; without `bulk`, those of bulk work pause."""
         self._drop_abandoned()
-        running = [g for g in self._running if bulk or not g.request.bulk]
-        for adapter in {g.request.adapter for g in running}:
-            groups = [g for g in running if g.request.adapter == adapter]
+        for adapter in {g.request.adapter for g in self._running}:
+            # Found anew each time: a pass that fails drops groups of other adapters that nobody waits for any more.
+            groups = [g for g in self._running if g.request.adapter == adapter and (bulk or not g.request.bulk)]
+            if not groups:
+                continue
             # Out of memory while decoding: the group that came last gives way to the others.
             logits = self._guarded(partial(self._decode_step, groups, adapter), groups[-1:])
             if logits is not None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import psutil
 import torch
+from safetensors import SafetensorError
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from agent.engine.attention import ATTENTION_NAME, packed_attention
@@ -24,13 +25,14 @@ def load_model(path: Path, settings: EngineSettings) -> Any:
     """Load a causal language model in evaluation mode with this package's attention.
 
     Raises:
-        ModelError: the architecture cannot take it (sliding window, encoder, own attention code).
+        ModelError: the architecture cannot take it (sliding window, encoder, own attention code), or its files are
+            broken.
     """
     device = pick_device(settings.device)
     AttentionInterface.register(ATTENTION_NAME, packed_attention)
     try:
         config = load_config(path)
-        _check_supported(config, path)
+        _check_supported(config, path, settings)
         model = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
@@ -40,7 +42,7 @@ def load_model(path: Path, settings: EngineSettings) -> Any:
             trust_remote_code=False,
             local_files_only=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"model {path} cannot be loaded: {error}") from error
@@ -56,7 +58,7 @@ def load_config(path: Path) -> PreTrainedConfig:
     return config
 
 
-def _check_supported(config: PreTrainedConfig, path: Path) -> None:
+def _check_supported(config: PreTrainedConfig, path: Path, settings: EngineSettings) -> None:
     text = config.get_text_config()
     layers = set(getattr(text, "layer_types", None) or ["full_attention"])
     windowed = getattr(text, "use_sliding_window", True) and getattr(text, "sliding_window", None)
@@ -64,6 +66,18 @@ def _check_supported(config: PreTrainedConfig, path: Path) -> None:
         raise ModelError(f"model {path}: layers {sorted(layers)} are not full attention only; serve it with vLLM")
     if getattr(text, "attn_logit_softcapping", None):
         raise ModelError(f"model {path}: attention soft-capping is not supported here; serve it with vLLM")
+    if text.model_type.startswith("hyperclovax") and getattr(text, "logits_scaling", 1) != 1:
+        # It multiplies logits by what every other model divides them by.
+        raise ModelError(f"model {path}: the logits of {text.model_type} are not supported here; serve it with vLLM")
+    rope = getattr(text, "rope_parameters", None) or {}
+    # A packed row has one set of frequencies, and this picks it by the longest text in the row.
+    if rope.get("rope_type") == "longrope":
+        longest = rope["original_max_position_embeddings"]
+        if context_length(config, settings) > longest:
+            raise ModelError(
+                f"model {path}: its long rope changes beyond {longest} tokens; set engine.max_length to {longest} or "
+                "less, or serve it with vLLM"
+            )
 
 
 def context_length(config: PreTrainedConfig, settings: EngineSettings) -> int:
@@ -112,15 +126,20 @@ def pick_dtype(choice: Literal["auto", "bfloat16", "float32"], device: torch.dev
 def keep_freed_memory() -> None:
     """Tell glibc to reuse freed blocks instead of returning them to the system; elsewhere do nothing.
 
+    Called before the thread that allocates begins: a thread would get an arena of its own, whose larger blocks are
+    mappings all the same.
+
     Every step allocates the same tensors of megabytes again. By default each becomes a fresh mapping whose pages
     fault in one by one, which costs a tenth of a decode step and more.
     """
-    trim_threshold, mmap_threshold = -1, -3
+    trim_threshold, mmap_threshold, most_arenas = -1, -3, -8
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    mallopt(mmap_threshold, 1 << 30)
+    mallopt(most_arenas, 1)
+    if not mallopt(mmap_threshold, 1 << 30):
+        mallopt(mmap_threshold, 1 << 25)  # older versions refuse more
     mallopt(trim_threshold, (1 << 31) - 1)
 
 

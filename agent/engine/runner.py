@@ -175,13 +175,17 @@ class ModelRunner:
         return [[[next(flat) for _ in completion] for completion in tree.completions] for tree in trees]
 
     def _shared_opening(self, adapter: str | None, ids: Sequence[int]) -> tuple[tuple[int, ...], KeyValues | None]:
-        found = self.prefixes.find(adapter, ids)
-        prefix = self.prefixes.worth_storing(adapter, ids, len(found[0]) if found else 0)
+        known, past = self.prefixes.find(adapter, ids) or ((), None)
+        prefix = self.prefixes.worth_storing(adapter, ids, len(known))
         if not prefix:
-            return found or ((), None)
+            return known, past
+        new = prefix[len(known) :]
+        mask = lower_right(len(known), len(new), self._device) if past else None
         states = KeyValues([], [])
-        segment = Segment(0, len(prefix), keep=states)
-        self._forward(list(prefix), list(range(len(prefix))), PackedPlan([segment]))
+        segment = Segment(0, len(new), mask, past, keep=states)
+        self._forward(list(new), list(range(len(known), len(prefix))), PackedPlan([segment]))
+        if past:
+            states = past.followed_by(states)
         self.prefixes.add(adapter, prefix, states)
         return prefix, states
 

@@ -51,11 +51,13 @@ def draw_tokens(logits_NV: Tensor, draws: Sequence[Draw]) -> tuple[list[int], li
 
 def _draw_some(logits_NV: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float]]:
     logits_NV = logits_NV.float()
-    ids_N = logits_NV.argmax(dim=-1)
+    ids_N = torch.empty(len(draws), dtype=torch.long, device=logits_NV.device)
     rows = [row for row, draw in enumerate(draws) if draw.sampling.temperature > 0]
+    greedy = [row for row, draw in enumerate(draws) if draw.sampling.temperature == 0]
+    if greedy:
+        ids_N[greedy] = _take(logits_NV, greedy).argmax(dim=-1)
     if rows:
-        chosen = logits_NV if len(rows) == len(draws) else logits_NV[rows]
-        ids_N[rows] = _draw_random(chosen, [draws[row] for row in rows])
+        ids_N[rows] = _draw_random(_take(logits_NV, rows), [draws[row] for row in rows])
     logprobs_N = logits_NV.gather(1, ids_N[:, None])[:, 0] - logits_NV.logsumexp(dim=-1)
     return ids_N.tolist(), logprobs_N.tolist()
 
@@ -68,8 +70,7 @@ def _draw_random(logits_NV: Tensor, draws: Sequence[Draw]) -> Tensor:
     cumulative = probs_NV.cumsum(dim=-1)
     for _ in range(_REDRAWS):
         who = pending.tolist()
-        probs = probs_NV if len(who) == len(draws) else probs_NV[pending]
-        sums = cumulative if len(who) == len(draws) else cumulative[pending]
+        probs, sums = _take(probs_NV, who), _take(cumulative, who)
         uniform = torch.tensor([draws[i].random.random() for i in who], device=probs.device)
         # The last sum is 1 up to rounding: scaling by it keeps the index inside the vocabulary.
         found = torch.searchsorted(sums, uniform[:, None] * sums[:, -1:], right=True).clamp_(max=probs.shape[1] - 1)
@@ -89,13 +90,19 @@ def _allowed(probs_NV: Tensor, ids_N1: Tensor, samplings: Sequence[Sampling]) ->
     truncated = [i for i, s in enumerate(samplings) if s.top_p < 1 or s.top_k]
     if not truncated:
         return allowed
-    likelier = probs_NV[truncated] > drawn[truncated]
-    mass = torch.where(likelier, probs_NV[truncated], 0.0).sum(dim=-1)
+    probs_NV = _take(probs_NV, truncated)
+    likelier = probs_NV > drawn[truncated]
+    mass = torch.where(likelier, probs_NV, 0.0).sum(dim=-1)
     allowed[truncated] &= mass < mass.new_tensor([samplings[i].top_p for i in truncated])
     if any(s.top_k for s in samplings):
         rank = likelier.sum(dim=-1)
         allowed[truncated] &= rank < rank.new_tensor([samplings[i].top_k or probs_NV.shape[1] for i in truncated])
     return allowed
+
+
+def _take(x_NV: Tensor, rows: list[int]) -> Tensor:
+    """Some rows, in their order; no copy where they are all."""
+    return x_NV if len(rows) == len(x_NV) else x_NV[rows]
 
 
 def _draw_sorted(probs_V: Tensor, draw: Draw) -> int:

@@ -48,7 +48,7 @@ class Worker(threading.Thread):
         adapters: the model's adapters.
         stop_ids: tokens that end a completion.
         to_text: token ids to text.
-        max_sequences: samples running at once at most.
+        max_sequences: samples running at once at most, of bulk work and of other work each.
         pack_tokens: tokens of one prefill or scoring pass, unless a single request has more.
     """
 

@@ -31,20 +31,24 @@ class AnswerProcess:
         Raises:
             OSError: no worker process can be started.
         """
-        process = self._process or self._start()
         request = {
             "candidate": candidate,
             "reference": reference,
             "percent_asked": percent_asked,
             "limit_s": self._limit_s,
         }
-        assert process.stdin is not None
-        try:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
+        line = b""
+        for _ in range(2):
+            process = self._process or self._start()
+            assert process.stdin is not None
+            try:
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.flush()
+            except BrokenPipeError:  # it died between two questions, and not of this one
+                self.close()
+                continue
             line = _read_line(process, self._limit_s)
-        except BrokenPipeError:  # it died between two questions
-            line = b""
+            break
         if not line:
             self.close()
             return None

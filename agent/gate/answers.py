@@ -20,7 +20,7 @@ _HASHES = re.compile(r"^[^\S\n]*####\s*(\S(?:.*\S)?)\s*$", re.MULTILINE)
 _PHRASE = re.compile(
     r"""(?:\b(?:final\s+)?answer\b(?P<about>\s+(?:to|of|for)\s[^.:\n]{1,80}?)?|\bответ\b)
         [*_\s]{0,6}(?:\b(?:is|equals|равен|равна|равно)\b|[:=—])[*_\s:]{0,6}
-        (?P<answer>[^\n]{1,300}?)\s*(?=\.\s|\.[*_]*$|\n|$)""",
+        (?P<answer>[^\n]{1,300}?)\s{0,20}(?=\.\s|\.[*_]*$|\n|$)""",
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
 # Before an answer phrase, in its sentence: it is supposed, denied, checked or somebody else's.
@@ -70,7 +70,7 @@ _TAKEN_BACK = re.compile(
 )
 
 _REASON = re.compile(r",?\s+(?:because|since|as|потому|так как)\b.*|[,:;].*", re.DOTALL | re.IGNORECASE)
-_LATER_NUMBER = re.compile(r"\n[^\d]*\d")
+_DIGIT = re.compile(r"\d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +135,14 @@ def extract_answer(text: str) -> ExtractedAnswer | None:
         rivals=rivals,
         retracted=_denied(text, start) or taken_back(text[end if source == "boxed" else last :]),
         partial=partial,
-        goes_on=source == "phrase" and _LATER_NUMBER.search(text, end) is not None,
+        goes_on=source == "phrase" and _later_number(text, end),
     )
+
+
+def _later_number(text: str, end: int) -> bool:
+    """Whether a line after the one in which the answer ends has a digit."""
+    newline = text.find("\n", end)
+    return newline >= 0 and _DIGIT.search(text, newline) is not None
 
 
 def _outright(match: re.Match[str]) -> str | None:

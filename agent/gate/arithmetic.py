@@ -8,6 +8,7 @@ works it out exactly. Not here: algebra (an equation with a variable is not judg
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ _JOINING = frozenset({"and", "or", "then", "so", "which", "because", "и", "а",
 _UNIT_WORDS = 5
 _SIGNS = "+-*/^()"
 _MAX_POWER_DIGITS = 200
+_MAX_SIDE_DIGITS = 300  # any such number is a float, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +198,12 @@ def _drop_outer_brackets(sides: list[list[str]]) -> None:
 
 
 def _compare(left: list[str], right: list[str]) -> tuple[str, bool, Fraction] | None:
-    """Text, truth and result of the equation of two sides, None when one of them is no complete expression."""
+    """Text, truth and result of the equation of two sides, None when one of them is incomplete or enormous."""
     try:
         a, b = _evaluate(left), _evaluate(right)
     except (_Unreadable, ZeroDivisionError):
+        return None
+    if max(_digits(a), _digits(b)) > _MAX_SIDE_DIGITS:
         return None
     text = f"{' '.join(left)} = {' '.join(right)}"
     tolerance = Fraction(0)
@@ -257,14 +261,17 @@ def _signed(rest: list[str]) -> Fraction:
     if rest and rest[-1] == "^":
         rest.pop()
         exponent = rest.pop() if rest else ""
-        if not exponent.isdecimal() or rest[-1:] == ["^"] or _digits(value) * int(exponent) > _MAX_POWER_DIGITS:
+        if not exponent.isdecimal() or len(exponent) > _MAX_DIGITS or rest[-1:] == ["^"]:
+            raise _Unreadable
+        if _digits(value) * int(exponent) > _MAX_POWER_DIGITS:
             raise _Unreadable
         value **= int(exponent)
     return value
 
 
 def _digits(value: Fraction) -> int:
-    return len(str(value.numerator)) + len(str(value.denominator))
+    """Digits of numerator and denominator together; not by `str`, which refuses more than 4300."""
+    return sum(1 + int(math.log10(abs(part) or 1)) for part in (value.numerator, value.denominator))
 
 
 def _operand(rest: list[str]) -> Fraction:

@@ -65,6 +65,13 @@ def test_pickled_weights_are_refused(model_folder: Path) -> None:
         Embedder(str(model_folder))
 
 
+def test_weights_that_are_cut_off_are_an_error(model_folder: Path) -> None:
+    (weights,) = model_folder.rglob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        Embedder(str(model_folder))
+
+
 def test_a_folder_that_is_no_embedding_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"modules\.json"):
         Embedder(str(tmp_path))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.lines import json_lines
 from cli.main import main
 
 Run = Callable[..., tuple[int, str, str]]
@@ -156,6 +157,51 @@ def test_rows_come_through_a_named_pipe(run: Run, tmp_path: Path) -> None:
     writer.join()
     assert code == 0, err
     assert [json.loads(line)["status"] for line in out.splitlines()] == ["passed", "failed"]
+
+
+def test_the_verdicts_of_before_stay_where_the_task_is_unknown(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("check", "in.jsonl", "-o", "old.jsonl", "--task", "maths")
+    assert (code, "known tasks are" in err) == (2, True)
+    assert (tmp_path / "old.jsonl").read_text() == '{"id": "x"}\n'
+
+
+@pytest.mark.parametrize("before", ["before", None])
+def test_lines_that_break_off_leave_the_file_of_before(tmp_path: Path, before: str | None) -> None:
+    output = tmp_path / "o.jsonl"
+    if before:
+        output.write_text(before)
+
+    def break_off() -> None:
+        with json_lines(output) as write:
+            write({"id": "a"})
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        break_off()
+    assert [file.read_text() for file in tmp_path.iterdir()] == ([before] if before else [])
+
+
+def test_lines_go_into_a_named_pipe_as_they_come(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    with json_lines(tmp_path / "pipe") as write:
+        write({"id": "a"})
+    reader.join()
+    assert read == ['{"id": "a"}\n']
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_run_is_not_resumed_with_a_version_that_was_published_since(run: Run, tmp_path: Path) -> None:
+    command = ["rewrite", "in.jsonl", "-o", "o.jsonl", "--model", "nope", "--adapter", "math"]
+    for version in ("1", "2"):
+        (tmp_path / "math" / version).mkdir(parents=True)
+        (tmp_path / "math" / version / "adapter_model.safetensors").touch()
+        _, _, err = run(*command, *(["--resume"] if version == "2" else []))
+        (tmp_path / "o.jsonl").write_text("{}\n")
+    assert json.loads((tmp_path / "o.jsonl.run.json").read_text())["rewrite"]["adapter"] == str(tmp_path / "math" / "1")
+    assert "cannot be resumed: rewrite was" in err
 
 
 @pytest.mark.parametrize("text", ["", "\n  \n", "[]"])

@@ -13,7 +13,7 @@ import pytest
 
 from agent.demonstrations import BadRow, Demonstration
 from agent.early import EarlyRows
-from agent.exceptions import OutputFileError
+from agent.exceptions import EngineClosedError, OutputFileError
 from agent.intake import read_rows
 from agent.output import RecordWriter
 from agent.pipeline import rewrite_rows
@@ -24,7 +24,7 @@ VERDICT = Verdict(True, (Check("math_answer", True, "2 = 2"),))
 FIGURES = Mismatch(1.5, 6.2, 83)
 
 
-class KilledError(Exception):
+class KilledError(EngineClosedError):
     """What ends a run in the middle."""
 
 
@@ -97,6 +97,19 @@ async def test_a_killed_run_makes_no_finished_row_again(tmp_path: Path, source: 
         await drive(Scripted(), whole, source)
     assert (tmp_path / name).read_bytes() == (tmp_path / f"whole-{name}").read_bytes()
     assert list(tmp_path.glob("*early*")) == []
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+async def test_finished_rows_are_found_where_the_output_is_gone(tmp_path: Path, source: Path, name: str) -> None:
+    with pytest.raises(KilledError), RecordWriter(tmp_path / name, source=source, settings={}) as writer:
+        await drive(Scripted(others=7), writer, source)
+    for file in (name, f"{name}.journal.jsonl"):
+        (tmp_path / file).unlink(missing_ok=True)
+    again = Scripted()
+    with RecordWriter(tmp_path / name, source=source, settings={}, resume=True) as writer:
+        await drive(again, writer, source)
+    assert again.asked == ["row-1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", name, f"{name}.run.json"]
 
 
 def test_rows_wait_until_they_are_dropped(early: EarlyRows, source: Path) -> None:

@@ -9,7 +9,7 @@ from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 from agent.engine.attention import ATTENTION_NAME, packed_attention
 from agent.engine.cache import PagedCache
 from agent.engine.loading import cache_shape
-from agent.engine.runner import ModelRunner, Tree
+from agent.engine.runner import ModelRunner, Prompt, Tree
 
 OPENING = list(range(3, 43))
 TREES = [
@@ -62,3 +62,21 @@ def test_what_the_prompts_of_a_pack_begin_with_is_computed_once(
         ModelRunner(model, PagedCache(cache_shape(model), budget=0)).score(TREES)
     tokens = sum(tree.tokens for tree in TREES)
     assert [ids.shape[1] for ids in computed] == [tokens - 2 * (len(OPENING) - 1)]
+
+
+def test_a_longer_opening_is_computed_from_where_the_known_one_ends(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+    decoder = model.get_decoder()
+    forward = decoder.forward
+    monkeypatch.setattr(decoder, "forward", lambda **given: computed.append(given["input_ids"]) or forward(**given))
+    longer = [*OPENING, *range(50, 90)]
+    prompts = [[*OPENING, 50], [*OPENING, 51], [*longer, 52], [*longer, 53], [*longer, 54, 55]]
+    with torch.inference_mode():
+        runner = ModelRunner(model, PagedCache(cache_shape(model), budget=1 << 24))
+        warm = [runner.prefill([Prompt(ids, ([],))], None)[0] for ids in prompts]
+        assert [ids.shape[1] for ids in computed] == [41, 40, 1, 41, 40, 1, 2]
+        for ids, logits in zip(prompts, warm, strict=True):
+            cold = ModelRunner(model, PagedCache(cache_shape(model), budget=1 << 24))
+            torch.testing.assert_close(logits, cold.prefill([Prompt(ids, ([],))], None)[0], atol=3e-5, rtol=0)

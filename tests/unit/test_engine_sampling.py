@@ -27,6 +27,16 @@ def test_temperature_zero_takes_the_most_likely_token() -> None:
     assert ids == [0]
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 0), (1, 2, 3), (2, 3), (0,), (0, 1), (1, 2)])
+def test_rows_of_every_kind_stand_side_by_side(order: tuple[int, ...]) -> None:
+    kinds = [Sampling(temperature=0), Sampling(), Sampling(top_p=0.4), Sampling(top_k=1)]
+    ids, logprobs = draw_tokens(LOGITS.expand(len(order), -1), [Draw(kinds[i], random.Random(3)) for i in order])
+    assert [token for token, i in zip(ids, order, strict=True) if kinds[i] != Sampling()] == [0] * (
+        len(order) - order.count(1)
+    )
+    assert logprobs == pytest.approx([math.log(PROBABILITIES[token]) for token in ids], abs=1e-5)
+
+
 def test_untruncated_draws_follow_the_softmax() -> None:
     seen = frequencies(Sampling(temperature=1.0))
     assert seen == pytest.approx(dict(enumerate(PROBABILITIES.tolist())), abs=0.03)

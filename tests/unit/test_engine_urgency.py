@@ -60,14 +60,25 @@ async def test_an_urgent_call_goes_before_bulk_work_that_waits(engine: Transform
     assert ended == ["urgent", "bulk 1", "bulk 2"]
 
 
-async def test_bulk_work_that_has_waited_long_goes_first(
+@pytest.mark.parametrize("n", [1, 8])
+async def test_bulk_work_that_has_all_places_keeps_no_urgent_call_waiting(engine: TransformersEngine, n: int) -> None:
+    ended: list[str] = []
+    bulk = asyncio.create_task(draw(engine, ended, "bulk", 60, n=4))
+    while not engine._worker._generation._running:
+        await asyncio.sleep(0)
+    await asyncio.gather(bulk, draw(engine, ended, "urgent", 10, n=n))
+    assert ended == ["urgent", "bulk"]
+
+
+async def test_bulk_work_that_has_waited_long_starts_first(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(urgency, "_PATIENCE_S", 0.0)
     ended: list[str] = []
     names = ("bulk 1", "bulk 2", "urgent")
     await asyncio.gather(*(draw(engine, ended, name, 10, n=4) for name in names))
-    assert ended == ["bulk 1", "bulk 2", "urgent"]
+    # The urgent call starts last; the second bulk call has just started and pauses for it.
+    assert ended == ["bulk 1", "urgent", "bulk 2"]
 
 
 @pytest.mark.parametrize(("kind", "packs"), [("bulk", 1), ("urgent", 3)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -163,3 +165,14 @@ def test_a_phrase_that_later_lines_reckon_on_from_is_no_final_answer():
     assert passing is not None
     assert final is not None
     assert (passing.goes_on, final.goes_on) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["The answer is x." + "\n" * 60_000, ("The answer is " + " " * 3000) * 20 + "\nThe answer is x."],
+    ids=["lines", "spaces"],
+)
+def test_long_runs_of_blanks_are_read_in_no_time(text: str) -> None:
+    start = time.process_time()
+    assert stated(text) == "x"
+    assert time.process_time() - start < 1

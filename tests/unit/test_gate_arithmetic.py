@@ -103,3 +103,16 @@ def test_any_text_is_read_without_an_error(text: str) -> None:
 def test_brackets_in_brackets_without_end_are_not_read() -> None:
     text = "(" * 5000 + "1" + ")" * 5000
     assert list(equations(f"{text} = 2")) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" + "*".join(["9" * 30] * 150) + ")^2 = 5",
+        "2^" + "9" * 5000 + " = 5",
+        "*".join(["9" * 30] * 150) + " = 5",
+    ],
+    ids=["base", "exponent", "product"],
+)
+def test_equations_of_enormous_numbers_are_not_judged(text: str) -> None:
+    assert check_arithmetic(text, text, Fraction(5)).passed

@@ -38,3 +38,8 @@ def test_thousands_separators_and_decimals_are_the_same_number() -> None:
 
 def test_an_expert_without_equations_asks_for_nothing() -> None:
     assert check_steps("Anything.", "It is known.\n#### 4").passed
+
+
+def test_a_result_beyond_every_float_is_not_asked_for() -> None:
+    power = "*".join(["10^60"] * 6)
+    assert check_steps("no", f"{power} = {power}").passed

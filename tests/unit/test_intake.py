@@ -214,6 +214,17 @@ def test_a_json_file_may_hold_lines(write: Write):
     assert kinds(list(read_rows(write(GOOD + b"\n{\n" + GOOD, "rows.json")))) == "gbg"
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [GOOD[:-2], GOOD[:-1] + b",}", b'{"a": nul}', b'{"a": "\xff"}', b"{" * 99, b'{"a": "' + b"x" * 999],
+    ids=["cut", "comma", "word", "bytes", "deep", "long"],
+)
+def test_a_broken_first_line_of_a_json_file_hides_no_other(write: Write, broken: bytes):
+    rows = list(read_rows(write(broken + b"\n" + GOOD + b"\n" + GOOD, "rows.json"), max_row_bytes=500))
+    assert kinds(rows) == "bgg"
+    assert rows[0].line == 1
+
+
 def test_gzip_is_decompressed_and_its_rows_bounded(write: Write):
     data = gzip.compress(GOOD + b"\n" + b" " * 100 + b"x" * 10**7 + b"\n" + GOOD)
     assert kinds(list(read_rows(write(data, "rows.jsonl.gz"), max_row_bytes=10**5))) == "gbg"

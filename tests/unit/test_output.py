@@ -241,6 +241,16 @@ def test_a_parquet_file_that_is_no_output_does_not_resume(tmp_path: Path, source
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.parquet", "out.parquet.run.json"}
 
 
+def test_a_parquet_file_that_cannot_be_opened_leaves_nothing_behind(tmp_path: Path, source: Path):
+    out = tmp_path / "out.parquet"
+    write(out, source)
+    out.unlink()
+    out.mkdir()
+    with pytest.raises(OutputFileError, match="cannot be written"):
+        write(out, source, resume=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.parquet", "out.parquet.run.json"}
+
+
 def test_an_output_among_the_files_of_the_input_folder_is_refused(tmp_path: Path, source: Path):
     with pytest.raises(OutputFileError, match="lies in the input folder"):
         write(tmp_path / "out.jsonl", tmp_path)

@@ -5,10 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
-from agent.pipeline import map_in_order
+from agent.chat import ChatFormat
+from agent.demonstrations import Demonstration, Message
+from agent.gate import Gate
+from agent.pipeline import map_in_order, rewrite_rows
+from agent.rewriter import Rewriter
+from agent.settings import GateSettings, RewriteSettings
+from agent.strategies import find_strategy
+from tests.scripted_engine import ScriptedEngine
+from tests.tiny_chat import NO_SYSTEM, tiny_tokenizer
+
+PLAIN = (Message("user", "What is 1 + 2 ?"),)
 
 
 async def test_results_come_in_the_order_of_the_items_whoever_is_first() -> None:
@@ -94,3 +105,33 @@ async def test_a_failure_ends_everything_that_is_under_way() -> None:
     with pytest.raises(ValueError, match="item 1"):
         await anext(results)
     assert cancelled == [2, 3]
+
+
+async def rewrite_all(gate: Gate, *prompts: tuple[Message, ...]) -> list[dict[str, Any]]:
+    """The rows of prompts `a`, `b`, ... whose candidates are all refused, by a model without system turns."""
+    chat = ChatFormat(tiny_tokenizer(NO_SYSTEM))
+    settings = RewriteSettings()
+    strategy = find_strategy(settings.strategy, settings)
+    rewriter = Rewriter(ScriptedEngine(chat, ""), chat, gate, strategy, settings)
+    rows = [Demonstration("abc"[i], prompt, "1 + 2 = 3", "3", line=i + 1) for i, prompt in enumerate(prompts)]
+    return [row async for row, _ in rewrite_rows(rewriter, rows, model="m", concurrency=2)]
+
+
+async def test_turns_that_the_chat_template_refuses_fail_their_row_alone() -> None:
+    rows = await rewrite_all(Gate(GateSettings()), PLAIN, (Message("system", "Be brief"), *PLAIN), PLAIN)
+    assert [row["status"] for row in rows] == ["fallback", "error", "fallback"]
+    message = "the model's chat template refuses these turns: System role not supported"
+    assert rows[1]["error"] == {"line": 2, "field": None, "message": message}
+
+
+async def test_a_defect_of_ours_fails_its_row_alone(caplog: pytest.LogCaptureFixture) -> None:
+    class BrokenGate(Gate):
+        def task_of(self, demonstration: Demonstration) -> str:
+            if demonstration.id == "b":
+                raise ZeroDivisionError
+            return super().task_of(demonstration)
+
+    rows = await rewrite_all(BrokenGate(GateSettings()), PLAIN, PLAIN, PLAIN)
+    assert [row["status"] for row in rows] == ["fallback", "error", "fallback"]
+    assert rows[1]["error"]["message"] == "a defect in rewright: ZeroDivisionError, see the log"
+    assert "row b failed" in caplog.text

@@ -71,6 +71,11 @@ def test_a_gsm8k_answer_gives_the_reference_and_loses_its_calculator():
     assert row.source["answer"] == answer
 
 
+def test_an_expert_of_calculator_notes_alone_is_empty():
+    with pytest.raises(RowError, match=r"^empty: the expert has written calculator notes alone"):
+        parse_row({"question": "?", "answer": "<<48/2=24>>\n"}, line=1, number=1)
+
+
 @pytest.mark.parametrize(
     ("ending", "reference"),
     [

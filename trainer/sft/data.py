@@ -14,10 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from jinja2 import TemplateError
-
 from agent.chat import ChatFormat
 from agent.demonstrations import BadRow, Demonstration
+from agent.exceptions import ChatError
 from agent.intake import read_rows
 from agent.records import Status
 from trainer.exceptions import TrainingDataError
@@ -111,8 +110,8 @@ class _Reading:
     def _add_demonstration(self, row: Demonstration, status: RowStatus) -> None:
         try:
             prompt_ids, completion_ids = self._chat.prompt_ids(row.prompt), self._chat.completion_ids(row.expert)
-        except TemplateError as error:
-            self._leave_out("the model's chat template refuses it", f"line {row.line}: {error}")
+        except ChatError as error:
+            self._leave_out("the model's chat template refuses it", f"line {row.line}: {error.__cause__}")
             return
         made = SftRow(row.id, status, prompt_ids, completion_ids)
         if made.tokens > self._max_length:

@@ -103,10 +103,12 @@ class JobsClient:
         failing_since: float | None = None
         while True:
             try:
-                for number, kind, data in self._events(job_id, last):
-                    last, failing_since = number, None
-                    if kind == "progress":
-                        on_counts(data)
+                for event in self._events(job_id, last):
+                    failing_since = None
+                    if event is not None:
+                        last, kind, data = event
+                        if kind == "progress":
+                            on_counts(data)
             except httpx.RequestError:
                 failing_since = failing_since or time.monotonic()
                 if time.monotonic() - failing_since > self._patience_s:
@@ -146,8 +148,8 @@ class JobsClient:
                 return
             query["after"] = page["data"][-1]["id"]
 
-    def _events(self, job_id: str, after: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Id, type and data of each event; ends when the service closes the stream."""
+    def _events(self, job_id: str, after: str) -> Iterator[tuple[str, str, dict[str, Any]] | None]:
+        """Id, type and data of each event, None for any other sign of life; ends when the service closes the stream."""
         headers = {"Last-Event-ID": after} if after else {}
         number = kind = ""
         with self._http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as answer:
@@ -156,6 +158,7 @@ class JobsClient:
             if answer.status_code != httpx.codes.OK:
                 answer.read()
                 raise refusal(self._url, answer)
+            yield None
             for line in answer.iter_lines():
                 name, _, value = line.partition(": ")
                 if name == "id":
@@ -167,6 +170,8 @@ class JobsClient:
                         yield number, kind, json.loads(value)
                     except ValueError:
                         raise ServiceError(f"{self._url} sent an event that is not JSON") from None
+                else:
+                    yield None
 
     def _json(self, send: Callable[[], httpx.Response]) -> dict[str, Any]:
         """The answer of the first try that is not about being busy. Raises ServiceError when patience ends."""

@@ -268,9 +268,10 @@ class JobStore:
         changes = {"output_file": output_file, "error_file": error_file, "finished_at": int(time.time())}
         self._move(job_id, ACTIVE, "cancelled" if cancelled else "completed", **changes)
 
-    def fail(self, job_id: str, message: str) -> None:
-        """The job as a whole cannot be done."""
-        self._move(job_id, ACTIVE, "failed", error=message, finished_at=int(time.time()))
+    def fail(self, job_id: str, message: str, *, output_file: str | None = None, error_file: str | None = None) -> None:
+        """The job as a whole cannot be done; the files have what was finished before."""
+        changes = {"output_file": output_file, "error_file": error_file, "finished_at": int(time.time())}
+        self._move(job_id, ACTIVE, "failed", error=message, **changes)
 
     def events(self, job_id: str, after: int, limit: int) -> list[Event]:
         """Events after number `after`, in their order."""

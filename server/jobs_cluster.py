@@ -19,7 +19,7 @@ from server.cluster import ClusterAwayError, ClusterState
 from server.cluster_jobs import ClusterJobs, remove_folder
 from server.files import FileStore, job_file_id
 from server.jobs import TERMINAL, Job, JobStore
-from server.jobs_runs import RunStore
+from server.jobs_runs import Run, RunStore
 from server.jobs_steps import JobFailedError, Running, failure_of, run_step
 from server.logs import about
 from server.settings import ClusterSettings
@@ -31,6 +31,7 @@ _LOG_BYTES_PER_S = 2**18  # read of the log of an attempt that runs: it comes wh
 _LINE_CHARACTERS = 500
 _LAST_LINES = 20
 _LOST, _DONE, _STOPPED = "lost", "done", "stopped"
+_OVER = ("cancelling", *TERMINAL)  # no state of a job whose command should run
 # The command itself says with these that it gave up; with any other, something ended it.
 _GAVE_UP = (1, 2)
 
@@ -110,7 +111,7 @@ class ClusterWork:
         await asyncio.to_thread(self.commands.prepare, job, self.folder / job_id)
         await asyncio.to_thread(self.jobs.begin, job_id)
         await self.notify()
-        return True
+        return (await asyncio.to_thread(self.jobs.get, job_id)).status not in TERMINAL  # cancelled meanwhile
 
     async def _attempt(self, job_id: str, number: int) -> tuple[str, str]:
         """Start an attempt where it was not, and follow it to its end; how it ended, and what was said of that.
@@ -121,25 +122,27 @@ class ClusterWork:
         name = f"rewright-{job_id}-{number}"
         pace = _LogPace()
         answered = time.monotonic()
+        seen: Run | None = None
         while True:
             try:
                 if (end := await asyncio.to_thread(self._look, name, job_id, number, pace)) is not None:
                     return end
                 answered = time.monotonic()
+                if (run := await asyncio.to_thread(self.runs.get, job_id)) != seen:
+                    seen = run
+                    await self.notify()
             except ClusterAwayError as error:
                 if time.monotonic() - answered > self.settings.patience_s:
                     raise JobFailedError(f"{error}, for {self.settings.patience_s:g} seconds") from error
-            finally:
-                await self.notify()
             await asyncio.sleep(_POLL_S)
 
     def _look(self, name: str, job_id: str, number: int, pace: _LogPace) -> tuple[str, str] | None:
         """One look at an attempt, and what follows from it; None while it goes on. Blocks."""
         job = self.jobs.get(job_id)
-        cancelling = job.status == "cancelling"
+        over = job.status in _OVER
         state = self.cluster.state(name)
         if state is None:
-            if cancelling:
+            if over:
                 return _STOPPED, ""
             if self.runs.get(job_id).attempt >= number:
                 return _LOST, "the cluster does not know it any more"
@@ -151,7 +154,7 @@ class ClusterWork:
         if not state.ended:
             if pace.due() and self.runs.get(job_id).told < _TOLD_LINES:
                 self._tell(job_id, self._read_log(job, name, pace), whole=False)
-            if cancelling:
+            if over:
                 self.cluster.stop(name)
             return None
         log = self._read_log(job, name, pace)
@@ -166,7 +169,7 @@ class ClusterWork:
     def _end(self, job: Job, state: ClusterState, log: str) -> tuple[str, str]:
         if state.status == "SUCCEEDED":
             return _DONE, ""
-        if job.status == "cancelling":
+        if job.status in _OVER:
             return _STOPPED, ""
         if state.status == "STOPPED":
             raise JobFailedError("somebody stopped the job on the cluster")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -65,3 +66,25 @@ def test_a_service_that_shows_signs_of_life_is_followed_however_often_its_stream
 def test_a_service_that_stays_away_is_given_up() -> None:
     with pytest.raises(ServiceError, match="the job goes on without"):
         client(events(None, None, None), 1.5).watch("job_1", lambda _: None)
+
+
+def test_a_download_is_begun_again_until_it_is_whole(tmp_path: Path, pauses: list[float]) -> None:
+    answers = [
+        httpx.Response(429, headers={"Retry-After": "7"}),
+        httpx.Response(503),
+        httpx.Response(200, stream=Broken(b"half")),
+        httpx.Response(200, content=b"whole"),
+    ]
+    client(lambda _: answers.pop(0)).save("file_1", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == b"whole"
+    assert pauses == [7.0, 1.0, 2.0]
+
+
+def test_patience_with_a_download_ends_and_leaves_no_file(tmp_path: Path, pauses: list[float]) -> None:
+    with pytest.raises(ServiceError, match="answered 503"):
+        client(lambda _: httpx.Response(503), 2.0).save("file_1", tmp_path / "out")
+    assert pauses == [0.5, 1.0, 0.5]
+    assert not (tmp_path / "out").exists()
+    answer = httpx.Response(404, json={"error": {"message": "there is no file"}})
+    with pytest.raises(ServiceError, match="answered 404: there is no file"):
+        client(lambda _: answer).save("file_1", tmp_path / "out")

@@ -204,11 +204,13 @@ class FileStore:
         """A file on this disk with its bytes: the kept one, or a copy at `spare`, which is the caller's to remove.
 
         Raises:
+            UnknownNameError: it was deleted meanwhile.
             UnavailableError: it cannot be had.
         """
         try:
             return self._storage.fetch(_name(stored), spare)
         except OSError as error:
+            self.get(stored.id)
             raise _storage_failure(error) from error
 
     def spare(self, stored: StoredFile) -> Path:

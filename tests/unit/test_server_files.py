@@ -20,6 +20,7 @@ from agent.intake import MAX_ROW_BYTES
 from server.app import create_app
 from server.auth import Keys
 from server.exceptions import FileFormatError
+from server.files import FileStore, StoredFile
 from server.files_check import UploadCheck
 from server.schemas import ErrorResponse
 from server.settings import FileSettings, LimitSettings, ServerSettings
@@ -319,6 +320,36 @@ async def test_pages_cover_every_file_once_and_a_deleted_one_is_gone(client: htt
     assert (await client.get(f"/v1/files/{ids[0]}/content")).status_code == 404
     assert (await client.get("/v1/files", params={"after": "file_' OR 1=1 --"})).status_code == 404
     assert (await client.get("/v1/files", params={"limit": 101})).status_code == 422
+
+
+async def test_a_range_that_is_none_is_an_error_as_any_other(client: httpx.AsyncClient) -> None:
+    path = f"/v1/files/{(await _upload(client, ROW))['id']}/content"
+    part = await client.get(path, headers={"Range": "bytes=0-9"})
+    assert (part.status_code, part.content) == (206, ROW[:10])
+    for value, status, size in (("bytes=9999-", 416, f"bytes */{len(ROW)}"), ("rows=1-2", 400, None)):
+        refused = await client.get(path, headers={"Range": value})
+        assert (refused.status_code, refused.headers.get("content-range")) == (status, size)
+        assert (_error(refused)["code"], _error(refused)["param"]) == ("invalid_range", "range")
+
+
+@pytest.mark.parametrize("store", [None, "store"])
+async def test_a_file_that_is_deleted_while_it_is_asked_for_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str | None
+) -> None:
+    files = FileSettings(url=f"file://{tmp_path / store}" if store else None)
+    settings = ServerSettings(state=str(tmp_path / "state"), files=files)
+    work = DurableWork(settings)
+    spare = FileStore.spare
+
+    def deleted_before(self: FileStore, stored: StoredFile) -> Path:
+        self.delete(stored.id)
+        return spare(self, stored)
+
+    async with client_to(create_app(PlainBackend(), settings, Keys(), work)) as client:
+        stored = await _upload(client, ROW)
+        monkeypatch.setattr(FileStore, "spare", deleted_before)
+        gone = await client.get(f"/v1/files/{stored['id']}/content")
+    assert (gone.status_code, _error(gone)["code"]) == (404, "unknown_file")
 
 
 async def test_a_file_that_cannot_be_removed_is_still_known_and_can_be_deleted_later(

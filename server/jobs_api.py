@@ -10,10 +10,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header, Query, Request, Security
 from fastapi.responses import StreamingResponse
 
-from server.bodies import GuardedRoute, bearer
+from server.auth import require_scope
+from server.bodies import WorkRoute, bearer
 from server.cluster_jobs import ClusterJobs
 from server.examples import error_responses
-from server.exceptions import ForbiddenError, InvalidFieldError
+from server.exceptions import InvalidFieldError
 from server.jobs import Job, JobStore
 from server.jobs_runtime import JobRuntime
 from server.keys import Caller, Scope
@@ -38,7 +39,7 @@ def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, ret
     router = APIRouter(
         prefix="/v1/jobs",
         tags=["jobs"],
-        route_class=GuardedRoute,
+        route_class=WorkRoute,
         dependencies=[Security(bearer)],
         responses=error_responses(401, 403, 404, 422, 429, 500, 503),
     )
@@ -64,9 +65,7 @@ def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, ret
     ) -> dict[str, Any]:
         """Start a job. It goes on when the connection or the service ends."""
         caller: Caller = request.state.caller
-        scope = _SCOPE_OF_KIND[body.kind]
-        if not caller.may(scope):
-            raise ForbiddenError(f"this key has no scope {scope!r}", code="insufficient_scope")
+        require_scope(caller, [_SCOPE_OF_KIND[body.kind]])
         adapter = model = None
         if isinstance(body, RewriteJob):
             adapter = await request.app.state.backend.check_options(body.params)
@@ -104,8 +103,10 @@ def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, ret
         return StreamingResponse(_stream(runtime, job_id, after), media_type="text/event-stream")
 
     @router.post("/{job_id}/cancel", response_model=JobBody)
-    async def cancel_job(job_id: str) -> dict[str, Any]:
+    async def cancel_job(request: Request, job_id: str) -> dict[str, Any]:
         """End a job early; the rows that are finished are kept. A job that has ended stays as it is."""
+        job = await asyncio.to_thread(store.get, job_id)
+        require_scope(request.state.caller, [_SCOPE_OF_KIND[job.kind]])
         return (await runtime.cancel(job_id)).as_dict(retention)
 
     return router

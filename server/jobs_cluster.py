@@ -34,6 +34,7 @@ _LOST, _DONE, _STOPPED = "lost", "done", "stopped"
 _OVER = ("cancelling", *TERMINAL)  # no state of a job whose command should run
 # The command itself says with these that it gave up; with any other, something ended it.
 _GAVE_UP = (1, 2)
+_PARTLY = 1  # also that of an exam whose result is there, but for benchmarks that could not be run
 
 
 class Cluster(Protocol):
@@ -99,7 +100,7 @@ class ClusterWork:
         for attempt in range(1, self.settings.attempts + 1):
             end, message = await run_step("attempt", self._attempt, job_id, attempt)
             if end != _LOST:
-                await run_step("finish", self._finish, job_id)
+                await run_step("finish", self._finish, job_id, message)
                 return
         raise JobFailedError(f"the cluster has lost the job {self.settings.attempts} times; at last: {message}")
 
@@ -171,6 +172,9 @@ class ClusterWork:
             return _DONE, ""
         if job.status in _OVER:
             return _STOPPED, ""
+        left = self.commands.not_run(job, self.folder / job.id) if state.exit_code == _PARTLY else None
+        if left is not None:
+            return _DONE, self._without_paths(job, left)
         if state.status == "STOPPED":
             raise JobFailedError("somebody stopped the job on the cluster")
         reason = self._without_paths(job, state.message).split(", last available logs")[0].strip()
@@ -187,14 +191,14 @@ class ClusterWork:
             end = min(run.told + _EVENT_LINES, _TOLD_LINES)
             self.runs.tell(job_id, run, [_shown(line) for line in lines[run.told : end]])
 
-    async def _finish(self, job_id: str) -> None:
+    async def _finish(self, job_id: str, message: str) -> None:
         await asyncio.to_thread(self.jobs.finalize, job_id)
         await self.notify()
-        await asyncio.to_thread(self._take, job_id)
+        await asyncio.to_thread(self._take, job_id, message)
         await self.notify()
 
-    def _take(self, job_id: str) -> None:
-        """Publish what the job has made, and keep its report."""
+    def _take(self, job_id: str, message: str) -> None:
+        """Publish what the job has made, and keep its report; `message` says what it has not, if anything."""
         job, folder = self.jobs.get(job_id), self.folder / job_id
         if job.status == "cancelling":
             self.jobs.finish(job_id, cancelled=True)
@@ -213,7 +217,7 @@ class ClusterWork:
                 samples_id = job_file_id(job_id, "samples")
                 self.files.adopt(samples, samples_id, "output", f"{job_id}.samples.jsonl", _lines(samples))
             self.runs.made(job_id, adapter=made.adapter, model=made.model, samples=samples_id)
-            self.jobs.finish(job_id, cancelled=False, output_file=file_id)
+            self.jobs.finish(job_id, cancelled=False, output_file=file_id, error=message or None)
         remove_folder(folder)
 
     async def _fail(self, job_id: str, message: str) -> None:

@@ -189,6 +189,33 @@ async def test_a_long_log_is_not_read_at_every_look(tmp_path: Path, monkeypatch:
     assert ended["status"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("tasks", "status", "error"),
+    [
+        ({"piqa": {"not_run": None}, "lambada": {"not_run": "no file"}}, "completed", "lambada: not run: no file"),
+        ({"piqa": {"not_run": "no file"}}, "failed", "it ended"),
+        ({"piqa": {"not_run": None}, "lambada": {"not_run": None}}, "failed", "it ended"),
+    ],
+    ids=["one was not run", "broken off", "something else went wrong"],
+)
+async def test_an_exam_that_asked_all_it_could_is_completed_and_says_what_is_missing(
+    tmp_path: Path, tasks: dict[str, Any], status: str, error: str
+) -> None:
+    settings, cluster = _settings(tmp_path), ScriptedCluster()
+    async with _service(settings, cluster) as client:
+        job = await _submit(client, "evaluate", tasks=["piqa", "lambada"])
+        name = await cluster.started(job["id"], 1)
+        (_folder(settings, job["id"]) / "result.json").write_text(json.dumps({"tasks": tasks}))
+        (_folder(settings, job["id"]) / "result.samples.jsonl").write_bytes(b"")
+        cluster.states[name] = ClusterState("FAILED", "it ended", 1)
+        ended = await _ended(client, job["id"])
+        events = (await client.get(f"/v1/jobs/{job['id']}/events")).text
+        report = await client.get(f"/v1/files/{ended['output_file']}/content")
+    assert (ended["status"], ended["error"]) == (status, error)
+    assert error in events
+    assert (report.json() == {"tasks": tasks}) == (status == "completed")
+
+
 async def test_a_job_that_is_cancelled_while_it_begins_is_never_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

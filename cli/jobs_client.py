@@ -21,7 +21,6 @@ _CHUNK = 1 << 20
 _UPLOAD_SILENCE_S = 900.0  # a busy service checks what it has before it takes more, and all of it before it answers
 TERMINAL = ("completed", "failed", "cancelled")
 
-
 T = TypeVar("T")
 
 
@@ -168,8 +167,9 @@ class JobsClient:
         with self._http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as answer:
             if answer.status_code in BUSY:
                 return
+            lines = self._accepted(answer).iter_lines()
             yield None
-            for line in self._accepted(answer).iter_lines():
+            for line in lines:
                 name, _, value = line.partition(": ")
                 if name == "id":
                     number = value

@@ -104,7 +104,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["sft", "in.jsonl", "-o", "m", "--resume"], "there is no checkpoint to resume from"),
         (["serve", "--port", "0"], "setting server.port: Input should be greater than or equal to 1"),
         (["serve", "--host", "0.0.0.0"], "no API keys are set"),
-        (["keys", "create", "mine", "--expires-days", "36501"], "36501 is not in the range 1<=x<=36500"),
+        (["keys", "create", "mine", "--expires-days", "36501"], "Input should be less than or equal to 36500"),
         (["models", "pull", "owner/name"], "it needs a pinned revision"),
         (["models", "pull", "owner/name", "--revision", "main"], "it needs a pinned revision"),
     ],

@@ -58,7 +58,8 @@ def events(*streams: httpx.Response | None) -> Answer:
 def test_a_service_that_shows_signs_of_life_is_followed_however_often_its_streams_break() -> None:
     counts: list[dict[str, Any]] = []
     told = b'id: 1\nevent: progress\ndata: {"completed": 2}\n\n'
-    streams = [httpx.Response(200, stream=Broken(text)) for text in (b"", b": still here\n\n", told, b"")]
+    beat = b": still here\n\n"
+    streams = [httpx.Response(200, stream=Broken(text)) for text in (b"", beat, b"", beat, told, b"")]
     job = client(events(*streams, httpx.Response(200)), 1.5).watch("job_1", counts.append)
     assert (job["status"], counts) == ("completed", [{"completed": 2}])
 

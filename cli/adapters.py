@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +17,6 @@ app = typer.Typer(
     help="List published adapters, show one, or have a service use it.", no_args_is_help=True, rich_markup_mode=None
 )
 
-_KEY_VARIABLE = "REWRIGHT_API_KEY"
 _DEFAULT_FOLDER = Path("adapters")
 _COLUMNS = ("adapter", "base model", "reward", "held-out pass rate", "mismatch", "expert's", "created")
 
@@ -54,9 +52,10 @@ def _list_folder(folder: Path, as_json: bool) -> None:
 
 
 def _list_of_service(url: str, as_json: bool) -> None:
+    from cli.client import api_key
     from cli.service import ask_service
 
-    answer = ask_service(url, os.environ.get(_KEY_VARIABLE), "GET", "/v1/adapters", fields=("data", "default"))
+    answer = ask_service(url, api_key(), "GET", "/v1/adapters", fields=("data", "default"))
     if as_json:
         print(json.dumps(answer))
         return
@@ -86,13 +85,13 @@ def activate(
     Requests in flight finish on the version with which they began.
     """
     from agent.adapters import is_name
+    from cli.client import api_key
     from cli.service import ask_service
 
     if not is_name(name):
         raise UsageError(f"{name!r} is no name of an adapter")
     path = f"/v1/adapters/{name}/activate"
-    key = os.environ.get(_KEY_VARIABLE)
-    answer = ask_service(url, key, "POST", path, {"version": version}, fields=("active", "previous"))
+    answer = ask_service(url, api_key(), "POST", path, {"version": version}, fields=("active", "previous"))
     if as_json:
         print(json.dumps(answer))
         return

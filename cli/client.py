@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
@@ -31,7 +32,7 @@ _REQUESTS = 4  # in flight: enough to keep the engine's batches full while answe
 _BUSY_PATIENCE_S = 900.0
 _LONGEST_WAIT_S = 30.0
 _FATAL = (401, 403, 404, 409)
-_BUSY = (429, 502, 503)
+BUSY = (429, 502, 503)
 _TOKENS = ("prompt_tokens", "completion_tokens", "scored_tokens")
 
 
@@ -102,23 +103,17 @@ class RewriteClient:
     async def _request(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
         """The first answer that is not about being busy. Raises ServiceError when patience ends."""
         content = json.dumps(body) if body else None
-        started, wait = time.monotonic(), 0.5
+        pauses = Pauses()
         while True:
             try:
                 answer = await self._http.request(method, path, content=content)
             except httpx.RequestError as error:
-                patience, asked = self._patience_s, 0.0
-                failure = ServiceError(f"{self._url} cannot be reached: {str(error) or type(error).__name__}")
+                pause = pauses.next(unreachable(self._url, error), self._patience_s)
             else:
-                if answer.status_code not in _BUSY:
+                if answer.status_code not in BUSY:
                     return answer
-                patience, asked = _BUSY_PATIENCE_S, retry_after(answer)
-                failure = refusal(self._url, answer)
-            pause = max(wait, asked)
-            if time.monotonic() + pause > started + patience:
-                raise failure
+                pause = pauses.next(refusal(self._url, answer), _BUSY_PATIENCE_S, retry_after(answer))
             await asyncio.sleep(pause)
-            wait = min(2 * wait, _LONGEST_WAIT_S)
 
     def _records(
         self, answer: httpx.Response, demonstrations: list[Demonstration]
@@ -144,6 +139,36 @@ class RewriteClient:
         return records, Usage(*(usage.get(name, 0) for name in _TOKENS))
 
 
+class Pauses:
+    """Between tries of one request: each twice as long as the last, or as long as the service asks for."""
+
+    def __init__(self) -> None:
+        self._started, self._wait = time.monotonic(), 0.5
+
+    def next(self, failure: ServiceError, patience_s: float, asked_s: float = 0.0) -> float:
+        """Seconds until the next try.
+
+        Args:
+            failure: of the last one.
+            patience_s: since the first try, in all.
+            asked_s: what the service asks for.
+
+        Raises:
+            ServiceError: patience has ended; it is `failure`.
+        """
+        left = self._started + patience_s - time.monotonic()
+        if left <= 0:
+            raise failure
+        pause = min(max(self._wait, asked_s), left)
+        self._wait = min(2 * self._wait, _LONGEST_WAIT_S)
+        return pause
+
+
+def api_key() -> str | None:
+    """The key that this user shows services; None for none."""
+    return os.environ.get("REWRIGHT_API_KEY")
+
+
 def answered_object(url: str, answer: httpx.Response) -> dict[str, Any]:
     """The JSON object that the service at `url` answered with. Raises ServiceError when it is none."""
     try:
@@ -160,6 +185,11 @@ def refusal(url: str, answer: httpx.Response) -> ServiceError:
     """What an answer that is no success says, as an error to raise."""
     message = error_fields(answer).get("message") or answer.reason_phrase
     return ServiceError(f"{url} answered {answer.status_code}: {message}")
+
+
+def unreachable(url: str, error: httpx.RequestError) -> ServiceError:
+    """That nothing, or nothing whole, came from the service at `url`, as an error to raise."""
+    return ServiceError(f"{url} cannot be reached: {str(error) or type(error).__name__}")
 
 
 def service_address(url: str) -> httpx.URL:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +20,6 @@ app = typer.Typer(
     help="Have a service work on whole files, and fetch what came of it.", no_args_is_help=True, rich_markup_mode=None
 )
 
-_KEY_VARIABLE = "REWRIGHT_API_KEY"
 _PATIENCE_S = 60.0
 _RESTART_PATIENCE_S = 1800.0  # a large model takes its time to load
 _COLUMNS = ("job", "status", "rows", "done", "failed", "input")
@@ -84,9 +82,9 @@ def watch(job_id: JobId, url: Url = _URL, max_errors: options.MaxErrors = 0, as_
         made = job["fine_tuned_model"] or job["adapter"]
         came = f", {made}" if made else ""
     say(f"{job_id} {job['status']}{came}")
+    if job["error"]:
+        say(job["error"])
     if job["status"] != "completed" or counts["failed"] > max_errors:
-        if job["error"]:
-            say(job["error"])
         raise typer.Exit(1)
 
 
@@ -152,9 +150,10 @@ def _params(text: str | None) -> dict[str, Any]:
 
 
 def open_client(url: str, patience_s: float = _PATIENCE_S) -> JobsClient:
+    from cli.client import api_key
     from cli.jobs_client import JobsClient
 
-    return JobsClient(url, os.environ.get(_KEY_VARIABLE), patience_s=patience_s)
+    return JobsClient(url, api_key(), patience_s=patience_s)
 
 
 def _row(job: dict[str, Any]) -> tuple[object, ...]:

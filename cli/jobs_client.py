@@ -9,19 +9,27 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
-from cli.client import answered_object, bearer, refusal, retry_after, service_address
+from cli.client import BUSY, Pauses, answered_object, bearer, refusal, retry_after, service_address, unreachable
 from cli.exceptions import ServiceError
 
-_BUSY = (429, 502, 503)
-_LONGEST_WAIT_S = 30.0
 _PAGE = 100
 _CHUNK = 1 << 20
 _UPLOAD_SILENCE_S = 900.0  # a busy service checks what it has before it takes more, and all of it before it answers
 TERMINAL = ("completed", "failed", "cancelled")
+
+T = TypeVar("T")
+
+
+class _BusyError(ServiceError):
+    """The service asks to come back, after so many seconds at least."""
+
+    def __init__(self, refused: ServiceError, retry_after_s: float) -> None:
+        super().__init__(str(refused))
+        self.retry_after_s = retry_after_s
 
 
 class JobsClient:
@@ -103,10 +111,12 @@ class JobsClient:
         failing_since: float | None = None
         while True:
             try:
-                for number, kind, data in self._events(job_id, last):
-                    last, failing_since = number, None
-                    if kind == "progress":
-                        on_counts(data)
+                for event in self._events(job_id, last):
+                    failing_since = None
+                    if event is not None:
+                        last, kind, data = event
+                        if kind == "progress":
+                            on_counts(data)
             except httpx.RequestError:
                 failing_since = failing_since or time.monotonic()
                 if time.monotonic() - failing_since > self._patience_s:
@@ -119,23 +129,27 @@ class JobsClient:
             time.sleep(1)  # the service is going down, and will be back
 
     def download(self, file_id: str, write: Callable[[bytes], object]) -> None:
-        """Hand the bytes of a file to `write`. Raises ServiceError."""
+        """Hand the bytes of a file to `write`, in one try: it cannot take them back. Raises ServiceError."""
         try:
-            with self._http.stream("GET", f"/v1/files/{file_id}/content") as answer:
-                if answer.status_code != httpx.codes.OK:
-                    answer.read()
-                    raise refusal(self._url, answer)
-                for chunk in answer.iter_bytes(_CHUNK):
-                    write(chunk)
+            self._fetch(file_id, write)
         except httpx.RequestError as error:
-            raise self._unreachable(error) from error
+            raise unreachable(self._url, error) from error
 
     def save(self, file_id: str, path: Path) -> None:
         """Fetch a file to `path`, which is whole or not there. Raises ServiceError and OSError."""
         unfinished = path.with_name(f".{path.name}.unfinished")
-        with unfinished.open("wb") as file:
-            self.download(file_id, file.write)
+
+        def fetch() -> None:
+            with unfinished.open("wb") as file:
+                self._fetch(file_id, file.write)
+
+        self._patiently(fetch)
         os.replace(unfinished, path)
+
+    def _fetch(self, file_id: str, write: Callable[[bytes], object]) -> None:
+        with self._http.stream("GET", f"/v1/files/{file_id}/content") as answer:
+            for chunk in self._accepted(answer).iter_bytes(_CHUNK):
+                write(chunk)
 
     def _all(self, path: str) -> Iterator[dict[str, Any]]:
         query: dict[str, Any] = {"limit": _PAGE}
@@ -146,17 +160,16 @@ class JobsClient:
                 return
             query["after"] = page["data"][-1]["id"]
 
-    def _events(self, job_id: str, after: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Id, type and data of each event; ends when the service closes the stream."""
+    def _events(self, job_id: str, after: str) -> Iterator[tuple[str, str, dict[str, Any]] | None]:
+        """Id, type and data of each event, None for any other sign of life; ends when the service closes the stream."""
         headers = {"Last-Event-ID": after} if after else {}
         number = kind = ""
         with self._http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as answer:
-            if answer.status_code in _BUSY:
+            if answer.status_code in BUSY:
                 return
-            if answer.status_code != httpx.codes.OK:
-                answer.read()
-                raise refusal(self._url, answer)
-            for line in answer.iter_lines():
+            lines = self._accepted(answer).iter_lines()
+            yield None
+            for line in lines:
                 name, _, value = line.partition(": ")
                 if name == "id":
                     number = value
@@ -167,28 +180,29 @@ class JobsClient:
                         yield number, kind, json.loads(value)
                     except ValueError:
                         raise ServiceError(f"{self._url} sent an event that is not JSON") from None
+                else:
+                    yield None
 
     def _json(self, send: Callable[[], httpx.Response]) -> dict[str, Any]:
         """The answer of the first try that is not about being busy. Raises ServiceError when patience ends."""
-        started, wait = time.monotonic(), 0.5
-        while True:
-            asked = 0.0
-            try:
-                answer = send()
-            except httpx.RequestError as error:
-                failure = self._unreachable(error)
-            else:
-                if answer.status_code == httpx.codes.OK:
-                    return answered_object(self._url, answer)
-                failure = refusal(self._url, answer)
-                if answer.status_code not in _BUSY:
-                    raise failure
-                asked = retry_after(answer)
-            left = started + self._patience_s - time.monotonic()
-            if left <= 0:
-                raise failure
-            time.sleep(min(max(wait, asked), left))
-            wait = min(2 * wait, _LONGEST_WAIT_S)
+        return self._patiently(lambda: answered_object(self._url, self._accepted(send())))
 
-    def _unreachable(self, error: httpx.RequestError) -> ServiceError:
-        return ServiceError(f"{self._url} cannot be reached: {str(error) or type(error).__name__}")
+    def _accepted(self, answer: httpx.Response) -> httpx.Response:
+        """An answer that is a success. Raises ServiceError for any other, with its text."""
+        if answer.status_code == httpx.codes.OK:
+            return answer
+        answer.read()
+        failure = refusal(self._url, answer)
+        raise _BusyError(failure, retry_after(answer)) if answer.status_code in BUSY else failure
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """The result of `work`, which is done again while the service is busy or cannot be reached."""
+        pauses = Pauses()
+        while True:
+            try:
+                return work()
+            except httpx.RequestError as error:
+                pause = pauses.next(unreachable(self._url, error), self._patience_s)
+            except _BusyError as error:
+                pause = pauses.next(error, self._patience_s, error.retry_after_s)
+            time.sleep(pause)

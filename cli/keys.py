@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Make, list and revoke API keys of the service.", no_args_is_help=True, rich_markup_mode=None)
 
 _COLUMNS = ("key", "name", "scopes", "state", "created", "expires")
-_DAY_S = 86400
 _NAME_LENGTH = 64
 
 
@@ -34,11 +33,14 @@ def create(
     scope: Annotated[
         list[str] | None, typer.Option("--scope", metavar="S", help="rewrite, train, metrics or admin.")
     ] = None,
-    days: Annotated[int | None, typer.Option("--expires-days", min=1, metavar="N", help="Days it is good for.")] = None,
+    days: Annotated[
+        int | None, typer.Option("--expires-days", min=1, max=36500, metavar="N", help="Days it is good for.")
+    ] = None,
     config: options.Config = None,
 ) -> None:
     """Make a key and print it: this once, it is not kept. Its scope is rewrite unless --scope says otherwise."""
     from server.keys import SCOPES
+    from server.settings import DAY_S
 
     chosen = [known for known in SCOPES if known in (scope or ["rewrite"])]
     if unknown := set(scope or ()) - set(SCOPES):
@@ -46,7 +48,7 @@ def create(
     if not 0 < len(name) <= _NAME_LENGTH or not name.isprintable():
         raise UsageError(f"NAME must have 1 to {_NAME_LENGTH} printable characters")
     with _store(config) as store:
-        key, text = store.create(name, chosen, expires_at=int(time.time()) + days * _DAY_S if days else None)
+        key, text = store.create(name, chosen, expires_at=int(time.time()) + days * DAY_S if days else None)
     print(text)
     say(f"key {key.id} for {name}, {', '.join(key.scopes)}: keep it now, it will not be shown again")
 
@@ -90,4 +92,9 @@ def _store(config: options.Config) -> Iterator[KeyStore]:
 
 
 def _day(seconds: int | None) -> str:
-    return "never" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+    if seconds is None:
+        return "never"
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+    except (ValueError, OverflowError, OSError):  # of a key that an earlier release made
+        return "beyond 9999"

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from cli.output import Job
     from cli.summary import Summary
 
-_KEY_VARIABLE = "REWRIGHT_API_KEY"
 _PATIENCE_S = 60.0
 
 
@@ -111,8 +110,9 @@ def _refuse_for_job(url: str | None, output: Path | None, limit: int | None) -> 
 
 def _rewrite_rows(settings: Settings, job: Job, url: str | None) -> Summary:
     """Row by row, here or by requests to a service."""
-    key = os.environ.get(_KEY_VARIABLE)
-    work = rewrite_there(settings, job, url, key, _PATIENCE_S) if url else _rewrite_here(settings, job)
+    from cli.client import api_key
+
+    work = rewrite_there(settings, job, url, api_key(), _PATIENCE_S) if url else _rewrite_here(settings, job)
     try:
         return asyncio.run(work)
     except KeyboardInterrupt:

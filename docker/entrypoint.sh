@@ -30,6 +30,17 @@ wait_for_ray() { # ADDRESS [PID]: until Ray answers there; fails when the proces
   done
 }
 
+start_ray() { # OPTION...: becomes `ray start`. What Ray runs for its jobs is not the service: it gets none of its
+  # settings, which it would take for its own, and none of its secrets.
+  local name
+  while read -r name; do
+    case "$name" in
+      REWRIGHT_API_KEYS | REWRIGHT_*__*) unset "$name" ;;
+    esac
+  done < <(compgen -e)
+  exec ray start --block --object-store-memory "$OBJECT_STORE_BYTES" "$@"
+}
+
 run_head() {
   require REWRIGHT_API_KEYS
   local address code=0
@@ -41,10 +52,9 @@ run_head() {
   export REWRIGHT_SERVER__RAY__ADDRESS="$address:${RAY_HEAD##*:}"
 
   trap stop TERM INT
-  # What Ray runs for its jobs needs no key of the service. Nothing is left to drain when the service has ended.
-  env -u REWRIGHT_API_KEYS RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 \
-    ray start --head --block --node-ip-address "$address" --port "${RAY_HEAD##*:}" \
-    --dashboard-host "$address" --dashboard-port "$DASHBOARD_PORT" --object-store-memory "$OBJECT_STORE_BYTES" "$@" &
+  # Nothing is left to drain when the service has ended.
+  RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 start_ray --head --node-ip-address "$address" --port "${RAY_HEAD##*:}" \
+    --dashboard-host "$address" --dashboard-port "$DASHBOARD_PORT" "$@" &
   ray=$!
   if wait_for_ray "$REWRIGHT_SERVER__RAY__ADDRESS" "$ray" && [ -z "$stopping" ]; then
     rewright serve &
@@ -73,7 +83,7 @@ stop() {
 
 run_worker() {
   wait_for_ray "$RAY_HEAD"
-  exec ray start --address "$RAY_HEAD" --block --object-store-memory "$OBJECT_STORE_BYTES" "$@"
+  start_ray --address "$RAY_HEAD" "$@"
 }
 
 export RAY_AUTH_MODE=token

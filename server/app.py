@@ -226,8 +226,8 @@ async def _answer(request: Request, body: B, work: Callable[[B], Coroutine[Any, 
             code="too_many_rows",
             param="demonstrations",
         )
-    request.app.state.rates.take_rows(request.state.caller, rows)
     with admission.admit(rows):
+        request.app.state.rates.take_rows(request.state.caller, rows)  # a request that is turned away costs none
         return JSONResponse(await _while_connected(request, work(body), limits.request_timeout_s))
 
 

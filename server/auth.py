@@ -9,13 +9,14 @@ import asyncio
 import hashlib
 import hmac
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fastapi import Request
 
 from agent.exceptions import SettingsError
 from server.exceptions import AuthenticationError, ForbiddenError
-from server.keys import EVERYTHING, Caller, KeyStore, Scope
+from server.keys import ENVIRONMENT, EVERYTHING, Caller, KeyStore, Scope
 
 KEYS_VARIABLE = "REWRIGHT_API_KEYS"
 _MIN_KEY_LENGTH = 16
@@ -73,16 +74,17 @@ class Keys:
         digest = _digest(key)
         fits = [hmac.compare_digest(digest, known) for known in self.digests]
         if any(fits):
-            return replace(EVERYTHING, account=f"environment-{fits.index(True) + 1}")
+            owner = f"{ENVIRONMENT}{digest.hex()[:12]}"  # the same wherever it stands among the others
+            return replace(EVERYTHING, id=owner, account=f"environment-{fits.index(True) + 1}")
         return self.store.find(key) if self.store else None
 
 
-async def authenticate(request: Request, scope: Scope) -> Caller:
-    """Whose request this is, if its key is known to the application and has the scope.
+async def authenticate(request: Request, scopes: Sequence[Scope]) -> Caller:
+    """Whose request this is, if its key is known to the application and has one of the scopes.
 
     Raises:
         AuthenticationError: there is no key, or an unknown one.
-        ForbiddenError: the key lacks the scope.
+        ForbiddenError: the key has none of the scopes.
     """
     keys: Keys = request.app.state.keys
     authorization = request.headers.get("authorization")
@@ -90,9 +92,14 @@ async def authenticate(request: Request, scope: Scope) -> Caller:
     if caller is None:
         reason = "this key is not known" if authorization else "a key is needed"
         raise AuthenticationError(f"{reason}: send `Authorization: Bearer KEY`", code="invalid_api_key")
-    if not caller.may(scope):
-        raise ForbiddenError(f"this key has no scope {scope!r}", code="insufficient_scope")
+    require_scope(caller, scopes)
     return caller
+
+
+def require_scope(caller: Caller, scopes: Sequence[Scope]) -> None:
+    """Raises ForbiddenError where the caller has none of the scopes."""
+    if not any(map(caller.may, scopes)):
+        raise ForbiddenError(f"this key has no scope {' or '.join(map(repr, scopes))}", code="insufficient_scope")
 
 
 def _digest(key: str) -> bytes:

@@ -72,19 +72,19 @@ class BoundedRequest(Request):
 
 
 class GuardedRoute(APIRoute):
-    """A route that lets keys with its scope in, and reads its body, bounded, before anything looks at it.
+    """A route that lets keys with one of its scopes in, and reads its body, bounded, before anything looks at it.
 
     `request.state.caller` is who asks.
     """
 
-    scope: ClassVar[Scope] = "rewrite"
+    scopes: ClassVar[tuple[Scope, ...]] = ("rewrite",)
     request_class: ClassVar[type[Request]] = BoundedRequest
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            request.state.caller = await authenticate(request, self.scope)
+            request.state.caller = await authenticate(request, self.scopes)
             rates: Rates = request.app.state.rates
             rates.take_request(request.state.caller)
             bounded = self.request_class(request.scope, request.receive)
@@ -93,6 +93,12 @@ class GuardedRoute(APIRoute):
             return await handler(bounded)
 
         return handle
+
+
+class WorkRoute(GuardedRoute):
+    """A route that all kinds of work need; what one kind asks for beyond this is the route's own business."""
+
+    scopes = ("rewrite", "train")
 
 
 def parse_body(body: bytes) -> Any:

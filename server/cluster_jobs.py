@@ -174,6 +174,17 @@ class ClusterJobs:
         version = f"{name}@{publish(made, self._adapters, name, CARD, job.id)}"
         return Made(version_folder(self._adapters, version) / CARD, adapter=version)
 
+    def not_run(self, job: Job, folder: Path) -> str | None:
+        """Why benchmarks of an exam that came to its end have no figures, a line each; None for any other work."""
+        if job.kind != "evaluate":
+            return None
+        try:
+            tasks = json.loads((folder / _RESULT).read_text())["tasks"]
+            reasons = {name: tasks[name]["not_run"] for name in job.params.get("tasks", ())}
+        except (OSError, ValueError, KeyError):  # it made nothing, or was broken off before it asked them all
+            return None
+        return "\n".join(f"{name}: not run: {reason}" for name, reason in reasons.items() if reason) or None
+
     def without_paths(self, text: str, folder: Path, source: Path | None, input_file: str | None) -> str:
         """What a command says, as clients may see it: where things lie is not their business."""
         if source is not None and input_file is not None:

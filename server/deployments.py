@@ -202,6 +202,7 @@ def build_application(
         ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
         max_ongoing_requests=_UNBOUNDED,
         max_constructor_retry_count=_START_ATTEMPTS,
+        graceful_shutdown_timeout_s=server.drain_timeout_s,
     )(ApiDeployment)
     return api_deployment.bind(
         engine_deployment.bind(model, engine, rewrite.adapter, server), model, gate, rewrite, server, keys

@@ -122,6 +122,10 @@ _ERRORS: dict[int, tuple[str, dict[str, Any]]] = {
         "Not declared as what the route takes",
         error_body("got 'text/plain'", "invalid_request_error", "unsupported_media_type"),
     ),
+    416: (
+        "The file has no such range",
+        error_body("the file has no such range", "invalid_request_error", "invalid_range", param="range"),
+    ),
     422: (
         "A field has a value that makes no sense",
         error_body("sampling.top_p: too large", "invalid_request_error", "less_than_equal", param="sampling.top_p"),

@@ -204,11 +204,13 @@ class FileStore:
         """A file on this disk with its bytes: the kept one, or a copy at `spare`, which is the caller's to remove.
 
         Raises:
+            UnknownNameError: it was deleted meanwhile.
             UnavailableError: it cannot be had.
         """
         try:
             return self._storage.fetch(_name(stored), spare)
         except OSError as error:
+            self.get(stored.id)
             raise _storage_failure(error) from error
 
     def spare(self, stored: StoredFile) -> Path:
@@ -221,6 +223,7 @@ class FileStore:
         Raises:
             UnknownNameError: there is none.
             ConflictError: a job that is not finished reads it.
+            UnavailableError: it cannot be removed now, and is still known.
         """
         stored = self.get(file_id)
         used = sa.select(jobs.c.id).where(jobs.c.input_file == file_id, jobs.c.status.in_(ACTIVE)).limit(1)
@@ -233,9 +236,12 @@ class FileStore:
                 raise _unknown(file_id)
             if (job := connection.scalar(used)) is not None:
                 raise ConflictError(f"{file_id} is read by {job}: wait for it or cancel it", code="file_in_use")
+            try:
+                self._storage.delete(_name(stored))  # before the commit: what is still known can be deleted again
+            except OSError as error:
+                raise _storage_failure(error) from error
 
         self._database.do(remove)
-        self._storage.delete(_name(stored))
 
     def _keep(self, path: Path, stored: StoredFile) -> None:
         self._storage.put(path, _name(stored))

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Query, Request, Security
-from fastapi.responses import FileResponse
-from starlette.types import Receive, Scope, Send
+from fastapi.responses import FileResponse, JSONResponse
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
 
-from server.bodies import GuardedRoute, bearer
+from server.bodies import WorkRoute, bearer
+from server.errors import error_body
 from server.examples import error_responses
 from server.exceptions import QueueFullError
 from server.files import FileStore
@@ -37,6 +39,17 @@ _UPLOAD_BODY = {
 }
 
 
+class _BadRangeError(Exception):
+    """The library begins to answer, as text, that it does not like the header `Range`."""
+
+    def __init__(self, message: Message) -> None:
+        said = Headers(raw=message["headers"])
+        headers = {name: said[name] for name in ("content-range",) if name in said}
+        reason = "the file has no such range" if headers else "Range is none, as bytes=0-99 is one"
+        body = error_body(reason, "invalid_request_error", "invalid_range", param="range")
+        self.response = JSONResponse(body, message["status"], headers)
+
+
 class _Content(FileResponse):
     """A file, of which a copy at `spare`, if one was made, is removed when it is sent or the client has gone."""
 
@@ -45,13 +58,20 @@ class _Content(FileResponse):
         self._spare = spare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_but_errors(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                raise _BadRangeError(message)
+            await send(message)
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_but_errors)
+        except _BadRangeError as error:
+            await error.response(scope, receive, send)
         finally:
             self._spare.unlink(missing_ok=True)
 
 
-class UploadRoute(GuardedRoute):
+class UploadRoute(WorkRoute):
     """A route whose body is read by its own handler, within the bounds of an upload."""
 
     request_class: ClassVar[type[Request]] = Request
@@ -62,7 +82,7 @@ def files_router(store: FileStore, settings: ServerSettings) -> APIRouter:
     router = APIRouter(
         prefix="/v1/files",
         tags=["files"],
-        route_class=GuardedRoute,
+        route_class=WorkRoute,
         dependencies=[Security(bearer)],
         responses=error_responses(401, 403, 404, 422, 429, 500, 503),
     )
@@ -112,7 +132,8 @@ def files_router(store: FileStore, settings: ServerSettings) -> APIRouter:
         "/{file_id}/content",
         response_class=FileResponse,
         responses={
-            200: {"content": {**dict.fromkeys(MEDIA_TYPES.values(), _BINARY), "application/json": {"schema": {}}}}
+            200: {"content": {**dict.fromkeys(MEDIA_TYPES.values(), _BINARY), "application/json": {"schema": {}}}},
+            **error_responses(400, 416),
         },
     )
     async def get_content(file_id: str) -> FileResponse:

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from server.exceptions import ConflictError, InvalidFieldError, QueueFullError, UnknownNameError
 from server.files import ACTIVE
+from server.keys import ENVIRONMENT
 from server.schemas import PinnedOptions, RewriteOptions
 from server.settings import DAY_S, RetentionSettings, expiry
 from server.state import Database, events, files, runs, shards
@@ -149,7 +150,9 @@ class JobStore:
             "payload_hash": hashlib.sha256(payload.encode()).hexdigest(),
             "created_at": int(time.time()),
         }
-        same_key = _select().where(table.c.owner == owner, table.c.idempotency_key == idempotency_key)
+        # Earlier releases kept no key of the environment apart.
+        owners = (owner, "") if owner.startswith(ENVIRONMENT) else (owner,)
+        same_key = _select().where(table.c.owner.in_(owners), table.c.idempotency_key == idempotency_key)
 
         def insert(connection: sa.Connection) -> sa.Row[Any]:
             connection.execute(sa.insert(table).values(total=0, **row))  # first, for SQLite's write lock
@@ -168,7 +171,7 @@ class JobStore:
             return connection.execute(_select().where(table.c.id == row["id"])).one()
 
         if idempotency_key is not None:
-            found = self._database.do(lambda c: c.execute(same_key).one_or_none())
+            found = self._database.do(lambda c: c.execute(same_key).first())
             if found is not None:
                 return _same(found, str(row["payload_hash"]))
         try:
@@ -262,15 +265,23 @@ class JobStore:
         self._move(job_id, ("in_progress",), "finalizing")
 
     def finish(
-        self, job_id: str, *, cancelled: bool, output_file: str | None = None, error_file: str | None = None
+        self,
+        job_id: str,
+        *,
+        cancelled: bool,
+        output_file: str | None = None,
+        error_file: str | None = None,
+        error: str | None = None,
     ) -> None:
-        """The results are there."""
+        """The results are there; `error` says what is not in them."""
         changes = {"output_file": output_file, "error_file": error_file, "finished_at": int(time.time())}
+        changes |= {"error": error} if error is not None else {}
         self._move(job_id, ACTIVE, "cancelled" if cancelled else "completed", **changes)
 
-    def fail(self, job_id: str, message: str) -> None:
-        """The job as a whole cannot be done."""
-        self._move(job_id, ACTIVE, "failed", error=message, finished_at=int(time.time()))
+    def fail(self, job_id: str, message: str, *, output_file: str | None = None, error_file: str | None = None) -> None:
+        """The job as a whole cannot be done; the files have what was finished before."""
+        changes = {"output_file": output_file, "error_file": error_file, "finished_at": int(time.time())}
+        self._move(job_id, ACTIVE, "failed", error=message, **changes)
 
     def events(self, job_id: str, after: int, limit: int) -> list[Event]:
         """Events after number `after`, in their order."""

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header, Query, Request, Security
 from fastapi.responses import StreamingResponse
 
-from server.bodies import GuardedRoute, bearer
+from server.auth import require_scope
+from server.bodies import WorkRoute, bearer
 from server.cluster_jobs import ClusterJobs
 from server.examples import error_responses
-from server.exceptions import ForbiddenError, InvalidFieldError
-from server.jobs import JobStore
+from server.exceptions import InvalidFieldError
+from server.jobs import Job, JobStore
 from server.jobs_runtime import JobRuntime
 from server.keys import Caller, Scope
 from server.settings import RetentionSettings
@@ -23,6 +24,7 @@ from server.work_schemas import JobBody, JobList, JobRequest, RewriteJob
 _SCOPE_OF_KIND: dict[str, Scope] = {"rewrite": "rewrite", "evaluate": "rewrite", "train": "train", "sft": "train"}
 _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 _LARGEST_EVENT = 2**63 - 1
+_EVENT_DIGITS = 19
 
 
 def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, retention: RetentionSettings) -> APIRouter:
@@ -37,10 +39,15 @@ def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, ret
     router = APIRouter(
         prefix="/v1/jobs",
         tags=["jobs"],
-        route_class=GuardedRoute,
+        route_class=WorkRoute,
         dependencies=[Security(bearer)],
         responses=error_responses(401, 403, 404, 422, 429, 500, 503),
     )
+
+    async def start(body: JobRequest, caller: Caller, key: str | None, adapter: str | None, model: str | None) -> Job:
+        job = await asyncio.to_thread(store.create, body, caller.id, key, adapter=adapter, model=model)
+        await runtime.submit(job)
+        return job
 
     @router.post("", response_model=JobBody, responses=error_responses(400, 408, 409, 413, 415))
     async def create_job(
@@ -58,17 +65,15 @@ def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, ret
     ) -> dict[str, Any]:
         """Start a job. It goes on when the connection or the service ends."""
         caller: Caller = request.state.caller
-        scope = _SCOPE_OF_KIND[body.kind]
-        if not caller.may(scope):
-            raise ForbiddenError(f"this key has no scope {scope!r}", code="insufficient_scope")
+        require_scope(caller, [_SCOPE_OF_KIND[body.kind]])
         adapter = model = None
         if isinstance(body, RewriteJob):
             adapter = await request.app.state.backend.check_options(body.params)
         else:
             adapter, model = await asyncio.to_thread(commands.accept, body)
-        job = await asyncio.to_thread(store.create, body, caller.id, idempotency_key, adapter=adapter, model=model)
-        await runtime.submit(job)
-        return job.as_dict(retention)
+        # Cancelled between the two, by a client that goes away, it would leave a job that nothing runs.
+        started = asyncio.create_task(start(body, caller, idempotency_key, adapter, model))
+        return (await asyncio.shield(started)).as_dict(retention)
 
     @router.get("", response_model=JobList)
     async def list_jobs(
@@ -98,8 +103,10 @@ def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, ret
         return StreamingResponse(_stream(runtime, job_id, after), media_type="text/event-stream")
 
     @router.post("/{job_id}/cancel", response_model=JobBody)
-    async def cancel_job(job_id: str) -> dict[str, Any]:
+    async def cancel_job(request: Request, job_id: str) -> dict[str, Any]:
         """End a job early; the rows that are finished are kept. A job that has ended stays as it is."""
+        job = await asyncio.to_thread(store.get, job_id)
+        require_scope(request.state.caller, [_SCOPE_OF_KIND[job.kind]])
         return (await runtime.cancel(job_id)).as_dict(retention)
 
     return router
@@ -108,7 +115,7 @@ def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, ret
 def _event_number(text: str | None) -> int:
     if text is None:
         return 0
-    if not (text.isascii() and text.isdecimal()) or int(text[:20]) > _LARGEST_EVENT:
+    if not (text.isascii() and text.isdecimal() and len(text) <= _EVENT_DIGITS) or int(text) > _LARGEST_EVENT:
         raise InvalidFieldError(
             "Last-Event-ID is no number of an event", code="invalid_event_id", param="last-event-id"
         )

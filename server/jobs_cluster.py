@@ -19,7 +19,7 @@ from server.cluster import ClusterAwayError, ClusterState
 from server.cluster_jobs import ClusterJobs, remove_folder
 from server.files import FileStore, job_file_id
 from server.jobs import TERMINAL, Job, JobStore
-from server.jobs_runs import RunStore
+from server.jobs_runs import Run, RunStore
 from server.jobs_steps import JobFailedError, Running, failure_of, run_step
 from server.logs import about
 from server.settings import ClusterSettings
@@ -31,8 +31,10 @@ _LOG_BYTES_PER_S = 2**18  # read of the log of an attempt that runs: it comes wh
 _LINE_CHARACTERS = 500
 _LAST_LINES = 20
 _LOST, _DONE, _STOPPED = "lost", "done", "stopped"
+_OVER = ("cancelling", *TERMINAL)  # no state of a job whose command should run
 # The command itself says with these that it gave up; with any other, something ended it.
 _GAVE_UP = (1, 2)
+_PARTLY = 1  # also that of an exam whose result is there, but for benchmarks that could not be run
 
 
 class Cluster(Protocol):
@@ -98,7 +100,7 @@ class ClusterWork:
         for attempt in range(1, self.settings.attempts + 1):
             end, message = await run_step("attempt", self._attempt, job_id, attempt)
             if end != _LOST:
-                await run_step("finish", self._finish, job_id)
+                await run_step("finish", self._finish, job_id, message)
                 return
         raise JobFailedError(f"the cluster has lost the job {self.settings.attempts} times; at last: {message}")
 
@@ -110,7 +112,7 @@ class ClusterWork:
         await asyncio.to_thread(self.commands.prepare, job, self.folder / job_id)
         await asyncio.to_thread(self.jobs.begin, job_id)
         await self.notify()
-        return True
+        return (await asyncio.to_thread(self.jobs.get, job_id)).status not in TERMINAL  # cancelled meanwhile
 
     async def _attempt(self, job_id: str, number: int) -> tuple[str, str]:
         """Start an attempt where it was not, and follow it to its end; how it ended, and what was said of that.
@@ -121,25 +123,27 @@ class ClusterWork:
         name = f"rewright-{job_id}-{number}"
         pace = _LogPace()
         answered = time.monotonic()
+        seen: Run | None = None
         while True:
             try:
                 if (end := await asyncio.to_thread(self._look, name, job_id, number, pace)) is not None:
                     return end
                 answered = time.monotonic()
+                if (run := await asyncio.to_thread(self.runs.get, job_id)) != seen:
+                    seen = run
+                    await self.notify()
             except ClusterAwayError as error:
                 if time.monotonic() - answered > self.settings.patience_s:
                     raise JobFailedError(f"{error}, for {self.settings.patience_s:g} seconds") from error
-            finally:
-                await self.notify()
             await asyncio.sleep(_POLL_S)
 
     def _look(self, name: str, job_id: str, number: int, pace: _LogPace) -> tuple[str, str] | None:
         """One look at an attempt, and what follows from it; None while it goes on. Blocks."""
         job = self.jobs.get(job_id)
-        cancelling = job.status == "cancelling"
+        over = job.status in _OVER
         state = self.cluster.state(name)
         if state is None:
-            if cancelling:
+            if over:
                 return _STOPPED, ""
             if self.runs.get(job_id).attempt >= number:
                 return _LOST, "the cluster does not know it any more"
@@ -151,7 +155,7 @@ class ClusterWork:
         if not state.ended:
             if pace.due() and self.runs.get(job_id).told < _TOLD_LINES:
                 self._tell(job_id, self._read_log(job, name, pace), whole=False)
-            if cancelling:
+            if over:
                 self.cluster.stop(name)
             return None
         log = self._read_log(job, name, pace)
@@ -166,8 +170,11 @@ class ClusterWork:
     def _end(self, job: Job, state: ClusterState, log: str) -> tuple[str, str]:
         if state.status == "SUCCEEDED":
             return _DONE, ""
-        if job.status == "cancelling":
+        if job.status in _OVER:
             return _STOPPED, ""
+        left = self.commands.not_run(job, self.folder / job.id) if state.exit_code == _PARTLY else None
+        if left is not None:
+            return _DONE, self._without_paths(job, left)
         if state.status == "STOPPED":
             raise JobFailedError("somebody stopped the job on the cluster")
         reason = self._without_paths(job, state.message).split(", last available logs")[0].strip()
@@ -184,14 +191,14 @@ class ClusterWork:
             end = min(run.told + _EVENT_LINES, _TOLD_LINES)
             self.runs.tell(job_id, run, [_shown(line) for line in lines[run.told : end]])
 
-    async def _finish(self, job_id: str) -> None:
+    async def _finish(self, job_id: str, message: str) -> None:
         await asyncio.to_thread(self.jobs.finalize, job_id)
         await self.notify()
-        await asyncio.to_thread(self._take, job_id)
+        await asyncio.to_thread(self._take, job_id, message)
         await self.notify()
 
-    def _take(self, job_id: str) -> None:
-        """Publish what the job has made, and keep its report."""
+    def _take(self, job_id: str, message: str) -> None:
+        """Publish what the job has made, and keep its report; `message` says what it has not, if anything."""
         job, folder = self.jobs.get(job_id), self.folder / job_id
         if job.status == "cancelling":
             self.jobs.finish(job_id, cancelled=True)
@@ -210,7 +217,7 @@ class ClusterWork:
                 samples_id = job_file_id(job_id, "samples")
                 self.files.adopt(samples, samples_id, "output", f"{job_id}.samples.jsonl", _lines(samples))
             self.runs.made(job_id, adapter=made.adapter, model=made.model, samples=samples_id)
-            self.jobs.finish(job_id, cancelled=False, output_file=file_id)
+            self.jobs.finish(job_id, cancelled=False, output_file=file_id, error=message or None)
         remove_folder(folder)
 
     async def _fail(self, job_id: str, message: str) -> None:

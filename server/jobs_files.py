@@ -29,6 +29,7 @@ from server.state import write_whole
 Row = Demonstration | BadRow
 
 _SHARD_BYTES = 8 * 2**20  # of rows in one shard, so that a few shards fit into memory whatever the rows are
+_PLAN = "plan.json"
 _STOP_EVERY = 256
 _CHUNK = 1 << 20
 
@@ -63,9 +64,8 @@ class JobFolder:
             InputFileError: the source cannot be read.
             StoppedError: `stopped` said so.
         """
-        done = self.path / "plan.json"
-        if done.exists():
-            return Plan(**json.loads(done.read_text()))
+        if (plan := self.plan()) is not None:
+            return plan
         shutil.rmtree(self.path, ignore_errors=True)
         for name in ("input", "output", "failed"):
             (self.path / name).mkdir(parents=True)
@@ -75,8 +75,13 @@ class JobFolder:
             shards, rows = shards + 1, rows + len(shard)
         os.sync()  # once for all of them: thousands of single ones take minutes
         plan = Plan(shards, rows)
-        write_whole(done, lambda file: file.write(json.dumps(asdict(plan)).encode()))
+        write_whole(self.path / _PLAN, lambda file: file.write(json.dumps(asdict(plan)).encode()))
         return plan
+
+    def plan(self) -> Plan | None:
+        """How the input was cut; None when it is not, or not yet to its end."""
+        done = self.path / _PLAN
+        return Plan(**json.loads(done.read_text())) if done.exists() else None
 
     def rows(self, shard: int) -> list[Row]:
         """The rows of one shard."""

@@ -7,6 +7,7 @@ DBOS carries on only workflows of its own application version, so that is a numb
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -151,6 +152,8 @@ class JobRuntime:
 
     async def events(self, job_id: str, after: int) -> AsyncIterator[Event | None]:
         """Events after number `after`, those to come too, until the job or the service ends; None now and then."""
+        loop = asyncio.get_running_loop()
+        heartbeat = loop.time() + _HEARTBEAT_S  # whatever changes in other jobs does not put it off
         while not self._stopping:
             changes = self._changes  # before the look into the database: what changes after it is not waited for
             ended = (await asyncio.to_thread(self._store.get, job_id)).status in TERMINAL
@@ -159,14 +162,16 @@ class JobRuntime:
                 after = event.number
                 yield event
             if page:
+                heartbeat = loop.time() + _HEARTBEAT_S
                 continue
             if ended:
                 return
-            try:
-                async with asyncio.timeout(_HEARTBEAT_S), self._changed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(heartbeat), self._changed:
                     while self._changes == changes:
                         await self._changed.wait()
-            except TimeoutError:
+            if loop.time() >= heartbeat:
+                heartbeat = loop.time() + _HEARTBEAT_S
                 yield None
 
     async def _enqueue(self, job_id: str, kind: str) -> None:

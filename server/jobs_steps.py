@@ -100,11 +100,17 @@ async def attempt(work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
 
 
 async def failure_of(work: Awaitable[None]) -> str | None:
-    """Why a job failed, once all its steps were done or one was given up; None when none was."""
+    """Why a job failed, once all its steps were done or one was given up; None when none was.
+
+    What DBOS raises to take a workflow away from this process is no Exception, and passes.
+    """
     try:
         await work
     except JobFailedError as error:
         return str(error)
     except dbos_error.DBOSMaxStepRetriesExceeded as error:
         return str(error.errors[-1])
+    except Exception as error:  # of a workflow, not of a step; without an end its job would stay unfinished for good
+        _log.error("a job was broken off", exc_info=error)
+        return "the service failed on this job; its log says why"
     return None

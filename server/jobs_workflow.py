@@ -8,6 +8,7 @@ slow rows of one do not hold up the next.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ from server.jobs_steps import RETRY, JobFailedError, Running, attempt, failure_o
 from server.logs import about
 
 _WINDOW = 2
+
+_log = logging.getLogger("rewright.server")
 
 # DBOS has pickled it under this name for jobs that an earlier release began.
 _JobFailedError = JobFailedError
@@ -150,26 +153,40 @@ class JobWorkflow:
     def _put_together(self, job_id: str, shards: int) -> None:
         job = self._store.get(job_id)
         folder = self._folder_of(job_id)
-        if job.status in TERMINAL:  # killed between the last write and the end of the step
-            folder.remove()
-            return
+        if job.status not in TERMINAL:  # else killed between the last write and the end of the step
+            self._store.finish(job_id, cancelled=job.status == "cancelling", **self._keep(job_id, folder, shards))
+        folder.remove()
+
+    def _keep(self, job_id: str, folder: JobFolder, shards: int) -> dict[str, str]:
+        """Make files of the shards that are finished; their ids, by what the store calls them."""
         folder.path.mkdir(parents=True, exist_ok=True)
         kept: dict[str, str] = {}
-        results: tuple[tuple[str, Purpose], ...] = (("output", "output"), ("failed", "errors"))
-        for name, purpose in results:
+        results: tuple[tuple[str, Purpose, str], ...] = (
+            ("output", "output", "output_file"),
+            ("failed", "errors", "error_file"),
+        )
+        for name, purpose, field in results:
             file_id = job_file_id(job_id, name)
             path, rows = folder.assemble(name, shards)
             if rows or name == "output":
                 self._files.adopt(path, file_id, purpose, f"{job_id}.{name}.jsonl", rows)
-                kept[name] = file_id
-        cancelled = job.status == "cancelling"
-        self._store.finish(job_id, cancelled=cancelled, output_file=kept["output"], error_file=kept.get("failed"))
-        folder.remove()
+                kept[field] = file_id
+        return kept
 
     async def _fail(self, job_id: str, message: str) -> None:
-        await asyncio.to_thread(self._store.fail, job_id, message)
-        await asyncio.to_thread(self._folder_of(job_id).remove)
+        await asyncio.to_thread(self._give_up, job_id, message)
         await self._notify()
+
+    def _give_up(self, job_id: str, message: str) -> None:
+        folder = self._folder_of(job_id)
+        kept: dict[str, str] = {}
+        try:
+            if (plan := folder.plan()) is not None:
+                kept = self._keep(job_id, folder, plan.shards)
+        except Exception as error:  # what failed the job may hinder this too; it has failed all the same
+            _log.error("the finished rows of a job that failed cannot be kept", exc_info=error)
+        self._store.fail(job_id, message, **kept)
+        folder.remove()
 
     def _folder_of(self, job_id: str) -> JobFolder:
         return JobFolder(self._folder / job_id)

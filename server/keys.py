@@ -23,6 +23,7 @@ from server.state import Database
 from server.state import keys as table
 
 Scope = Literal["rewrite", "train", "metrics", "admin"]
+ENVIRONMENT = "env_"
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 _KEY = re.compile(r"rw_([0-9a-f]{12})_([\w-]{43})", re.ASCII)
@@ -33,7 +34,7 @@ class Caller:
     """Who sends a request.
 
     Attributes:
-        id: of the key; empty where there is none, or it comes from the environment.
+        id: of the key; one from the environment has `ENVIRONMENT` and a part of its digest; empty where there is none.
         scopes: what it may do; `admin` includes the others.
         account: tells every key from the others, those of the environment too; empty where there is none.
     """

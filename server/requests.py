@@ -46,11 +46,19 @@ class Requests:
         started = time.perf_counter()
         status: int | None = None
         seconds = 0.0
+        gone = False
+
+        async def receive_noting() -> Message:
+            nonlocal gone
+            message = await receive()
+            gone = gone or message["type"] == "http.disconnect"
+            return message
 
         async def send_with_id(message: Message) -> None:
             nonlocal status, seconds
             if message["type"] == "http.response.start":
-                status, seconds = message["status"], time.perf_counter() - started
+                seconds = time.perf_counter() - started
+                status = None if gone else message["status"]  # what nobody hears is no answer
                 if not told:
                     MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
@@ -58,7 +66,7 @@ class Requests:
         self._metrics.begin_request()
         with about(request_id=request_id):
             try:
-                await self._app(scope, receive, send_with_id)
+                await self._app(scope, receive_noting, send_with_id)
             finally:
                 seconds = seconds or time.perf_counter() - started
                 self._metrics.end_request(scope["method"], route_of(scope), status, seconds)

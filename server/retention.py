@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from server.exceptions import ConflictError, UnknownNameError
+from server.exceptions import ConflictError, UnavailableError, UnknownNameError
 from server.files import FileStore
 from server.jobs import JobStore
 from server.settings import RetentionSettings
@@ -55,7 +55,6 @@ class Sweeper:
 
         Raises:
             UnavailableError: the database does not answer.
-            OSError: a file cannot be removed.
         """
         return await self._sweep_files(now), await self._sweep_jobs(now)
 
@@ -66,8 +65,13 @@ class Sweeper:
             for file_id in batch:
                 # A job may have come for it, or a client deleted it, since the look.
                 with contextlib.suppress(ConflictError, UnknownNameError):
-                    await asyncio.to_thread(self._files.delete, file_id)
-                    removed += 1
+                    try:
+                        await asyncio.to_thread(self._files.delete, file_id)
+                        removed += 1
+                    except UnavailableError as error:
+                        if error.code != "storage_unavailable":
+                            raise
+                        _log.error("%s has expired and cannot be removed", file_id, exc_info=error)
             if removed == before:
                 break
         return removed

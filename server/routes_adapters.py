@@ -26,7 +26,7 @@ Name = Annotated[str, Path(pattern=f"^{NAME_PATTERN}$", description="name of a p
 class _AdminRoute(GuardedRoute):
     """For keys that may change what everybody gets."""
 
-    scope = "admin"
+    scopes = ("admin",)
 
 
 _listing = APIRouter(prefix="/v1/adapters", tags=["adapters"], route_class=GuardedRoute)

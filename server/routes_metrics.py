@@ -45,7 +45,7 @@ class MetricsBackend(Protocol):
 class _MetricsRoute(GuardedRoute):
     """For a key that may see figures and nothing else."""
 
-    scope = "metrics"
+    scopes = ("metrics",)
 
 
 def metrics_router(job_counts: JobCounts | None) -> APIRouter:

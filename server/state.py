@@ -24,6 +24,8 @@ from server.settings import ServerSettings
 T = TypeVar("T")
 
 _BUSY_S = 30  # how long a write waits for another one of SQLite
+# Of libpq: seconds to connect and until a silent connection is probed; milliseconds without an answer until it is lost.
+_POSTGRES_PATIENCE = {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 30_000}
 
 tables = sa.MetaData()
 
@@ -133,7 +135,8 @@ class Database:
         else:
             url = sa.URL.create("sqlite", database=str(self.folder / "service.sqlite"))
             self.workflows_url = f"sqlite:///{self.folder / 'workflows.sqlite'}"
-        self._engine = sa.create_engine(url, pool_pre_ping=True)
+        patience = _POSTGRES_PATIENCE if settings.database else {}
+        self._engine = sa.create_engine(url, pool_pre_ping=True, connect_args=patience)
         if url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
         try:
@@ -160,10 +163,11 @@ class Database:
         try:
             with self._engine.begin() as connection:
                 return work(connection)
-        except sa.exc.DBAPIError as error:
-            # The driver has several names for a connection that is gone; all others are defects of ours.
-            lost = error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
-            if not lost:
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+            # The driver has several names for a connection that is gone, and the pool one for none that is free; all
+            # others are defects of ours.
+            lost = isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError | sa.exc.TimeoutError)
+            if not (lost or getattr(error, "connection_invalidated", False)):
                 raise
             raise UnavailableError(
                 f"the service's database does not answer: {_reason(error)}",

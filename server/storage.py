@@ -59,7 +59,9 @@ class FolderStorage:
         commit(path, self._folder / name)
 
     def fetch(self, name: str, spare: Path) -> Path:
-        return self._folder / name
+        path = self._folder / name
+        path.stat()  # what is gone is an error here, and not wherever it is opened
+        return path
 
     def delete(self, name: str) -> None:
         (self._folder / name).unlink(missing_ok=True)

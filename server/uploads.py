@@ -56,13 +56,15 @@ class Upload:
             )
         self._request, self._limits, self._settings = request, limits, settings
         self.filename = safe_name(filename or "")
+        self._longest = settings.upload_bytes + _FORM_OVERHEAD
+        self._too_large = TooLargeError(
+            f"the body is longer than {settings.upload_bytes} bytes: send the file in parts",
+            code="file_too_large",
+            param="file",
+        )
         declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared[:18]) > settings.upload_bytes + _FORM_OVERHEAD:
-            raise TooLargeError(
-                f"the body is declared as longer than {settings.upload_bytes} bytes: send the file in parts",
-                code="file_too_large",
-                param="file",
-            )
+        if declared.isdecimal() and int(declared[:18]) > self._longest:
+            raise self._too_large
 
     def chunks(self) -> AsyncIterator[bytes]:
         """The bytes of the file.
@@ -75,6 +77,7 @@ class Upload:
     async def _body(self) -> AsyncIterator[bytes]:
         stream = self._request.stream().__aiter__()
         end = asyncio.get_running_loop().time() + self._settings.upload_timeout_s
+        received = 0
         while True:
             left = end - asyncio.get_running_loop().time()
             try:
@@ -90,6 +93,9 @@ class Upload:
                 ) from None
             except ClientDisconnect:
                 raise BadRequestError("the body ended before its time", code="incomplete_body") from None
+            received += len(chunk)
+            if received > self._longest:  # of a form, what follows its end is nobody's part
+                raise self._too_large
             yield chunk
 
     async def _form_file(self, boundary: bytes) -> AsyncIterator[bytes]:

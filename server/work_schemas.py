@@ -117,7 +117,9 @@ class JobBody(BaseModel):
     )
     error_file: str | None = Field(description="the failed rows again; null where none failed")
     samples_file: str | None = Field(description="of `evaluate`, every answer that was measured; null for the others")
-    error: str | None = Field(description="why the job as a whole failed")
+    error: str | None = Field(
+        description="why the job as a whole failed; of a completed `evaluate`, which benchmarks could not be run"
+    )
     created_at: int = Field(description="seconds since 1970")
     finished_at: int | None
     expires_at: int | None = Field(

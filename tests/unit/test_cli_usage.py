@@ -7,12 +7,16 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from cli.lines import json_lines
 from cli.main import main
+from server.keys import KeyStore
+from server.settings import ServerSettings
+from server.state import Database
 
 Run = Callable[..., tuple[int, str, str]]
 JOB = ["rewrite", "in.jsonl", "--job", "--url", "http://h", "-o"]
@@ -101,6 +105,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["sft", "in.jsonl", "-o", "m", "--resume"], "there is no checkpoint to resume from"),
         (["serve", "--port", "0"], "setting server.port: Input should be greater than or equal to 1"),
         (["serve", "--host", "0.0.0.0"], "no API keys are set"),
+        (["keys", "create", "mine", "--expires-days", "36501"], "Input should be less than or equal to 36500"),
         (["models", "pull", "owner/name"], "it needs a pinned revision"),
         (["models", "pull", "owner/name", "--revision", "main"], "it needs a pinned revision"),
     ],
@@ -247,3 +252,15 @@ def test_an_empty_list_of_models_says_how_to_fetch_one(
     code, _, err = run("models", "list")
     assert code == 0
     assert "rewright models pull smollm2-135m" in err
+
+
+def test_a_key_that_expires_beyond_the_calendar_is_listed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REWRIGHT_SERVER__STATE", str(tmp_path / "state"))
+    with closing(Database(ServerSettings(state=str(tmp_path / "state")))) as database:
+        for expires_at in (10**15, 10**18, 4102444800):
+            KeyStore(database).create("mine", ["rewrite"], expires_at=expires_at)
+    code, out, _ = run("keys", "list")
+    assert code == 0
+    assert (out.count("beyond"), out.count("2100-01-01")) == (2, 1)

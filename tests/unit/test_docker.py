@@ -208,3 +208,37 @@ def test_any_other_word_is_a_command_of_rewright() -> None:
     told = subprocess.run([ENTRYPOINT, "--help"], env=environment, capture_output=True, text=True)
     assert told.returncode == 0
     assert "serve" in told.stdout
+
+
+@pytest.mark.parametrize("role", ["head", "worker"])
+def test_what_ray_runs_for_its_jobs_gets_no_setting_and_no_secret_of_the_service(tmp_path: Path, role: str) -> None:
+    """The entry script with a `ray` that writes down its environment, and a service that ends at once."""
+    started, served = tmp_path / "ray", tmp_path / "rewright"
+    programs = {
+        "ray": f'[ "$1" = start ] || exit 0\nenv -0 >{started}.part; mv {started}.part {started}\n'
+        'case "$*" in *--head*) exec sleep 60 ;; esac',
+        "rewright": f"while [ ! -e {started} ]; do sleep 0.05; done; env -0 >{served}",
+    }
+    (tmp_path / "bin").mkdir()
+    for name, body in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    given = {
+        "REWRIGHT_API_KEYS": "k" * 32,
+        "REWRIGHT_ENGINE__KIND": "vllm",
+        "REWRIGHT_SERVER__DATABASE": "postgresql://me:hunter2@db/x\nREWRIGHT_X__Y=1",
+        "REWRIGHT_HOME": "/data/models",
+    }
+    ours = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "RAY_HEAD": "127.0.0.1:6379", "RAY_AUTH_TOKEN": "t"}
+    subprocess.run([ENTRYPOINT, role], env=ours | given, timeout=60)
+    of_ray = _environment(started)
+    kept = {name: value for name, value in of_ray.items() if name.startswith("REWRIGHT_")}
+    assert kept == {"REWRIGHT_HOME": "/data/models"}
+    assert of_ray.get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S") == ("0" if role == "head" else None)
+    if role == "head":
+        assert given.items() <= _environment(served).items()
+
+
+def _environment(path: Path) -> dict[str, str]:
+    """What `env -0` wrote."""
+    return dict(line.split("=", 1) for line in path.read_text().split("\0") if line)

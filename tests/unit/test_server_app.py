@@ -17,7 +17,7 @@ from server.app import create_app
 from server.auth import Keys
 from server.examples import ADAPTERS_ANSWER
 from server.exceptions import ConflictError
-from server.metrics import EngineCount, Metrics
+from server.metrics import EngineCount, Metrics, Snapshot
 from server.schemas import (
     ActivateBody,
     ActivateResponse,
@@ -239,6 +239,22 @@ async def test_a_full_house_turns_away_and_says_when_to_come_back(
     assert (await client.post("/v1/rewrites", json={"demonstrations": [ROW] * 2})).status_code == 200
 
 
+async def test_a_request_that_a_full_house_turns_away_costs_no_rows(backend: ScriptedBackend) -> None:
+    backend.go.clear()
+    limits = LIMITS.model_copy(update={"rows_per_minute": 8})
+    async with _client(backend, limits=limits) as client:
+        first = asyncio.create_task(client.post("/v1/rewrites", json={"demonstrations": [ROW] * 4}))
+        await backend.started.wait()
+        for _ in range(3):
+            refused = await client.post("/v1/rewrites", json={"demonstrations": [ROW] * 4})
+            assert (refused.status_code, _error(refused)["code"]) == (429, "queue_full")
+        backend.go.set()
+        assert (await first).status_code == 200
+        assert (await client.post("/v1/rewrites", json={"demonstrations": [ROW] * 4})).status_code == 200
+        refused = await client.post("/v1/rewrites", json={"demonstrations": [ROW] * 4})
+        assert _error(refused)["code"] == "rows_per_minute"
+
+
 async def test_a_request_that_takes_too_long_is_cancelled(backend: ScriptedBackend) -> None:
     backend.go.clear()
     async with _client(backend, limits=LIMITS.model_copy(update={"request_timeout_s": 0.05})) as client:
@@ -272,6 +288,9 @@ async def test_the_work_of_a_client_that_went_away_is_cancelled(backend: Scripte
     await request
     assert backend.cancelled.is_set()
     assert app.state.admission.rows == 0
+    counted = backend.metrics.render(Snapshot(0, 1)).decode()
+    assert 'rewright_http_request_seconds_count{method="POST",route="/v1/rewrites",status="none"} 1.0' in counted
+    assert "4xx" not in counted
 
 
 async def test_an_engine_that_is_gone_is_503_with_retry_after(

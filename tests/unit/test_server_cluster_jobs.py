@@ -21,6 +21,7 @@ from server.app import create_app
 from server.auth import Keys
 from server.cluster import ClusterAwayError, ClusterState
 from server.cluster_jobs import Served
+from server.jobs import JobStore
 from server.settings import ClusterSettings, ServerSettings
 from server.work import DurableWork
 from tests.asgi import client_of
@@ -186,6 +187,75 @@ async def test_a_long_log_is_not_read_at_every_look(tmp_path: Path, monkeypatch:
     told = [line for d in text.split("data: ")[1:] for line in json.loads(d.split("\n")[0]).get("lines", ())]
     assert told == [*(f"line {n}" for n in range(1000)), "the last"]
     assert ended["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "status", "error"),
+    [
+        ({"piqa": {"not_run": None}, "lambada": {"not_run": "no file"}}, "completed", "lambada: not run: no file"),
+        ({"piqa": {"not_run": "no file"}}, "failed", "it ended"),
+        ({"piqa": {"not_run": None}, "lambada": {"not_run": None}}, "failed", "it ended"),
+    ],
+    ids=["one was not run", "broken off", "something else went wrong"],
+)
+async def test_an_exam_that_asked_all_it_could_is_completed_and_says_what_is_missing(
+    tmp_path: Path, tasks: dict[str, Any], status: str, error: str
+) -> None:
+    settings, cluster = _settings(tmp_path), ScriptedCluster()
+    async with _service(settings, cluster) as client:
+        job = await _submit(client, "evaluate", tasks=["piqa", "lambada"])
+        name = await cluster.started(job["id"], 1)
+        (_folder(settings, job["id"]) / "result.json").write_text(json.dumps({"tasks": tasks}))
+        (_folder(settings, job["id"]) / "result.samples.jsonl").write_bytes(b"")
+        cluster.states[name] = ClusterState("FAILED", "it ended", 1)
+        ended = await _ended(client, job["id"])
+        events = (await client.get(f"/v1/jobs/{job['id']}/events")).text
+        report = await client.get(f"/v1/files/{ended['output_file']}/content")
+    assert (ended["status"], ended["error"]) == (status, error)
+    assert error in events
+    assert (report.json() == {"tasks": tasks}) == (status == "completed")
+
+
+async def test_a_job_that_is_cancelled_while_it_begins_is_never_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = JobStore.begin
+
+    def cancelled_before(self: JobStore, job_id: str) -> None:
+        self.cancel(job_id)
+        begin(self, job_id)
+
+    monkeypatch.setattr(JobStore, "begin", cancelled_before)
+    cluster = ScriptedCluster()
+    async with _service(_settings(tmp_path), cluster) as client:
+        ended = await _ended(client, (await _submit(client, "train", name="math"))["id"])
+        await asyncio.sleep(0.3)
+    assert (ended["status"], cluster.commands) == ("cancelled", {})
+
+
+async def test_looks_that_find_nothing_new_wake_no_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.jobs_cluster._POLL_S", 0.01)
+    looks, cluster, settings = 0, ScriptedCluster(), _settings(tmp_path)
+    state = cluster.state
+
+    def counted(name: str) -> ClusterState | None:
+        nonlocal looks
+        looks += 1
+        return state(name)
+
+    monkeypatch.setattr(cluster, "state", counted)
+    work = DurableWork(settings, Served(), cluster)
+    async with client_of(create_app(PlainBackend(), settings, Keys(), work)) as client:
+        name = await cluster.started((await _submit(client, "train", name="math"))["id"], 1)
+        while looks < 5:
+            await asyncio.sleep(0.01)
+        before = work._runtime._changes
+        while looks < 15:
+            await asyncio.sleep(0.01)
+        assert work._runtime._changes == before
+        cluster.logs[name] = "step 1\n"
+        while work._runtime._changes == before:
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

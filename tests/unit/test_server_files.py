@@ -20,6 +20,7 @@ from agent.intake import MAX_ROW_BYTES
 from server.app import create_app
 from server.auth import Keys
 from server.exceptions import FileFormatError
+from server.files import FileStore, StoredFile
 from server.files_check import UploadCheck
 from server.schemas import ErrorResponse
 from server.settings import FileSettings, LimitSettings, ServerSettings
@@ -197,6 +198,25 @@ async def test_an_endless_body_is_cut_off_at_the_cap(client: httpx.AsyncClient, 
     assert list((settings.state_folder / "files" / "incoming").iterdir()) == []
 
 
+async def test_what_follows_the_end_of_a_form_is_cut_off_at_the_cap(
+    client: httpx.AsyncClient, settings: ServerSettings
+) -> None:
+    sent = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal sent
+        yield PART % b"file" + ROW + b"\r\n--b--\r\n"
+        while sent < 100 * settings.files.upload_bytes:
+            sent += 10_000
+            yield b"x" * 10_000
+
+    response = await client.post(
+        "/v1/files", content=chunks(), headers={"Content-Type": "multipart/form-data; boundary=b"}
+    )
+    assert (response.status_code, _error(response)["code"]) == (413, "file_too_large")
+    assert sent < 2 * settings.files.upload_bytes
+
+
 async def test_a_silent_client_is_given_up(client: httpx.AsyncClient) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         yield ROW
@@ -300,6 +320,52 @@ async def test_pages_cover_every_file_once_and_a_deleted_one_is_gone(client: htt
     assert (await client.get(f"/v1/files/{ids[0]}/content")).status_code == 404
     assert (await client.get("/v1/files", params={"after": "file_' OR 1=1 --"})).status_code == 404
     assert (await client.get("/v1/files", params={"limit": 101})).status_code == 422
+
+
+async def test_a_range_that_is_none_is_an_error_as_any_other(client: httpx.AsyncClient) -> None:
+    path = f"/v1/files/{(await _upload(client, ROW))['id']}/content"
+    part = await client.get(path, headers={"Range": "bytes=0-9"})
+    assert (part.status_code, part.content) == (206, ROW[:10])
+    for value, status, size in (("bytes=9999-", 416, f"bytes */{len(ROW)}"), ("rows=1-2", 400, None)):
+        refused = await client.get(path, headers={"Range": value})
+        assert (refused.status_code, refused.headers.get("content-range")) == (status, size)
+        assert (_error(refused)["code"], _error(refused)["param"]) == ("invalid_range", "range")
+
+
+@pytest.mark.parametrize("store", [None, "store"])
+async def test_a_file_that_is_deleted_while_it_is_asked_for_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str | None
+) -> None:
+    files = FileSettings(url=f"file://{tmp_path / store}" if store else None)
+    settings = ServerSettings(state=str(tmp_path / "state"), files=files)
+    work = DurableWork(settings)
+    spare = FileStore.spare
+
+    def deleted_before(self: FileStore, stored: StoredFile) -> Path:
+        self.delete(stored.id)
+        return spare(self, stored)
+
+    async with client_to(create_app(PlainBackend(), settings, Keys(), work)) as client:
+        stored = await _upload(client, ROW)
+        monkeypatch.setattr(FileStore, "spare", deleted_before)
+        gone = await client.get(f"/v1/files/{stored['id']}/content")
+    assert (gone.status_code, _error(gone)["code"]) == (404, "unknown_file")
+
+
+async def test_a_file_that_cannot_be_removed_is_still_known_and_can_be_deleted_later(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = await _upload(client, ROW)
+
+    def failing(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("server.storage.FolderStorage.delete", failing)
+        refused = await client.delete(f"/v1/files/{stored['id']}")
+    assert (refused.status_code, _error(refused)["code"]) == (503, "storage_unavailable")
+    assert (await client.get(f"/v1/files/{stored['id']}/content")).content == ROW
+    assert (await client.delete(f"/v1/files/{stored['id']}")).status_code == 200
 
 
 async def test_what_a_killed_upload_left_is_swept_away(client: httpx.AsyncClient, settings: ServerSettings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sqlite3
 import time
@@ -14,10 +15,13 @@ from agent.exceptions import SettingsError
 from server.app import create_app
 from server.auth import Keys
 from server.exceptions import StartError, UnknownNameError
+from server.jobs import Job
+from server.jobs_runtime import JobRuntime
 from server.keys import SCOPES, KeyStore
-from server.settings import ServerSettings
+from server.settings import ClusterSettings, ServerSettings
 from server.state import Database
 from server.work import DurableWork, needs_key
+from server.work_schemas import RewriteJob
 from tests.asgi import client_to
 from tests.plain_backend import PlainBackend
 
@@ -93,7 +97,7 @@ def test_keys_of_the_environment_go_on_beside_stored_ones(store: KeyStore, monke
 async def test_every_route_of_the_description_asks_for_a_key_with_its_scope(settings: ServerSettings) -> None:
     work = DurableWork(settings)
     app = create_app(PlainBackend(), settings, Keys(), work)
-    _, train_only = work.keys.create("trainer", ["train"])
+    lacking = {scope: work.keys.create(scope, [scope])[1] for scope in ("train", "metrics")}
     _, known = work.keys.create("writer", ["rewrite", "admin"])
     wrong = known[:-4] + ("AAAA" if known[-4:] != "AAAA" else "BBBB")
     walked = 0
@@ -109,9 +113,12 @@ async def test_every_route_of_the_description_asks_for_a_key_with_its_scope(sett
                     refused = await client.request(method, url, headers=sent, content=b"not json")
                     assert refused.status_code == 401, (method, path, header)
                     assert refused.json()["error"]["code"] == "invalid_api_key"
-                lacking = await client.request(method, url, headers={"Authorization": f"Bearer {train_only}"})
-                assert lacking.status_code == 403, (method, path)
-                assert lacking.json()["error"]["type"] == "permission_error"
+                for scope, key in lacking.items():
+                    if scope == "train" and path.startswith(("/v1/files", "/v1/jobs")):
+                        continue
+                    answer = await client.request(method, url, headers={"Authorization": f"Bearer {key}"})
+                    assert answer.status_code == 403, (method, path, scope)
+                    assert answer.json()["error"]["type"] == "permission_error"
                 allowed = await client.request(method, url, headers={"Authorization": f"Bearer {known}"})
                 assert allowed.status_code not in (401, 403), (method, path)
                 walked += 1
@@ -169,3 +176,63 @@ def test_a_database_url_that_is_none_is_said_without_its_password(tmp_path: Path
 
 def test_the_state_folder_is_for_its_owner_only(settings: ServerSettings, store: KeyStore) -> None:
     assert settings.state_folder.stat().st_mode & 0o077 == 0
+
+
+async def test_keys_of_the_environment_have_idempotency_keys_of_their_own_and_those_of_earlier_releases(
+    settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REWRIGHT_API_KEYS", "first-of-the-environment, second-of-the-environment")
+    work = DurableWork(settings)
+
+    async def submit(self: JobRuntime, job: Job) -> None:
+        """Nothing runs it."""
+
+    monkeypatch.setattr(JobRuntime, "submit", submit)
+    first, second = ({"Authorization": f"Bearer {name}-of-the-environment"} for name in ("first", "second"))
+    async with client_to(create_app(PlainBackend(), settings, Keys.from_environment(), work)) as client:
+        raw = {"Content-Type": "text/plain"} | first
+        file = await client.post("/v1/files", content=b'{"question": "1", "answer": "1"}', headers=raw)
+        body = {"kind": "rewrite", "input_file": file.json()["id"]}
+        old = work._jobs.create(RewriteJob(**body), "", "old")
+        ids = {}
+        for key in ("old", "new"):
+            for headers in (first, second, first):
+                answer = await client.post("/v1/jobs", json=body, headers=headers | {"Idempotency-Key": key})
+                ids.setdefault(key, []).append(answer.json()["id"])
+    assert ids["old"] == [old.id] * 3
+    assert ids["new"][0] == ids["new"][2] != ids["new"][1]
+    digest = hashlib.sha256(b"first-of-the-environment").hexdigest()
+    assert work._jobs.get(ids["new"][0]).owner == f"env_{digest[:12]}"
+
+
+async def test_a_key_that_may_only_train_gets_at_files_and_at_jobs_that_train(
+    settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = ClusterSettings(dashboard="http://127.0.0.1:9")
+    settings = settings.model_copy(update={"cluster": cluster, "adapters": settings.state_folder / "adapters"})
+    work = DurableWork(settings)
+
+    async def submit(self: JobRuntime, job: Job) -> None:
+        """Nothing runs it."""
+
+    monkeypatch.setattr(JobRuntime, "submit", submit)
+    train, rewrite = ({"Authorization": f"Bearer {work.keys.create(s, [s])[1]}"} for s in ("train", "rewrite"))
+    async with client_to(create_app(PlainBackend(), settings, Keys(), work)) as client:
+        raw = {"Content-Type": "text/plain"} | train
+        file_id = (await client.post("/v1/files", content=b'{"question": "1", "answer": "1"}', headers=raw)).json()[
+            "id"
+        ]
+        assert (await client.get(f"/v1/files/{file_id}/content", headers=train)).status_code == 200
+        bodies = {
+            "train": {"kind": "train", "input_file": file_id, "params": {"name": "math"}},
+            "rewrite": {"kind": "rewrite", "input_file": file_id},
+        }
+        for mine, own, others in (("train", train, rewrite), ("rewrite", rewrite, train)):
+            refused = await client.post("/v1/jobs", json=bodies[mine], headers=others)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "insufficient_scope")
+            job = (await client.post("/v1/jobs", json=bodies[mine], headers=own)).json()
+            assert (await client.get(f"/v1/jobs/{job['id']}", headers=others)).json()["status"] == "validating"
+            refused = await client.post(f"/v1/jobs/{job['id']}/cancel", headers=others)
+            assert (refused.status_code, refused.json()["error"]["message"]) == (403, f"this key has no scope {mine!r}")
+            cancelled = await client.post(f"/v1/jobs/{job['id']}/cancel", headers=own)
+            assert cancelled.json()["status"] == "cancelled"

@@ -13,6 +13,7 @@ from server.jobs import Job, JobStore
 from server.retention import Sweeper
 from server.settings import DAY_S, FileSettings, RetentionSettings, ServerSettings
 from server.state import Database
+from server.storage import FolderStorage
 from server.work_schemas import RewriteJob
 
 
@@ -99,6 +100,25 @@ async def test_results_and_jobs_have_times_of_their_own(tmp_path: Path) -> None:
     assert store.jobs.get(unfinished.id).status == "validating"
     assert store.there(upload)
     assert await store.sweeper.sweep(finished_at + 10_000 * DAY_S) == (0, 0)
+
+
+async def test_a_file_that_cannot_be_removed_keeps_no_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = _store(tmp_path, uploads_days=1.0, jobs_days=1.0)
+    stuck, other, read = (store.upload(number) for number in range(3))
+    store.finish(store.job(read), 9)
+    delete = FolderStorage.delete
+
+    def failing(self: FolderStorage, name: str) -> None:
+        if name.startswith(stuck):
+            raise OSError(5, "Input/output error")
+        delete(self, name)
+
+    monkeypatch.setattr(FolderStorage, "delete", failing)
+    latest = store.files.get(stuck).created_at + DAY_S + 60
+    assert await store.sweeper.sweep(latest) == (2, 1)
+    assert [store.there(file_id) for file_id in (stuck, other, read)] == [True, False, False]
 
 
 async def test_more_than_one_batch_is_removed_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

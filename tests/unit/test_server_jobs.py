@@ -1,0 +1,165 @@
+"""Jobs: what their clients hear, and that none is left without an end or without the rows that were done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from agent.demonstrations import BadRow, Demonstration
+from server.app import create_app
+from server.auth import Keys
+from server.exceptions import UnknownNameError
+from server.jobs import Job, JobStore
+from server.jobs_runtime import JobRuntime
+from server.jobs_steps import JobFailedError, failure_of
+from server.schemas import RewriteOptions
+from server.settings import JobSettings, ServerSettings
+from server.work import DurableWork
+from server.work_schemas import RewriteJob
+from tests.asgi import client_of, client_to
+from tests.plain_backend import PlainBackend
+
+RAW = {"Content-Type": "application/x-ndjson"}
+
+
+class Gone(PlainBackend):
+    """Its adapter is gone when a row asks for GONE."""
+
+    async def rewrite_row(self, row: Demonstration | BadRow, options: RewriteOptions) -> dict[str, Any]:
+        if isinstance(row, Demonstration) and row.question == "GONE":
+            raise UnknownNameError("adapter 'math@1' is gone", code="unknown_adapter")
+        return await super().rewrite_row(row, options)
+
+
+def _settings(tmp_path: Path) -> ServerSettings:
+    return ServerSettings(state=str(tmp_path / "state"), jobs=JobSettings(shard_rows=2))
+
+
+@asynccontextmanager
+async def _service(tmp_path: Path, backend: PlainBackend) -> AsyncIterator[httpx.AsyncClient]:
+    settings = _settings(tmp_path)
+    async with client_of(create_app(backend, settings, Keys(), DurableWork(settings))) as client:
+        yield client
+
+
+def _job(work: DurableWork, tmp_path: Path) -> Job:
+    """A job in the store, which nothing runs."""
+    source = tmp_path / "rows"
+    source.write_bytes(b'{"question": "1 + 1?", "answer": "2"}\n')
+    stored = work._files.adopt(source, "file_" + "1" * 24, "input", "rows.jsonl", 1)
+    return work._jobs.create(RewriteJob(kind="rewrite", input_file=stored.id), "", None)
+
+
+async def _upload(client: httpx.AsyncClient, *rows: str) -> str:
+    return str((await client.post("/v1/files", content="\n".join(rows).encode(), headers=RAW)).json()["id"])
+
+
+async def _until_ended(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
+    assert (await client.get(f"/v1/jobs/{job_id}/events")).status_code == 200
+    return dict((await client.get(f"/v1/jobs/{job_id}")).json())
+
+
+async def test_a_silent_stream_has_its_heartbeat_however_busy_other_jobs_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.jobs_runtime._HEARTBEAT_S", 0.2)
+    work = DurableWork(_settings(tmp_path))
+    runtime: JobRuntime = work._runtime
+
+    async def others() -> None:
+        while True:
+            await runtime._notify()
+            await asyncio.sleep(0.01)
+
+    busy = asyncio.create_task(others())
+    async with asyncio.timeout(30):
+        stream = runtime.events(_job(work, tmp_path).id, 1)
+        heard = [await anext(stream), await anext(stream)]
+    busy.cancel()
+    assert heard == [None, None]
+
+
+async def test_rows_that_were_done_are_kept_when_the_job_fails(tmp_path: Path) -> None:
+    rows = [json.dumps({"question": f"{n}?", "answer": f"a{n}"}) for n in range(4)]
+    rows[1] = '{"question": "no answer"}'
+    async with _service(tmp_path, Gone()) as client:
+        file_id = await _upload(client, *rows, '{"question": "GONE", "answer": "x"}')
+        job = (await client.post("/v1/jobs", json={"kind": "rewrite", "input_file": file_id})).json()
+        ended = await _until_ended(client, job["id"])
+        made = (await client.get(f"/v1/files/{ended['output_file']}/content")).text.splitlines()
+        failed = (await client.get(f"/v1/files/{ended['error_file']}/content")).text.splitlines()
+    assert (ended["status"], ended["error"]) == ("failed", "adapter 'math@1' is gone")
+    assert [json.loads(row)["completion"][0]["content"] for row in made] == ["A0", "", "A2", "A3"]
+    assert failed == [made[1]]
+    assert list((tmp_path / "state" / "jobs").iterdir()) == []
+
+
+async def test_a_job_that_cannot_keep_its_rows_has_failed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("server.jobs_files.JobFolder.assemble", full)
+    async with _service(tmp_path, Gone()) as client:
+        row = '{"question": "1?", "answer": "1"}'
+        file_id = await _upload(client, row, row, '{"question": "GONE", "answer": "x"}')
+        job = (await client.post("/v1/jobs", json={"kind": "rewrite", "input_file": file_id})).json()
+        ended = await _until_ended(client, job["id"])
+    assert (ended["status"], ended["output_file"]) == ("failed", None)
+
+
+async def test_a_client_that_goes_away_while_its_job_is_made_leaves_one_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, begun, go = JobStore.create, threading.Event(), threading.Event()
+
+    def slow(self: JobStore, *arguments: Any, **options: Any) -> Job:
+        begun.set()
+        go.wait()
+        return create(self, *arguments, **options)
+
+    monkeypatch.setattr(JobStore, "create", slow)
+    async with _service(tmp_path, PlainBackend()) as client:
+        file_id = await _upload(client, '{"question": "1?", "answer": "one"}')
+        asked = asyncio.create_task(client.post("/v1/jobs", json={"kind": "rewrite", "input_file": file_id}))
+        await asyncio.to_thread(begun.wait)
+        asked.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asked
+        go.set()
+        async with asyncio.timeout(60):
+            while not (jobs := (await client.get("/v1/jobs")).json()["data"]):
+                await asyncio.sleep(0.05)
+            assert (await _until_ended(client, jobs[0]["id"]))["status"] == "completed"
+
+
+async def test_what_nobody_expected_fails_a_job_and_tells_no_secret() -> None:
+    async def defect() -> None:
+        raise RuntimeError("the password is hunter2")
+
+    async def failed() -> None:
+        raise JobFailedError("no rows")
+
+    assert await failure_of(defect()) == "the service failed on this job; its log says why"
+    assert await failure_of(failed()) == "no rows"
+    assert await failure_of(asyncio.sleep(0)) is None
+
+
+@pytest.mark.parametrize("number", ["0" * 5000, "0" * 20 + "9" * 30, "9" * 19, "-1", "1.5"])
+async def test_what_is_no_number_of_an_event_is_refused(tmp_path: Path, number: str) -> None:
+    settings = _settings(tmp_path)
+    work = DurableWork(settings)
+    job = _job(work, tmp_path)
+    async with client_to(create_app(PlainBackend(), settings, Keys(), work)) as client:
+        refused = await client.get(f"/v1/jobs/{job.id}/events", headers={"Last-Event-ID": number})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_event_id")

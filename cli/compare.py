@@ -67,7 +67,9 @@ def _print_plan(request: CompareRequest) -> None:
     from trainer.compare.folder import is_done
     from trainer.compare.inputs import read_inputs
     from trainer.compare.plan import make_plan
+    from trainer.devices import with_dtype
 
+    request = request.model_copy(update={"engine": with_dtype(request.engine)})  # as the run does: see its folders
     units = make_plan(request, read_inputs(request))
     for unit in units:
         print(f"{'done' if is_done(request.output, unit) else 'open'}  {unit.folder}")

@@ -51,6 +51,7 @@ class Training:
         chat: format of the base model.
         policy: what is trained.
         gate: decides what is feasible.
+        base: SHA-256 of the base model's weights.
         runner: runs what is asynchronous.
         on_report: called after each step and each evaluation.
 
@@ -69,12 +70,13 @@ class Training:
         chat: ChatFormat,
         policy: Policy,
         gate: Gate,
+        base: str,
         runner: asyncio.Runner,
         on_report: Callable[[StepReport], None],
     ) -> None:
         settings = request.train
         self._settings, self._folder, self._data, self._chat, self._gate = settings, folder, data, chat, gate
-        self._policy, self._runner, self._on_report = policy, runner, on_report
+        self._policy, self._base, self._runner, self._on_report = policy, base, runner, on_report
         self._embedder = Embedder(request.gate.text_model)
         self._worker = RolloutWorker(policy.engine, chat, gate, self._embedder, request.rewrite, settings.reward)
         lengths = [len(row.expert) for row in data.train]
@@ -142,7 +144,9 @@ class Training:
             self._on_report(StepReport(step, steps, "warm start", {"loss": loss}))
 
         self._policy.hand_over()
-        warm_start(self._policy.model, rows, self._settings, self._folder, is_main=self.is_main, on_step=report)
+        warm_start(
+            self._policy.model, rows, self._settings, self._folder, self._base, is_main=self.is_main, on_step=report
+        )
         self._trainer.accelerator.wait_for_everyone()
 
     # -- a step --------------------------------------------------------------------------------

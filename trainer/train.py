@@ -62,20 +62,21 @@ def run_training(
         eval_rows=request.train.eval_rows,
         seed=request.train.seed,
     )
-    claim(folder, request, data)
+    base = weights_sha256(files.path)
+    claim(folder, request, data, base)
     with asyncio.Runner() as runner, open_policy(runner, files, chat, request, folder) as policy:
         if request.gate.reasoning:
             gate = build_gate(policy.engine, chat, request.gate)
-        training = Training(request, folder, data, chat, policy, gate, runner, on_report or (lambda _: None))
+        training = Training(request, folder, data, chat, policy, gate, base, runner, on_report or (lambda _: None))
         try:
             training.run(resume)
-            return _publish_best(training, request, data, files)
+            return _publish_best(training, request, data, files.name, base)
         finally:
             training.close()
             runner.run(gate.aclose())
 
 
-def _publish_best(training: Training, request: TrainingRequest, data: TrainingData, files: ModelFiles) -> Path:
+def _publish_best(training: Training, request: TrainingRequest, data: TrainingData, model: str, base: str) -> Path:
     """Publish the best adapter as the next version; processes other than the first only name the output."""
     if not training.is_main:
         return request.output
@@ -84,8 +85,8 @@ def _publish_best(training: Training, request: TrainingRequest, data: TrainingDa
     shutil.copyfile(training.samples.path, best.path / "samples.md")
     card = AdapterCard(
         name=request.output.name,
-        base_model=files.name,
-        base_revision=weights_sha256(files.path),
+        base_model=model,
+        base_revision=base,
         data=DataOfTraining(file=request.source.name, rows=data.rows, sha256=data.sha256),
         settings=_without_paths(request),
         reward=request.train.reward.preset,

@@ -32,6 +32,7 @@ from agent.engine.loading import (
 from agent.models import ModelFiles, resolve_model
 from agent.weights import weights_sha256
 from trainer.checkpoints import checkpoints, remove_unfinished_checkpoints, step_of
+from trainer.devices import with_dtype
 from trainer.exceptions import TrainingDataError, TrainingSettingsError
 from trainer.folder import claim_as, open_folder, process_count
 from trainer.history import History
@@ -81,8 +82,9 @@ def run_sft(
     for note in data.notes:
         if on_note:
             on_note(note)
-    claim_as(folder, _described(request, data))
-    run = _Run(request, folder, data, chat, files, on_report or (lambda _: None))
+    revision = weights_sha256(files.path)
+    claim_as(folder, _described(request, data, revision))
+    run = _Run(request, folder, data, chat, files, revision, on_report or (lambda _: None))
     try:
         run.train(resume)
         return run.write()
@@ -124,11 +126,12 @@ class _Run:
         data: SftData,
         chat: ChatFormat,
         files: ModelFiles,
+        revision: str,
         on_report: Callable[[StepReport], None],
     ) -> None:
         settings = request.sft
         self._request, self._settings, self._folder, self._data = request, settings, folder, data
-        self._chat, self._files, self._on_report = chat, files, on_report
+        self._chat, self._files, self._revision, self._on_report = chat, files, revision, on_report
         self._history = History(folder / "history.jsonl")
         processes = process_count()
         self._steps = steps_of(settings, len(data.rows), processes)
@@ -143,7 +146,6 @@ class _Run:
             use_cpu=device.type == "cpu",
             autocast=full and compute == torch.bfloat16,
         )
-        self._revision = weights_sha256(files.path)
         model = _load(request, files, torch.float32 if full else compute)
         rows = data.rows
         weighted = [row for row in rows if is_weighted(settings.weights, row)]
@@ -280,13 +282,15 @@ def _published_settings(request: SftRequest) -> dict[str, Any]:
     return request.model_dump(mode="json", include={"engine": engine, "sft": True, "limit": True})
 
 
-def _described(request: SftRequest, data: SftData) -> dict[str, Any]:
-    """What decides how the next step comes out; saving does not."""
+def _described(request: SftRequest, data: SftData, revision: str) -> dict[str, Any]:
+    """What decides how the next step comes out; saving does not. `revision` is the hash of the base model's weights."""
     free = {"save_every", "keep_checkpoints", "merge"}
     if request.sft.schedule == "constant_with_warmup" and not request.sft.warmup:
         free |= {"steps", "epochs"}
     return {
         "data": data.sha256,
+        "weights of the base model": revision,
+        "dtype": with_dtype(request.engine).dtype,
         "model": request.model.model_dump(mode="json"),
         "sft": request.sft.model_dump(mode="json", exclude=free),
     }

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
 from trainer.compare.methods import METHODS
-from trainer.compare.results import Comparison, Figure, Point, Spent
+from trainer.compare.results import Comparison, Figure, Point, Spent, initial_losses
 
 _COLORS = (
     "#3b6fb6",
@@ -92,10 +92,7 @@ def _gain_against_forgetting(comparison: Comparison) -> Canvas:
 def _initial_loss(comparison: Comparison) -> Canvas:
     """The base model's loss on each method's rows: how far they are from it."""
     canvas, (axes,) = _canvas(1)
-    losses: dict[str, list[float]] = {}
-    for point in comparison.points:
-        losses.setdefault(point.method, []).append(point.initial_loss)
-    means = {name: sum(values) / len(values) for name, values in losses.items()}
+    means = initial_losses(comparison.points)
     bars = axes.bar(list(means), list(means.values()), color=[_color(name) for name in means])
     axes.bar_label(bars, fmt="%.2f", fontsize=8)
     axes.set(title="Loss before training", ylabel="nats a completion token")

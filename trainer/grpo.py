@@ -22,6 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from trainer.devices import on_one_device
+from trainer.diverging import EndsWhenDiverged
 from trainer.importance import correction_metrics, truncated_weights
 from trainer.packing import completion_logprobs
 from trainer.rollout import RolloutGroup
@@ -31,7 +32,7 @@ from trainer.staging import StagedCheckpoints
 Collect = Callable[[int, int], list[RolloutGroup]]
 
 
-class RewriteTrainer(StagedCheckpoints, GRPOTrainer):  # type: ignore[misc]
+class RewriteTrainer(EndsWhenDiverged, StagedCheckpoints, GRPOTrainer):  # type: ignore[misc]
     """GRPO on the rewriting agent's LoRA.
 
     Args:
@@ -89,6 +90,7 @@ class RewriteTrainer(StagedCheckpoints, GRPOTrainer):  # type: ignore[misc]
 
     def _roll_out(self, prompts: list[str], _: GRPOTrainer) -> dict[str, list[Any]]:
         groups = self._collect(self.state.global_step, len(prompts) // self.num_generations)
+        self.update_rows = [group.demonstration.id for group in groups]
         rewrites = [(group, i) for group in groups for i in range(len(group.rewrites))]
         return {
             "prompt_ids": [group.prompt_ids for group, _ in rewrites],
@@ -200,6 +202,7 @@ def grpo_config(settings: TrainSettings, folder: Path, groups: int, max_tokens: 
             ignore_data_skip=True,
             save_strategy="no",
             logging_steps=1,
+            logging_nan_inf_filter=False,
             report_to=[],
             disable_tqdm=True,
             bf16=False,

@@ -78,7 +78,9 @@ class Training:
         self._settings, self._folder, self._data, self._chat, self._gate = settings, folder, data, chat, gate
         self._policy, self._base, self._runner, self._on_report = policy, base, runner, on_report
         self._embedder = Embedder(request.gate.text_model)
-        self._worker = RolloutWorker(policy.engine, chat, gate, self._embedder, request.rewrite, settings.reward)
+        # The embedder is of use to every evaluation, but to no reward of the gate alone.
+        rewarding = None if settings.reward.preset == "gate_only" else self._embedder
+        self._worker = RolloutWorker(policy.engine, chat, gate, rewarding, request.rewrite, settings.reward)
         lengths = [len(row.expert) for row in data.train]
         self._curriculum = Curriculum(lengths, settings.seed, by_difficulty=settings.curriculum)
         self._draws = Draws(policy, self._worker, data.train, self._curriculum, settings, runner)

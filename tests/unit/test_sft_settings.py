@@ -10,7 +10,7 @@ from agent.exceptions import SettingsError
 from cli.settings import load_settings
 from trainer.exceptions import CheckpointError, TrainingSettingsError
 from trainer.request import SftRequest
-from trainer.sft.run import check_output
+from trainer.sft.run import check_output, last_checkpoint
 from trainer.sft.settings import SftSettings
 from trainer.sft.trainer import steps_of
 
@@ -89,3 +89,11 @@ def test_rows_that_cannot_be_shared_out_are_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(TrainingSettingsError, match="divisible by 3 workers"):
         check_output(request_for(tmp_path, batch_rows=8, rows_per_pass=4), tmp_path / "training", resume=False)
+
+
+def test_a_checkpoint_with_more_updates_than_asked_for_is_not_gone_on_from(tmp_path: Path) -> None:
+    for step in (3, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert last_checkpoint(tmp_path, 12) == last_checkpoint(tmp_path, 20) == tmp_path / "checkpoint-12"
+    with pytest.raises(CheckpointError, match="has seen 12 updates already, and 11 are asked for"):
+        last_checkpoint(tmp_path, 11)

@@ -33,7 +33,7 @@ from agent.models import ModelFiles, resolve_model
 from agent.weights import weights_sha256
 from trainer.checkpoints import checkpoints, remove_unfinished_checkpoints, step_of
 from trainer.devices import with_dtype
-from trainer.exceptions import TrainingDataError, TrainingSettingsError
+from trainer.exceptions import CheckpointError, TrainingDataError, TrainingSettingsError
 from trainer.folder import claim_as, open_folder, process_count
 from trainer.history import History
 from trainer.publish import DataOfTraining
@@ -172,14 +172,14 @@ class _Run:
 
     def train(self, resume: bool) -> None:
         """The loop, from the start or from the last checkpoint."""
-        checkpoint = checkpoints(self._folder)[-1] if resume else None
+        checkpoint = last_checkpoint(self._folder, self._steps) if resume else None
         if self._is_main:
             remove_unfinished_checkpoints(self._folder)
             self._history.rewind(step_of(checkpoint) if checkpoint else -1)
         if checkpoint is None:
             self._measure(0)
         self._step_began = time.monotonic()
-        if checkpoint is not None and step_of(checkpoint) >= self._steps:
+        if checkpoint is not None and step_of(checkpoint) == self._steps:
             self._trainer.take_weights(checkpoint)
         else:
             self._trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -244,6 +244,21 @@ class _Run:
 
     def _report(self, step: int, kind: Kind, metrics: dict[str, float]) -> None:
         self._on_report(StepReport(step, self._steps, kind, metrics))
+
+
+def last_checkpoint(folder: Path, steps: int) -> Path:
+    """The checkpoint to go on from.
+
+    Raises:
+        CheckpointError: its weights have seen more than the `steps` updates that are asked for.
+    """
+    checkpoint = checkpoints(folder)[-1]
+    if (seen := step_of(checkpoint)) > steps:
+        raise CheckpointError(
+            f"{folder}: the checkpoint has seen {seen} updates already, and {steps} are asked for; ask for {seen} or "
+            "more, or choose another output"
+        )
+    return checkpoint
 
 
 def _load(request: SftRequest, files: ModelFiles, dtype: torch.dtype) -> Any:

@@ -26,7 +26,7 @@ from trainer.data import TrainingData, load_training_data
 from trainer.folder import check_output, claim
 from trainer.loop import Training
 from trainer.policy import open_policy
-from trainer.publish import AdapterCard, DataOfTraining, publish
+from trainer.publish import AdapterCard, DataOfTraining, publish, published_before
 from trainer.report import StepReport
 from trainer.request import TrainingRequest
 
@@ -77,7 +77,10 @@ def run_training(
 
 
 def _publish_best(training: Training, request: TrainingRequest, data: TrainingData, model: str, base: str) -> Path:
-    """Publish the best adapter as the next version; processes other than the first only name the output."""
+    """Publish the best adapter as the next version, unless the newest is the same.
+
+    Processes other than the first only name the output.
+    """
     if not training.is_main:
         return request.output
     best, records = training.best, training.history.records()
@@ -94,7 +97,7 @@ def _publish_best(training: Training, request: TrainingRequest, data: TrainingDa
         held_out={name: value for name, value in best.metrics.items() if name != "step"},
         step=best.step,
     )
-    return publish(best.path, request.output, card)
+    return published_before(best.path, request.output, card) or publish(best.path, request.output, card)
 
 
 def _fits(request: TrainingRequest, files: ModelFiles, chat: ChatFormat, gate: Gate) -> Callable[[Demonstration], bool]:

@@ -16,7 +16,7 @@ from trainer.compare.folder import claimed, is_done, mark_done
 from trainer.compare.inputs import read_inputs
 from trainer.compare.methods import METHODS, sft_settings
 from trainer.compare.plan import Inputs, Unit, described, make_plan
-from trainer.compare.rows import ROWS, keep_accepted, sum_costs
+from trainer.compare.rows import COSTS, ROWS, keep_accepted, open_costs, read_cost, sum_costs
 from trainer.compare.run import run_comparison
 from trainer.compare.settings import CompareRequest, CompareSettings
 from trainer.exceptions import CheckpointError, EvaluationError, TrainingDataError, TrainingSettingsError
@@ -288,6 +288,14 @@ def test_a_row_that_was_made_again_after_a_kill_costs_what_it_cost_last() -> Non
     found = sum_costs([cost("a", 10), cost("b", 20), cost("b", 30), '{"row": "c", "pro'])
     assert found == DataCost(prompt_tokens=40, completion_tokens=2, scored_tokens=4, seconds=1.0)
     assert found.rewriting_passes == 42
+
+
+def test_a_cost_that_a_kill_cut_off_takes_no_other_with_it(tmp_path: Path) -> None:
+    cost = '"prompt_tokens": 10, "completion_tokens": 1, "scored_tokens": 2, "seconds": 0.5}'
+    (tmp_path / COSTS).write_text(f'{{"row": "a", {cost}\n{{"row": "b", "prom')
+    with open_costs(tmp_path / COSTS) as file:
+        file.write(f'{{"row": "b", {cost}\n')
+    assert read_cost(tmp_path).prompt_tokens == 20
 
 
 def card(kind: str = "none", apply_to: str = "all", kl: float = 0.0, dropped: int = 0) -> dict[str, Any]:

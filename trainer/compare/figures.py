@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
+from agent.disk import replacing
 from trainer.compare.methods import METHODS
 from trainer.compare.results import Comparison, Figure, Point, Spent, initial_losses
 
@@ -48,9 +48,8 @@ def draw_all(comparison: Comparison, folder: Path) -> dict[str, Path]:
     for title, (name, draw) in _PICTURES.items():
         canvas = draw(comparison)
         path = folder / name
-        unfinished = folder / f".{name}.unfinished"
-        canvas.savefig(unfinished, format="png", dpi=110)
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            canvas.savefig(unfinished, format="png", dpi=110)
         drawn[title] = path
     return drawn
 

@@ -97,6 +97,7 @@ class Training:
             folder,
             collect=self._collect,
             state=lambda: {"curriculum": self._curriculum.state(), "best": self.best.metrics},
+            measures_kl=self._is_sampled,
             on_log=self._log,
             callbacks=[_BetweenSteps(self._after_step, self._after_save)],
             stop_ids=chat.stop_ids,
@@ -173,9 +174,12 @@ class Training:
             self.history.append(step, "train", metrics)
             self._report(step, "train", metrics)
 
+    def _is_sampled(self, step: int) -> bool:
+        """Whether the groups of the update after `step` are among those that are looked at more closely."""
+        return step // self._settings.optimizer.updates_per_rollout % self._settings.sample_every == 0
+
     def _write_samples(self, step: int, groups: list[RolloutGroup]) -> None:
-        generation = step // self._settings.optimizer.updates_per_rollout
-        if self.is_main and generation % self._settings.sample_every == 0:
+        if self.is_main and self._is_sampled(step):
             self.samples.append(step, [sample_of(group) for group in groups[:3]])
 
     # -- between two steps ---------------------------------------------------------------------

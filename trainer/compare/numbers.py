@@ -58,7 +58,7 @@ def scores(task: TaskRows, draws: int, seed: int) -> Values:
 
     sizes = [min(_DRAWS_A_PART, draws - first) for first in range(0, draws, _DRAWS_A_PART)]
     resampled = (ratios(random.multinomial(rows, share, size=size)) for size in sizes)
-    ratio = np.concatenate([ratios(np.ones((1, rows))), *resampled])
+    ratio: Values = np.concatenate([ratios(np.ones((1, rows))), *resampled])
     if task.aggregation == "perplexity":
         return np.exp(-ratio)
     return -ratio / np.log(2) if task.aggregation == "bits" else ratio

@@ -117,11 +117,7 @@ def publish(weights: Path, name_folder: Path, card: AdapterCard) -> Path:
 
 
 def published_before(weights: Path, name_folder: Path, card: AdapterCard) -> Path | None:
-    """The newest version, where it is what `publish` would make of the same: a finished training that is resumed.
-
-    Raises:
-        PublishError: it cannot be read.
-    """
+    """The newest version, where it is what `publish` would make of the same: a finished training that is resumed."""
     newest = name_folder / str(max(adapter_versions(name_folder), default=0))
     try:
         known = json.loads((newest / CARD).read_text(encoding="utf-8"))
@@ -129,10 +125,8 @@ def published_before(weights: Path, name_folder: Path, card: AdapterCard) -> Pat
         if any(known.get(name) != value for name, value in told.items()):
             return None
         stored, now = load_file(newest / WEIGHTS), _as_stored(weights / WEIGHTS)
-    except FileNotFoundError:  # no version yet, or weights that `publish` will refuse
+    except (OSError, ValueError, SafetensorError):  # no version yet, or none that can be compared
         return None
-    except (OSError, ValueError, SafetensorError) as error:
-        raise PublishError(f"{newest}: cannot be read: {error}") from error
     same = stored.keys() == now.keys() and all(torch.equal(stored[name], now[name]) for name in now)
     return newest if same else None
 

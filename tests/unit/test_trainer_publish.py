@@ -203,3 +203,9 @@ def test_other_weights_are_another_version(weights: Path, home: Path) -> None:
     publish(weights, home, CARD)
     save_file({A: torch.zeros(2, 4), B: torch.arange(8.0).reshape(4, 2)}, weights / "adapter_model.safetensors")
     assert published_before(weights, home, CARD) is None
+
+
+def test_a_version_that_cannot_be_read_is_no_reason_not_to_publish(weights: Path, home: Path) -> None:
+    (home / "3").mkdir(parents=True)
+    (home / "3" / "rewright.json").write_text("{")
+    assert published_before(weights, home, CARD) is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -13,3 +15,16 @@ def sync(path: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Within: where to write a file that then takes the place of `path`, whole and on the disk; not if that fails.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    yield unfinished
+    sync(unfinished)
+    os.replace(unfinished, path)

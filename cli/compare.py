@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import options
-from cli.console import fetching, say
+from cli.console import fetching, interrupt_when_terminated, say
 from cli.exceptions import UsageError
 from cli.settings import Settings, load_settings
 from trainer.compare.settings import CompareRequest
@@ -67,7 +66,9 @@ def _print_plan(request: CompareRequest) -> None:
     from trainer.compare.folder import is_done
     from trainer.compare.inputs import read_inputs
     from trainer.compare.plan import make_plan
+    from trainer.devices import with_dtype
 
+    request = request.model_copy(update={"engine": with_dtype(request.engine)})  # as the run does: see its folders
     units = make_plan(request, read_inputs(request))
     for unit in units:
         print(f"{'done' if is_done(request.output, unit) else 'open'}  {unit.folder}")
@@ -80,16 +81,12 @@ def _run(request: CompareRequest) -> Comparison:
 
     with fetching(request.model.name) as on_progress:
         resolve_model(request.model, on_progress=on_progress)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_when_terminated()
     try:
         return run_comparison(request, on_progress=_progress())
     except KeyboardInterrupt:
         say("interrupted: the same command goes on with the unit that was running")
         raise
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _progress() -> Callable[[Progress], None]:

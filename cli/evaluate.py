@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agent.settings import ModelSettings
 from cli import options
-from cli.console import counting, fetching, print_table, result_console, say
+from cli.console import counting, fetching, interrupt_when_terminated, print_table, result_console, say
 from cli.exceptions import UsageError
 from cli.settings import Given, load_settings
 from trainer.exam.request import EvaluationRequest
@@ -111,17 +110,13 @@ def _run(request: EvaluationRequest, *, resume: bool) -> EvaluationResult:
     for model in filter(None, (request.model, request.base)):
         with fetching(model.name) as on_progress:
             resolve_model(model, on_progress=on_progress)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_when_terminated()
     try:
         with _progress() as report:
             return run_evaluation(request, resume=resume, on_report=report)
     except KeyboardInterrupt:
         say("interrupted: the same command with --resume goes on with the tasks that are missing")
         raise
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 @contextmanager

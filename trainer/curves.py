@@ -5,7 +5,6 @@ Not here: the history itself (`trainer.history`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from agent.disk import replacing
 from trainer.history import StepMetrics
 from trainer.report import Kind
 
@@ -51,9 +51,8 @@ def draw_curves(records: Sequence[StepMetrics], png: Path) -> None:
             axes.legend(fontsize=8, framealpha=0.8)
     for axes in panels[-1]:
         axes.set_xlabel("step")
-    unfinished = png.with_name(f".{png.name}.unfinished")
-    figure.savefig(unfinished, format="png", dpi=110)
-    os.replace(unfinished, png)
+    with replacing(png) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=110)
 
 
 def _draw_pass_rate(axes: Any, records: Sequence[StepMetrics]) -> None:

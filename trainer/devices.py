@@ -1,10 +1,13 @@
-"""Which devices a process trains on."""
+"""Which devices a process trains on, and in which type it computes there."""
 
 from __future__ import annotations
 
 from typing import TypeVar
 
 from transformers import TrainingArguments
+
+from agent.engine.loading import pick_device, pick_dtype
+from agent.settings import EngineSettings
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -17,3 +20,13 @@ def on_one_device(arguments: Arguments) -> Arguments:
     """
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def with_dtype(engine: EngineSettings) -> EngineSettings:
+    """The settings with the type that `auto` stands for on this machine, so that results say what they were made in.
+
+    Raises:
+        ModelError: CUDA is asked for and absent.
+    """
+    dtype = pick_dtype(engine.dtype, pick_device(engine.device))
+    return engine.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})

@@ -24,7 +24,7 @@ class Draw:
     Attributes:
         groups: those with a signal first; may be more than asked for.
         policy_step: updates that the weights which drew them had seen.
-        metrics: of the groups, with the seconds of each stage.
+        metrics: of the groups of all processes, with the seconds of each stage in this one.
     """
 
     groups: list[RolloutGroup]
@@ -78,7 +78,8 @@ class Draws:
             useful += [group for group in groups if group.has_signal]
             idle += [group for group in groups if not group.has_signal]
         drawn = useful + idle
-        metrics = rollout_metrics(drawn) | {f"seconds/{name}": value for name, value in seconds.items()}
+        # Of all processes together, as loss and gradient are; the seconds are this process's.
+        metrics = rollout_metrics(gather_object(drawn)) | {f"seconds/{name}": value for name, value in seconds.items()}
         return Draw(drawn, version.step, metrics)
 
     def _take(self, count: int) -> list[int] | None:

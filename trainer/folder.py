@@ -11,6 +11,7 @@ from typing import Any
 from agent.adapters import is_name
 from trainer.checkpoints import checkpoints
 from trainer.data import TrainingData
+from trainer.devices import with_dtype
 from trainer.exceptions import CheckpointError, TrainingSettingsError
 from trainer.request import TrainingRequest
 
@@ -71,14 +72,24 @@ def open_folder(output: Path, folder: Path, resume: bool) -> None:
         raise TrainingSettingsError(f"{output} cannot be written: permission denied")
 
 
-def claim(folder: Path, request: TrainingRequest, data: TrainingData) -> None:
-    """Write down what is trained here, or compare with what was written. Raises as `claim_as`."""
+def claim(folder: Path, request: TrainingRequest, data: TrainingData, base: str) -> None:
+    """Write down what is trained here, or compare with what was written. Raises as `claim_as`.
+
+    Args:
+        folder: of the training.
+        request: what is trained.
+        data: its rows.
+        base: SHA-256 of the base model's weights.
+    """
     # What decides how the next step comes out; more steps may be asked for where they do not change the schedule.
     free = {"save_every", "keep_checkpoints", "engine_memory"}
     if request.train.optimizer.schedule == "constant_with_warmup":
         free.add("steps")
     described = {
         "data": data.sha256,
+        "weights of the base model": base,
+        "engine": request.engine.kind,
+        "dtype": with_dtype(request.engine).dtype,
         **request.model_dump(mode="json", include={"model", "gate", "rewrite"}),
         "train": request.train.model_dump(mode="json", exclude=free),
     }
@@ -94,7 +105,8 @@ def claim_as(folder: Path, described: Mapping[str, Any]) -> None:
     path = folder / "request.json"
     if checkpoints(folder) and path.exists():
         known = json.loads(path.read_text())
-        if different := [name for name in described if described[name] != known.get(name)]:
+        # What an earlier version did not write down is taken as the same.
+        if different := [name for name in described if described[name] != known.get(name, described[name])]:
             raise CheckpointError(
                 f"{folder}: the checkpoint was made with other {' and '.join(different)}; "
                 "resume with the same settings and data, or choose another output"

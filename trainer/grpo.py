@@ -22,7 +22,8 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from trainer.devices import on_one_device
-from trainer.importance import correction_metrics, truncated_weights
+from trainer.diverging import EndsWhenDiverged
+from trainer.importance import correction_metrics, kl_terms, truncated_weights
 from trainer.packing import completion_logprobs
 from trainer.rollout import RolloutGroup
 from trainer.settings import TrainSettings
@@ -31,7 +32,7 @@ from trainer.staging import StagedCheckpoints
 Collect = Callable[[int, int], list[RolloutGroup]]
 
 
-class RewriteTrainer(StagedCheckpoints, GRPOTrainer):  # type: ignore[misc]
+class RewriteTrainer(EndsWhenDiverged, StagedCheckpoints, GRPOTrainer):  # type: ignore[misc]
     """GRPO on the rewriting agent's LoRA.
 
     Args:
@@ -46,6 +47,7 @@ class RewriteTrainer(StagedCheckpoints, GRPOTrainer):  # type: ignore[misc]
         stop_ids: tokens that end a completion, as the engine knows them.
         max_tokens: the longest completion that a roll-out may have.
         correct: weight tokens by how likely they are in `policy` over what the engine reports to have drawn them with.
+        measures_kl: whether a step's KL divergence from the base model is logged, which costs a pass without gradients.
         processes: data-parallel processes that share a step's groups.
     """
 
@@ -63,9 +65,10 @@ class RewriteTrainer(StagedCheckpoints, GRPOTrainer):  # type: ignore[misc]
         stop_ids: frozenset[int],
         max_tokens: int,
         correct: bool = False,
+        measures_kl: Callable[[int], bool] = lambda _: False,
         processes: int = 1,
     ) -> None:
-        self._collect, self._on_log, self._correct = collect, on_log, correct
+        self._collect, self._measures_kl, self._on_log, self._correct = collect, measures_kl, on_log, correct
         self.checkpoint_state, self.checkpoints_kept = state, settings.keep_checkpoints
         self._passes: list[dict[str, Tensor | None]] = []
         groups = settings.groups // processes
@@ -89,6 +92,7 @@ class RewriteTrainer(StagedCheckpoints, GRPOTrainer):  # type: ignore[misc]
 
     def _roll_out(self, prompts: list[str], _: GRPOTrainer) -> dict[str, list[Any]]:
         groups = self._collect(self.state.global_step, len(prompts) // self.num_generations)
+        self.update_rows = [group.demonstration.id for group in groups]
         rewrites = [(group, i) for group in groups for i in range(len(group.rewrites))]
         return {
             "prompt_ids": [group.prompt_ids for group, _ in rewrites],
@@ -109,17 +113,22 @@ class RewriteTrainer(StagedCheckpoints, GRPOTrainer):  # type: ignore[misc]
         mask, drawn = self._trained_on(samples), samples["sampling_per_token_logps"]
         trained = samples.get("old_per_token_logps")
         if trained is None:
-            with torch.no_grad():
-                trained, _, _ = self._get_per_token_logps_and_entropies(
-                    self.model,
-                    torch.cat([samples["prompt_ids"], samples["completion_ids"]], dim=1),
-                    torch.cat([samples["prompt_mask"], mask], dim=1),
-                    mask.shape[1],
-                    self.args.per_device_train_batch_size,
-                )
+            trained = self._logprobs_of(samples, mask)
         for name, value in correction_metrics(trained, drawn, mask).items():
             self._metrics["train"][name].append(value)
         return samples | {"advantages": samples["advantages"][:, None] * truncated_weights(trained, drawn, mask)}
+
+    def _logprobs_of(self, samples: dict[str, Tensor], mask: Tensor) -> Tensor:
+        """Log-probabilities of completion tokens as the model is now, (B, C), nats, without gradients."""
+        with torch.no_grad():
+            logprobs, _, _ = self._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([samples["prompt_ids"], samples["completion_ids"]], dim=1),
+                torch.cat([samples["prompt_mask"], mask], dim=1),
+                mask.shape[1],
+                self.args.per_device_train_batch_size,
+            )
+        return logprobs
 
     def _trained_on(self, samples: dict[str, Tensor]) -> Tensor:
         """1 at the completion tokens that the loss can learn from, (B, C)."""
@@ -130,7 +139,17 @@ class RewriteTrainer(StagedCheckpoints, GRPOTrainer):  # type: ignore[misc]
         return samples["completion_mask"] * advantages.reshape(len(advantages), -1).any(dim=1)[:, None]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        loss: Tensor = super()._compute_loss(model, inputs | {"completion_mask": self._trained_on(inputs)})
+        mask = self._trained_on(inputs)
+        base = None
+        if not self.beta and self._measures_kl(self.state.global_step):  # with a KL term TRL logs it
+            with self.model.disable_adapter():
+                base = self._logprobs_of(inputs, mask)
+        loss: Tensor = super()._compute_loss(model, inputs | {"completion_mask": mask})
+        if base is not None:
+            sums = torch.stack([(kl_terms(self._logprobs, base) * mask).sum(), mask.sum().float()])
+            total, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
+            if tokens:
+                self._metrics["train"]["kl"].append(total / tokens)
         return loss
 
     def _get_per_token_logps_and_entropies(
@@ -149,7 +168,9 @@ class RewriteTrainer(StagedCheckpoints, GRPOTrainer):  # type: ignore[misc]
             for i in range(0, len(input_ids), size)
         ]
         logprobs, entropies = zip(*parts, strict=True)
-        return torch.cat(logprobs), torch.cat(entropies), None
+        together = torch.cat(logprobs)
+        self._logprobs = together.detach()
+        return together, torch.cat(entropies), None
 
     def _packed_logprobs(self, model: Any, ids: Tensor, mask: Tensor, width: int) -> tuple[Tensor, Tensor]:
         completion_mask = mask[:, -width:]
@@ -200,6 +221,7 @@ def grpo_config(settings: TrainSettings, folder: Path, groups: int, max_tokens: 
             ignore_data_skip=True,
             save_strategy="no",
             logging_steps=1,
+            logging_nan_inf_filter=False,
             report_to=[],
             disable_tqdm=True,
             bf16=False,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from io import FileIO
@@ -16,6 +15,7 @@ from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 
+from agent.disk import replacing
 from trainer.exceptions import CheckpointError
 from trainer.report import Kind
 
@@ -85,12 +85,8 @@ class History:
 
     def _open(self, records: list[StepMetrics], purge_step: int | None) -> tuple[FileIO, SummaryWriter]:
         """Start from `records`; TensorBoard is told to hide events from `purge_step` on."""
-        unfinished = self._path.with_name(f".{self._path.name}.unfinished")
-        with unfinished.open("wb") as file:
-            file.writelines(_line(record) for record in records)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, self._path)
+        with replacing(self._path) as unfinished:
+            unfinished.write_bytes(b"".join(_line(record) for record in records))
         events = SummaryWriter(str(self._path.with_name("tensorboard")), purge_step=purge_step)
         events.flush()
         return self._path.open("ab", buffering=0), events

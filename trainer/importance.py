@@ -41,3 +41,16 @@ def correction_metrics(trained_BC: Tensor, drawn_BC: Tensor, mask_BC: Tensor) ->
         "engine/weight": weights.mean().item(),
         "engine/cut": (weights == LARGEST_WEIGHT).float().mean().item(),
     }
+
+
+def kl_terms(trained_BC: Tensor, base_BC: Tensor) -> Tensor:
+    """What each token that the trained model drew adds to KL(trained || base), (B, C), nats, never negative.
+
+    q/p - log(q/p) - 1 with q of the base model: unbiased, and of less variance than -log(q/p), which may be negative
+    (k3 in Schulman, Approximating KL Divergence, 2020).
+
+    Args:
+        trained_BC, base_BC: log-probabilities of the drawn tokens, nats.
+    """
+    ratio = base_BC - trained_BC
+    return torch.exp(ratio) - ratio - 1

@@ -51,6 +51,7 @@ class Training:
         chat: format of the base model.
         policy: what is trained.
         gate: decides what is feasible.
+        base: SHA-256 of the base model's weights.
         runner: runs what is asynchronous.
         on_report: called after each step and each evaluation.
 
@@ -69,14 +70,17 @@ class Training:
         chat: ChatFormat,
         policy: Policy,
         gate: Gate,
+        base: str,
         runner: asyncio.Runner,
         on_report: Callable[[StepReport], None],
     ) -> None:
         settings = request.train
         self._settings, self._folder, self._data, self._chat, self._gate = settings, folder, data, chat, gate
-        self._policy, self._runner, self._on_report = policy, runner, on_report
+        self._policy, self._base, self._runner, self._on_report = policy, base, runner, on_report
         self._embedder = Embedder(request.gate.text_model)
-        self._worker = RolloutWorker(policy.engine, chat, gate, self._embedder, request.rewrite, settings.reward)
+        # The embedder is of use to every evaluation, but to no reward of the gate alone.
+        rewarding = None if settings.reward.preset == "gate_only" else self._embedder
+        self._worker = RolloutWorker(policy.engine, chat, gate, rewarding, request.rewrite, settings.reward)
         lengths = [len(row.expert) for row in data.train]
         planned = settings.steps * settings.groups
         self._curriculum = Curriculum(lengths, settings.seed, by_difficulty=settings.curriculum, planned=planned)
@@ -94,6 +98,7 @@ class Training:
             folder,
             collect=self._collect,
             state=lambda: {"curriculum": self._curriculum.state(), "best": self.best.metrics},
+            measures_kl=self._is_sampled,
             on_log=self._log,
             callbacks=[_BetweenSteps(self._after_step, self._after_save)],
             stop_ids=chat.stop_ids,
@@ -143,7 +148,9 @@ class Training:
             self._on_report(StepReport(step, steps, "warm start", {"loss": loss}))
 
         self._policy.hand_over()
-        warm_start(self._policy.model, rows, self._settings, self._folder, is_main=self.is_main, on_step=report)
+        warm_start(
+            self._policy.model, rows, self._settings, self._folder, self._base, is_main=self.is_main, on_step=report
+        )
         self._trainer.accelerator.wait_for_everyone()
 
     # -- a step --------------------------------------------------------------------------------
@@ -168,9 +175,12 @@ class Training:
             self.history.append(step, "train", metrics)
             self._report(step, "train", metrics)
 
+    def _is_sampled(self, step: int) -> bool:
+        """Whether the groups of the update after `step` are among those that are looked at more closely."""
+        return step // self._settings.optimizer.updates_per_rollout % self._settings.sample_every == 0
+
     def _write_samples(self, step: int, groups: list[RolloutGroup]) -> None:
-        generation = step // self._settings.optimizer.updates_per_rollout
-        if self.is_main and generation % self._settings.sample_every == 0:
+        if self.is_main and self._is_sampled(step):
             self.samples.append(step, [sample_of(group) for group in groups[:3]])
 
     # -- between two steps ---------------------------------------------------------------------

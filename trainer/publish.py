@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from agent.adapters import CARD, CONFIG, WEIGHTS, adapter_versions, is_name, open_adapter, read_config
 from agent.disk import sync
@@ -102,7 +104,7 @@ def publish(weights: Path, name_folder: Path, card: AdapterCard) -> Path:
         with tempfile.TemporaryDirectory(prefix=".publishing-", dir=name_folder) as unfinished:
             folder = Path(unfinished) / "adapter"
             folder.mkdir()
-            _write_weights(weights / WEIGHTS, folder / WEIGHTS)
+            save_file(_as_stored(weights / WEIGHTS), folder / WEIGHTS, metadata={"format": "pt"})
             _write_json(folder / CONFIG, portable_config(read_config(weights), card.base_model))
             for extra in _EXTRAS:
                 if (weights / extra).is_file():
@@ -112,6 +114,21 @@ def publish(weights: Path, name_folder: Path, card: AdapterCard) -> Path:
         raise PublishError(f"nothing is published: {error}") from error
     except OSError as error:
         raise PublishError(f"{name_folder}: the adapter cannot be published: {error}") from error
+
+
+def published_before(weights: Path, name_folder: Path, card: AdapterCard) -> Path | None:
+    """The newest version, where it is what `publish` would make of the same: a finished training that is resumed."""
+    newest = name_folder / str(max(adapter_versions(name_folder), default=0))
+    try:
+        known = json.loads((newest / CARD).read_text(encoding="utf-8"))
+        told = json.loads(json.dumps({"step": card.step, "data": asdict(card.data), "settings": card.settings}))
+        if any(known.get(name) != value for name, value in told.items()):
+            return None
+        stored, now = load_file(newest / WEIGHTS), _as_stored(weights / WEIGHTS)
+    except (OSError, ValueError, SafetensorError):  # no version yet, or none that can be compared
+        return None
+    same = stored.keys() == now.keys() and all(torch.equal(stored[name], now[name]) for name in now)
+    return newest if same else None
 
 
 def _claim_version(folder: Path, name_folder: Path, card: AdapterCard) -> Path:
@@ -147,10 +164,9 @@ def portable_config(config: dict[str, Any], base_model: str) -> dict[str, Any]:
     }
 
 
-def _write_weights(source: Path, target: Path) -> None:
-    """Copy tensors, cast to bfloat16."""
-    tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in load_file(source).items()}
-    save_file(tensors, target, metadata={"format": "pt"})
+def _as_stored(source: Path) -> dict[str, Tensor]:
+    """The tensors cast to bfloat16."""
+    return {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in load_file(source).items()}
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

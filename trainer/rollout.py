@@ -87,7 +87,7 @@ class RolloutWorker:
         engine: samples and scores.
         chat: the chat format of its model.
         gate: decides what is feasible.
-        embedder: for the diversity term; None where no preset needs it.
+        embedder: for the diversity term; None for `gate_only`, which has none.
         rewrite: token limits, nucleus and seed, as in serving.
         reward: the preset.
     """
@@ -147,8 +147,7 @@ class RolloutWorker:
             await asyncio.gather(*(self._check(group) for group in groups))
         with self._timed("score"):
             await asyncio.gather(*(self._score(group, expert=score_experts) for group in groups))
-            for group in groups:
-                self._pay(group)
+            self._pay(groups)
 
     async def _draw(
         self, row: Demonstration, samples: int, temperature: float, adapter: str | None, name: str
@@ -165,7 +164,8 @@ class RolloutWorker:
 
     async def _check(self, group: RolloutGroup) -> None:
         # At low temperature a group often holds the same rewrite more than once.
-        distinct = {(rewrite.text, rewrite.completion.finish_reason == "stop") for rewrite in group.rewrites}
+        seen = ((rewrite.text, rewrite.completion.finish_reason == "stop") for rewrite in group.rewrites)
+        distinct = list(dict.fromkeys(seen))  # no set, whose order of strings is another in every process
         verdicts = await asyncio.gather(
             *(self._gate.check(group.demonstration, text, finished=finished) for text, finished in distinct)
         )
@@ -174,11 +174,10 @@ class RolloutWorker:
             rewrite.verdict = known[rewrite.text, rewrite.completion.finish_reason == "stop"]
 
     async def _score(self, group: RolloutGroup, *, expert: bool) -> None:
-        if self._reward.preset == "gate_only" and not expert:
-            return
+        # For every preset, whether its reward reads them or not: trainings are laid side by side.
         feasible = [rewrite for rewrite in group.rewrites if rewrite.feasible]
-        wanted = {group.demonstration.expert} if feasible or expert else set()
-        distinct = [*wanted | {rewrite.text for rewrite in feasible}]
+        wanted = [group.demonstration.expert] if feasible or expert else []
+        distinct = list(dict.fromkeys([*wanted, *(rewrite.text for rewrite in feasible)]))
         prompt_ids = self._chat.prompt_ids(group.demonstration.prompt)
         scored = await asyncio.gather(
             *(self._engine.score(prompt_ids, self._chat.completion_ids(text)) for text in distinct)
@@ -188,16 +187,20 @@ class RolloutWorker:
         for rewrite in feasible:
             rewrite.surprisals = surprisals[rewrite.text]
 
-    def _pay(self, group: RolloutGroup) -> None:
-        texts = [rewrite.text for rewrite in group.rewrites if rewrite.feasible]
-        embedded = self._embedder.embed(texts) if self._embedder and len(texts) > 1 else np.eye(len(texts))
-        group.reward = group_reward(
-            self._reward,
-            [rewrite.feasible for rewrite in group.rewrites],
-            [rewrite.surprisals for rewrite in group.rewrites],
-            group.expert,
-            np.asarray(embedded, dtype=np.float32),
-        )
+    def _pay(self, groups: Sequence[RolloutGroup]) -> None:
+        """Reward groups whose rewrites are checked and scored; what is feasible of all of them is embedded at once."""
+        texts = [[rewrite.text for rewrite in group.rewrites if rewrite.feasible] for group in groups]
+        compared = list(dict.fromkeys(text for own in texts if len(own) > 1 for text in own))
+        rows = dict(zip(compared, self._embedder.embed(compared), strict=True)) if self._embedder and compared else {}
+        for group, own in zip(groups, texts, strict=True):
+            embedded = np.stack([rows[text] for text in own]) if rows and len(own) > 1 else np.eye(len(own))
+            group.reward = group_reward(
+                self._reward,
+                [rewrite.feasible for rewrite in group.rewrites],
+                [rewrite.surprisals for rewrite in group.rewrites],
+                group.expert,
+                np.asarray(embedded, dtype=np.float32),
+            )
 
     def _timed(self, stage: str) -> _Stopwatch:
         return _Stopwatch(self.seconds, stage)

@@ -5,13 +5,13 @@ Not here: which groups are shown, and when (`trainer.train`).
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from agent.disk import replacing
 from agent.mismatch import summarise
 from agent.records import Mismatch, Verdict
 from trainer.rollout import RolloutGroup
@@ -89,9 +89,8 @@ class SamplesFile:
         """Drop every section beyond `step`; the file is there afterwards."""
         lines = self.path.read_text("utf-8").splitlines(keepends=True) if self.path.exists() else [_TITLE]
         kept = "".join(takewhile(lambda line: not ((at := _STEP.fullmatch(line)) and int(at[1]) > step), lines))
-        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
-        unfinished.write_text(f"{kept.rstrip()}\n", "utf-8")
-        os.replace(unfinished, self.path)
+        with replacing(self.path) as unfinished:
+            unfinished.write_text(f"{kept.rstrip()}\n", "utf-8")
 
 
 def _entry(sample: Sample) -> str:

@@ -64,7 +64,7 @@ class TrainSettings(Section):
     eval_every: int = Field(20, ge=1, description="steps between two held-out evaluations")
     save_every: int = Field(10, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1)
-    sample_every: int = Field(10, ge=1, description="steps between two entries of samples.md")
+    sample_every: int = Field(10, ge=1, description="steps between two entries of samples.md, and between two KLs")
     engine_memory: float = Field(
         0.4, gt=0, lt=1, description="share of the GPU's memory for a vLLM engine; the trainer has a model of its own"
     )

@@ -26,7 +26,7 @@ from trainer.data import TrainingData, load_training_data
 from trainer.folder import check_output, claim
 from trainer.loop import Training
 from trainer.policy import open_policy
-from trainer.publish import AdapterCard, DataOfTraining, publish
+from trainer.publish import AdapterCard, DataOfTraining, publish, published_before
 from trainer.report import StepReport
 from trainer.request import TrainingRequest
 
@@ -62,21 +62,25 @@ def run_training(
         eval_rows=request.train.eval_rows,
         seed=request.train.seed,
     )
-    claim(folder, request, data)
+    base = weights_sha256(files.path)
+    claim(folder, request, data, base)
     with asyncio.Runner() as runner, open_policy(runner, files, chat, request, folder) as policy:
         if request.gate.reasoning:
             gate = build_gate(policy.engine, chat, request.gate)
-        training = Training(request, folder, data, chat, policy, gate, runner, on_report or (lambda _: None))
+        training = Training(request, folder, data, chat, policy, gate, base, runner, on_report or (lambda _: None))
         try:
             training.run(resume)
-            return _publish_best(training, request, data, files)
+            return _publish_best(training, request, data, files.name, base)
         finally:
             training.close()
             runner.run(gate.aclose())
 
 
-def _publish_best(training: Training, request: TrainingRequest, data: TrainingData, files: ModelFiles) -> Path:
-    """Publish the best adapter as the next version; processes other than the first only name the output."""
+def _publish_best(training: Training, request: TrainingRequest, data: TrainingData, model: str, base: str) -> Path:
+    """Publish the best adapter as the next version, unless the newest is the same.
+
+    Processes other than the first only name the output.
+    """
     if not training.is_main:
         return request.output
     best, records = training.best, training.history.records()
@@ -84,8 +88,8 @@ def _publish_best(training: Training, request: TrainingRequest, data: TrainingDa
     shutil.copyfile(training.samples.path, best.path / "samples.md")
     card = AdapterCard(
         name=request.output.name,
-        base_model=files.name,
-        base_revision=weights_sha256(files.path),
+        base_model=model,
+        base_revision=base,
         data=DataOfTraining(file=request.source.name, rows=data.rows, sha256=data.sha256),
         settings=_without_paths(request),
         reward=request.train.reward.preset,
@@ -93,7 +97,7 @@ def _publish_best(training: Training, request: TrainingRequest, data: TrainingDa
         held_out={name: value for name, value in best.metrics.items() if name != "step"},
         step=best.step,
     )
-    return publish(best.path, request.output, card)
+    return published_before(best.path, request.output, card) or publish(best.path, request.output, card)
 
 
 def _fits(request: TrainingRequest, files: ModelFiles, chat: ChatFormat, gate: Gate) -> Callable[[Demonstration], bool]:

@@ -93,6 +93,7 @@ def warm_start(
     rows: Sequence[Imitated],
     train: TrainSettings,
     folder: Path,
+    base: str,
     *,
     is_main: bool,
     on_step: Callable[[int, int, float], None],
@@ -106,13 +107,16 @@ def warm_start(
         rows: what is imitated.
         train: settings of the training.
         folder: of the training; the fitted adapter is kept there.
+        base: SHA-256 of the base model's weights.
         is_main: whether this process writes it.
         on_step: see `imitate`.
 
     Raises:
         OSError: it cannot be written.
     """
-    described = [[row.prompt_ids, row.completion_ids] for row in rows], train.warm_start, train.lora, train.seed
+    content = [[row.prompt_ids, row.completion_ids] for row in rows]
+    owner = [base, str(model.dtype), train.optimizer.max_grad_norm, train.seed]
+    described = content, train.warm_start, train.lora, owner
     digest = hashlib.sha256(json.dumps(described, default=lambda section: section.model_dump(mode="json")).encode())
     kept = folder / f"warm-start-{digest.hexdigest()[:12]}"
     if kept.is_dir():

@@ -69,7 +69,7 @@ def test_two_workers_make_the_update_of_one(tmp_path: Path, model_files: ModelFi
     ]
     assert [len(records) for records in steps] == [1, 1]
     assert steps[0][0]["grad_norm"] > 0, "some group must have a signal"
-    for name in ("loss", "grad_norm"):
+    for name in ("loss", "grad_norm", "reward", "pass_rate", "length"):
         assert steps[1][0][name] == pytest.approx(steps[0][0][name], rel=1e-2, abs=1e-6), name
     weights = [
         torch.cat(

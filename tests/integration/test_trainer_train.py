@@ -81,6 +81,9 @@ def test_every_step_is_logged_with_its_terms(uninterrupted: Path) -> None:
     assert {"reward", "pass_rate", "loss", "grad_norm", "entropy", "seconds/rollout"} <= set(records[0].metrics)
     assert [record.metrics["staleness"] for record in records] == [0, 0]
     assert any(record.metrics["grad_norm"] > 0 for record in records), "some group must have a signal"
+    moved = {record.step: record.metrics["kl"] for record in records if record.metrics["grad_norm"] > 0}
+    assert moved.get(1, 0) == pytest.approx(0, abs=1e-6), "a new adapter is the base model"
+    assert moved.get(2, 1) > 0
 
 
 def test_the_published_version_holds_weights_card_curves_and_samples(uninterrupted: Path) -> None:
@@ -97,6 +100,15 @@ def test_the_published_version_holds_weights_card_curves_and_samples(uninterrupt
     assert card["data"]["rows"] == len(SUMS)
     assert [curve["step"] for curve in card["curves"]] == [0, 2]
     assert "## Step 0" in (version / "samples.md").read_text()
+
+
+def test_a_finished_training_that_is_resumed_is_not_published_again(uninterrupted: Path, folder: Path) -> None:
+    process = start(folder, "whole", "--resume")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "published whole/1" in " ".join(output.split())
+    assert sorted(path.name for path in uninterrupted.iterdir()) == ["1", "training"]
+    assert [record.step for record in train_metrics(uninterrupted)] == [1, 2]
 
 
 def test_serving_loads_what_was_published(uninterrupted: Path, folder: Path) -> None:

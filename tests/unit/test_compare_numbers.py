@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -66,6 +67,13 @@ def test_the_same_seed_draws_the_same_and_tasks_draw_apart() -> None:
     first, again = scores(task(rows), 50, 7), scores(task(rows), 50, 7)
     assert (first == again).all()
     assert (first != scores(task(rows, "other"), 50, 7)).any()
+
+
+def test_resamples_are_drawn_in_parts_from_one_stream() -> None:
+    rows = np.array([[0.0, 1.0, 1.0, 0.0, 1.0]])
+    random = np.random.default_rng([7, zlib.crc32(b"sums")])
+    counts = random.multinomial(5, np.full(5, 0.2), size=2500)
+    assert scores(task(rows.tolist()), 2500, 7)[1:, 0] == pytest.approx((counts @ rows[0]) / 5)
 
 
 def test_gain_and_forgetting_are_points_over_tasks() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from agent.exceptions import AdapterError, InputFileError, SettingsError
 from cli.compare import compare
@@ -15,7 +16,8 @@ from trainer.compare.folder import claimed, is_done, mark_done
 from trainer.compare.inputs import read_inputs
 from trainer.compare.methods import METHODS, sft_settings
 from trainer.compare.plan import Inputs, Unit, described, make_plan
-from trainer.compare.rows import ROWS, keep_accepted, sum_costs
+from trainer.compare.rows import COSTS, ROWS, keep_accepted, open_costs, read_cost, sum_costs
+from trainer.compare.run import run_comparison
 from trainer.compare.settings import CompareRequest, CompareSettings
 from trainer.exceptions import CheckpointError, EvaluationError, TrainingDataError, TrainingSettingsError
 from trainer.sft.settings import SftSettings
@@ -200,16 +202,44 @@ def test_missing_files_are_named_with_their_setting(tmp_path: Path) -> None:
 
 
 def test_a_folder_belongs_to_one_comparison(tmp_path: Path) -> None:
-    first = described(request(), INPUTS)
+    first = described(request(), INPUTS, "base")
     with claimed(tmp_path / "out", first):
         pass
-    with claimed(tmp_path / "out", described(request(learning_rates=[1e-3], methods=["dft"]), INPUTS)):
+    with claimed(tmp_path / "out", described(request(learning_rates=[1e-3], methods=["dft"]), INPUTS, "base")):
         pass  # further methods and learning rates may come later
     with (
         pytest.raises(CheckpointError, match="made with other training data and tasks"),
-        claimed(tmp_path / "out", described(request(limit=5), Inputs("other", {}, {}))),
+        claimed(tmp_path / "out", described(request(limit=5), Inputs("other", {}, {}), "base")),
     ):
         pass
+
+
+def test_a_folder_is_of_one_base_model_one_engine_and_one_type(tmp_path: Path) -> None:
+    engine = {"kind": "vllm", "dtype": "bfloat16"}
+    other = CompareRequest.model_validate(request().model_dump() | {"engine": engine})
+    with claimed(tmp_path / "out", described(request(), INPUTS, "base")):
+        pass
+    with (
+        pytest.raises(CheckpointError, match="other weights of the base model and dtype and engine;"),
+        claimed(tmp_path / "out", described(other, INPUTS, "other weights of the same name")),
+    ):
+        pass
+
+
+def test_a_comparison_and_its_plan_name_the_type_that_auto_stands_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[CompareRequest] = []
+
+    def stop(request: CompareRequest) -> None:
+        asked.append(request)
+        raise InputFileError("far enough")
+
+    monkeypatch.setattr("trainer.compare.run.read_inputs", stop)
+    monkeypatch.setattr("trainer.devices.pick_dtype", lambda *_: torch.bfloat16)
+    with pytest.raises(InputFileError):
+        run_comparison(request(tmp_path))
+    assert asked[0].engine.dtype == "bfloat16"
 
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
@@ -258,6 +288,14 @@ def test_a_row_that_was_made_again_after_a_kill_costs_what_it_cost_last() -> Non
     found = sum_costs([cost("a", 10), cost("b", 20), cost("b", 30), '{"row": "c", "pro'])
     assert found == DataCost(prompt_tokens=40, completion_tokens=2, scored_tokens=4, seconds=1.0)
     assert found.rewriting_passes == 42
+
+
+def test_a_cost_that_a_kill_cut_off_takes_no_other_with_it(tmp_path: Path) -> None:
+    cost = '"prompt_tokens": 10, "completion_tokens": 1, "scored_tokens": 2, "seconds": 0.5}'
+    (tmp_path / COSTS).write_text(f'{{"row": "a", {cost}\n{{"row": "b", "prom')
+    with open_costs(tmp_path / COSTS) as file:
+        file.write(f'{{"row": "b", {cost}\n')
+    assert read_cost(tmp_path).prompt_tokens == 20
 
 
 def card(kind: str = "none", apply_to: str = "all", kl: float = 0.0, dropped: int = 0) -> dict[str, Any]:

@@ -176,6 +176,35 @@ def test_a_difference_that_chance_could_make_is_said_to_be_one() -> None:
     assert said.endswith("2 units failed or were left out, and are missing here.")
 
 
+def test_a_method_that_was_picked_among_many_has_the_luck_of_being_picked_in_its_interval() -> None:
+    """Ten methods that differ from sft by chance alone: the best of them leads by its luck, and it is said."""
+    random = np.random.default_rng(1)
+    noise = [np.r_[0.05 * i, random.normal(0, 0.3, 500)] for i in range(10)]
+    cheap = [Standing(f"cheap{i}", "small", True, 2.0, saved) for i, saved in enumerate(noise[:9])]
+    trained = Standing("rewright", "small", False, 2.0, np.r_[0.9, random.normal(0.9, 0.1, 500)])
+    said = headline([*cheap, trained], [], failures=0)
+    assert "before cheap8 (1 - F/F_sft = 0.40" in said
+    assert "at gain 2.00, the best of 9 methods of its kind)" in said
+    best_of_all = np.maximum.reduce([s.saved_D[1:] for s in cheap] + [np.zeros(500)])
+    low, high = np.quantile(trained.saved_D[1:] - best_of_all, [0.025, 0.975])
+    assert f"a difference of 0.50 [{low:.2f}, {high:.2f}]" in said
+
+
+def test_a_figure_that_many_resamples_do_not_have_is_no_proof_and_says_so() -> None:
+    holed = np.r_[np.full(90, 0.5), np.full(11, np.nan)]
+    cheap, trained = (Standing(name, "small", name == "mask", 2.0, holed) for name in ("mask", "rewright"))
+    alone = headline([cheap], [], failures=0)
+    assert "mask (1 - F/F_sft = 0.50 [0.50, 0.50] (not defined in 11.0% of the resamples) at gain 2.00)" in alone
+    assert "; chance alone could be the lead of mask over sft; no method with a trained rewriter" in alone
+    assert "chance alone could be the lead of mask" not in headline([cheap], [], failures=0, level=0.85)
+    elsewhere = Standing("sdft", "small", True, 9.0, np.full(101, 0.1))
+    assert "not of one scale; chance alone could be the lead of rewright over sft." in headline(
+        [trained, elsewhere], [], failures=0
+    )
+    ahead = Standing("rewright", "small", False, 2.0, holed + 0.2)
+    assert "chance alone could be the difference" in headline([cheap, ahead], [], failures=0)
+
+
 def test_methods_that_are_compared_at_other_gains_are_not_subtracted() -> None:
     small = Standing("mask", "small", True, 0.5, np.full(20, 0.5))
     large = Standing("rewright", "small", False, 9.0, np.full(20, 0.4))
@@ -303,6 +332,19 @@ def test_markdown_cells_cannot_break_the_table(comparison: Comparison) -> None:
     poisoned = comparison.points[0].model_copy(update={"method": "a|b\nc"})
     (line,) = markdown(summary(comparison.model_copy(update={"points": [poisoned]}))).splitlines()[2:]
     assert line.startswith("| a\\|b c |")
+
+
+def test_the_first_table_says_where_a_figure_is_not_defined(comparison: Comparison) -> None:
+    saved = comparison.matches[0].saved
+    assert saved is not None
+
+    def cell(**changed: float | None) -> str:
+        match = comparison.matches[0].model_copy(update={"saved": saved.model_copy(update=changed)})
+        return summary(comparison.model_copy(update={"matches": [match]})).rows[1][-1]
+
+    assert cell(low=0.25, high=0.75, undefined=0.123) == "0.50 [0.25, 0.75] (not defined in 12.3% of the resamples)"
+    assert cell(low=0.25, high=0.75, undefined=0.0) == "0.50 [0.25, 0.75]"
+    assert cell(value=None) == "sft forgets nothing at that gain"
 
 
 def test_tables_tell_scores_changes_and_why_nothing_matched(comparison: Comparison) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from trainer.exam import retention
 from trainer.exam.benchmarks import load_local
 from trainer.exam.request import read_tasks
 from trainer.exceptions import EvaluationError
@@ -94,3 +95,16 @@ def test_a_text_is_cut_at_the_titles_of_its_articles(tmp_path: Path) -> None:
     assert [(row["row"], row["page"]) for row in found.rows] == [(1, first), (2, second)]
     whole = load_local("wikitext", write(tmp_path, "wikitext2/test.txt", "no title \n"))
     assert [row["page"] for row in whole.rows] == ["no title \n"]
+
+
+def test_each_row_of_ifeval_is_judged_once_and_counted_by_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[str] = []
+
+    def why(row: dict[str, str]) -> str | None:
+        judged.append(row["row"])
+        return row.get("why")
+
+    monkeypatch.setattr(retention, "why_not_asked", why)
+    rows = [{"row": "1"}, {"row": "2", "why": "no punkt"}, {"row": "3"}, {"row": "4", "why": "no punkt"}]
+    assert retention.usable(rows) == ([0, 2], {"no punkt": 2})
+    assert judged == ["1", "2", "3", "4"]

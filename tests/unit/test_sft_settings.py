@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from agent.exceptions import SettingsError
 from cli.settings import load_settings
 from trainer.exceptions import CheckpointError, TrainingSettingsError
 from trainer.request import SftRequest
-from trainer.sft.run import check_output
+from trainer.sft.data import SftData
+from trainer.sft.run import _described, check_output, last_checkpoint
 from trainer.sft.settings import SftSettings
 from trainer.sft.trainer import steps_of
 
@@ -89,3 +91,22 @@ def test_rows_that_cannot_be_shared_out_are_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(TrainingSettingsError, match="divisible by 3 workers"):
         check_output(request_for(tmp_path, batch_rows=8, rows_per_pass=4), tmp_path / "training", resume=False)
+
+
+def test_a_checkpoint_with_more_updates_than_asked_for_is_not_gone_on_from(tmp_path: Path) -> None:
+    for step in (3, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert last_checkpoint(tmp_path, 12) == last_checkpoint(tmp_path, 20) == tmp_path / "checkpoint-12"
+    with pytest.raises(CheckpointError, match="has seen 12 updates already, and 11 are asked for"):
+        last_checkpoint(tmp_path, 11)
+
+
+def test_a_fine_tuning_is_told_from_others_by_its_base_weights_and_the_type_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, data = request_for(tmp_path), SftData([], "d")
+    monkeypatch.setattr("trainer.devices.pick_dtype", lambda *_: torch.float32)
+    before = _described(request, data, "base")
+    monkeypatch.setattr("trainer.devices.pick_dtype", lambda *_: torch.bfloat16)
+    after = _described(request, data, "other")
+    assert {name for name in before if before[name] != after[name]} == {"weights of the base model", "dtype"}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +16,14 @@ from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration, Message
 from agent.engine.lora import LoraHost
 from agent.gate import Gate
+from agent.records import Verdict
 from agent.settings import GateSettings, RewardSettings, RewriteSettings
 from tests.scripted_engine import ScriptedEngine
 from tests.tiny_chat import tiny_model, tiny_tokenizer
 from trainer.curriculum import Curriculum
 from trainer.draws import Draws
 from trainer.policy import PublishedPolicy
-from trainer.rollout import RolloutWorker
+from trainer.rollout import RolloutGroup, RolloutWorker
 from trainer.settings import TrainSettings
 
 ROWS = [Demonstration(f"row {n}", (Message("user", "What is 1 + 2 ?"),), "It is 3", "3", "math") for n in range(8)]
@@ -60,3 +63,22 @@ def test_groups_without_a_signal_are_replaced_as_often_as_refills_allow(draws: D
     assert [n for _, n, _ in engine.sampled] == [3] * 4
     assert drawn.metrics["no_signal"] == 1
     assert {"seconds/rollout", "seconds/gate", "seconds/score"} <= drawn.metrics.keys()
+
+
+def test_what_is_logged_is_of_the_groups_of_all_processes(draws: Draws, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes, the other of which drew the same, and all of it passed."""
+    passing = Verdict(True, ())
+
+    def gathered(found: list[Any]) -> list[Any]:
+        others = [
+            replace(group, rewrites=[replace(rewrite, verdict=passing) for rewrite in group.rewrites])
+            for group in found
+            if isinstance(group, RolloutGroup)
+        ]
+        return [*found, *others]
+
+    assert draws.draw(0, 2).metrics["pass_rate"] == 0
+    monkeypatch.setattr("trainer.draws.gather_object", gathered)
+    drawn = draws.draw(0, 2)
+    assert {group.pass_rate for group in drawn.groups} == {0}
+    assert drawn.metrics["pass_rate"] == 0.5

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 
 from agent.demonstrations import Demonstration, Message
 from agent.engine import Completion
@@ -16,8 +16,9 @@ from agent.engine.lora import LoraHost
 from agent.reward import GroupReward
 from agent.settings import EngineSettings
 from tests.tiny_chat import tiny_tokenizer, write_tiny_model
+from trainer.exceptions import DivergedError
 from trainer.grpo import RewriteTrainer
-from trainer.importance import correction_metrics, truncated_weights
+from trainer.importance import correction_metrics, kl_terms, truncated_weights
 from trainer.packing import completion_logprobs
 from trainer.rollout import Rewrite, RolloutGroup
 from trainer.settings import TrainSettings
@@ -47,14 +48,18 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-def logs_of_a_step(model_folder: Path, folder: Path, loss: str, likelier: float, *, correct: bool) -> dict[str, float]:
-    """What is logged of one update on a group whose tokens are `likelier` times what they were drawn with."""
+def new_policy(model_folder: Path) -> PeftModel:
+    """A base model with an adapter of random weights, the same each time."""
     torch.manual_seed(0)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
-    host = LoraHost(load_model(model_folder, EngineSettings(dtype="float32", device="cpu")))
-    policy = host.add_trainable("policy", config)
+    config = LoraConfig(r=4, lora_alpha=256, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    return LoraHost(load_model(model_folder, EngineSettings(dtype="float32", device="cpu"))).add_trainable(
+        "policy", config
+    )
+
+
+def logprobs_of(policy: PeftModel) -> torch.Tensor:
     with torch.no_grad():
-        trained, _ = completion_logprobs(
+        logprobs, _ = completion_logprobs(
             policy,
             torch.tensor([PROMPT] * 2),
             torch.ones(2, len(PROMPT)),
@@ -62,6 +67,24 @@ def logs_of_a_step(model_folder: Path, folder: Path, loss: str, likelier: float,
             torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]),
             temperature=1.0,
         )
+    return logprobs
+
+
+def logs_of_a_step(
+    model_folder: Path,
+    folder: Path,
+    loss: str,
+    likelier: float = 1.0,
+    *,
+    correct: bool = False,
+    broken: bool = False,
+    measured_at: int | None = None,
+) -> dict[str, float]:
+    """What is logged of one update on a group whose tokens are `likelier` times what they were drawn with."""
+    policy = new_policy(model_folder)
+    trained = logprobs_of(policy)
+    if broken:
+        next(p for p in policy.parameters() if p.requires_grad).data.fill_(math.nan)
     drawn = (trained - math.log(likelier)).tolist()
     group = RolloutGroup(
         Demonstration("row", (Message("user", "What"),), "It"),
@@ -87,17 +110,21 @@ def logs_of_a_step(model_folder: Path, folder: Path, loss: str, likelier: float,
         stop_ids=frozenset({END}),
         max_tokens=8,
         correct=correct,
+        measures_kl=lambda step: step == measured_at,
     )
     trainer.train()
     return logged
 
 
-@pytest.mark.parametrize("loss", ["dapo", "gspo"])
-def test_the_gradient_grows_with_the_weights_of_the_tokens(
-    loss: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of TRL's remark on roll-outs of one's own."""
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
 
+
+@pytest.mark.usefixtures("silent")
+@pytest.mark.parametrize("loss", ["dapo", "gspo"])
+def test_the_gradient_grows_with_the_weights_of_the_tokens(loss: str, model_folder: Path, tmp_path: Path) -> None:
     def step(likelier: float, *, correct: bool) -> dict[str, float]:
         return logs_of_a_step(model_folder, tmp_path, loss, likelier, correct=correct)
 
@@ -111,3 +138,29 @@ def test_the_gradient_grows_with_the_weights_of_the_tokens(
         assert corrected["engine/weight"] == pytest.approx(weight, rel=1e-5)
         assert corrected["engine/difference"] == pytest.approx(math.log(likelier), abs=1e-5)
         assert corrected["engine/cut"] == cut
+
+
+def test_a_token_of_equal_probability_adds_nothing_to_the_divergence_and_others_do() -> None:
+    trained, base = torch.tensor([[-1.0, -1.0, -1.0]]), torch.tensor([[-1.0, -1.5, -0.5]])
+    assert kl_terms(trained, base)[0].tolist() == pytest.approx([0, math.exp(-0.5) - 0.5, math.exp(0.5) - 1.5])
+
+
+@pytest.mark.usefixtures("silent")
+def test_the_divergence_from_the_base_model_is_logged_of_the_steps_that_are_asked_for(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    policy = new_policy(model_folder)
+    trained = logprobs_of(policy)
+    with policy.disable_adapter():
+        base = logprobs_of(policy)
+    measured, plain = (logs_of_a_step(model_folder, tmp_path, "dapo", measured_at=step) for step in (0, 1))
+    assert measured["kl"] == pytest.approx(kl_terms(trained, base).sum().item() / 7, rel=1e-4)
+    assert measured["kl"] > 1e-4
+    assert "kl" not in plain
+    assert measured["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-6)
+
+
+@pytest.mark.usefixtures("silent")
+def test_an_update_that_is_no_number_ends_the_training_and_names_its_rows(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="step 1: the norm of the gradient is nan in the batch of rows row;"):
+        logs_of_a_step(model_folder, tmp_path, "dapo", broken=True)

@@ -8,6 +8,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from agent.adapters import open_adapter
 from trainer.exceptions import PublishError
-from trainer.publish import AdapterCard, DataOfTraining, publish
+from trainer.publish import AdapterCard, DataOfTraining, publish, published_before
 
 A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 B = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
@@ -178,3 +179,33 @@ def test_a_folder_that_cannot_be_made_is_an_error(weights: Path, tmp_path: Path)
     (tmp_path / "file").touch()
     with pytest.raises(PublishError, match="the adapter cannot be published"):
         publish(weights, tmp_path / "file" / "math", CARD)
+
+
+def test_what_a_resumed_training_would_publish_again_is_the_version_that_is_there(weights: Path, home: Path) -> None:
+    assert published_before(weights, home, CARD) is None
+    publish(weights, home, replace(CARD, step=10))
+    newest = publish(weights, home, CARD)
+    assert published_before(weights, home, replace(CARD, curves=[], created="later")) == newest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": 10}, {"data": DataOfTraining("train.jsonl", 128, "other")}, {"settings": {"train": {"steps": 30}}}],
+)
+def test_another_step_other_data_and_other_settings_are_another_version(
+    weights: Path, home: Path, change: dict[str, Any]
+) -> None:
+    publish(weights, home, CARD)
+    assert published_before(weights, home, replace(CARD, **change)) is None
+
+
+def test_other_weights_are_another_version(weights: Path, home: Path) -> None:
+    publish(weights, home, CARD)
+    save_file({A: torch.zeros(2, 4), B: torch.arange(8.0).reshape(4, 2)}, weights / "adapter_model.safetensors")
+    assert published_before(weights, home, CARD) is None
+
+
+def test_a_version_that_cannot_be_read_is_no_reason_not_to_publish(weights: Path, home: Path) -> None:
+    (home / "3").mkdir(parents=True)
+    (home / "3" / "rewright.json").write_text("{")
+    assert published_before(weights, home, CARD) is None

@@ -52,7 +52,7 @@ def surprisal(model: PeftModel, row: Imitated) -> float:
 def test_imitation_makes_the_rewrites_likelier_and_reports_the_loss_of_every_update(tmp_path: Path) -> None:
     model, seen = tiny_policy(), []
     before = sum(surprisal(model, row) for row in ROWS) / len(ROWS)
-    warm_start(model, ROWS, SETTINGS, tmp_path, is_main=True, on_step=lambda *step: seen.append(step))
+    warm_start(model, ROWS, SETTINGS, tmp_path, "base", is_main=True, on_step=lambda *step: seen.append(step))
     after = sum(surprisal(model, row) for row in ROWS) / len(ROWS)
     assert [(step, steps) for step, steps, _ in seen] == [(i, 20) for i in range(1, 21)]
     assert after < before - 0.2
@@ -61,20 +61,24 @@ def test_imitation_makes_the_rewrites_likelier_and_reports_the_loss_of_every_upd
 
 def test_what_was_fitted_before_an_interruption_is_taken_as_it_is(tmp_path: Path) -> None:
     first, again = tiny_policy(), tiny_policy()
-    warm_start(first, ROWS, SETTINGS, tmp_path, is_main=True, on_step=lambda *_: None)
+    warm_start(first, ROWS, SETTINGS, tmp_path, "base", is_main=True, on_step=lambda *_: None)
 
     def never(*_: object) -> None:
         raise AssertionError("nothing is to be fitted again")
 
-    warm_start(again, ROWS, SETTINGS, tmp_path, is_main=True, on_step=never)
+    warm_start(again, ROWS, SETTINGS, tmp_path, "base", is_main=True, on_step=never)
     assert surprisal(again, ROWS[0]) == pytest.approx(surprisal(first, ROWS[0]), abs=1e-6)
 
 
-def test_other_rows_are_fitted_anew(tmp_path: Path) -> None:
+def test_other_rows_another_base_model_and_other_clipping_are_fitted_anew(tmp_path: Path) -> None:
+    clipped = SETTINGS.model_copy(update={"optimizer": SETTINGS.optimizer.model_copy(update={"max_grad_norm": 0.1})})
+    fits = [(ROWS, SETTINGS, "base"), (ROWS[:3], SETTINGS, "base"), (ROWS, clipped, "base"), (ROWS, SETTINGS, "other")]
     steps: list[int] = []
-    for rows in (ROWS, ROWS[:3]):
-        warm_start(tiny_policy(), rows, SETTINGS, tmp_path, is_main=True, on_step=lambda step, *_: steps.append(step))
-    assert steps == [*range(1, 21), *range(1, 21)]
+    for rows, settings, base in fits:
+        warm_start(
+            tiny_policy(), rows, settings, tmp_path, base, is_main=True, on_step=lambda step, *_: steps.append(step)
+        )
+    assert steps == [*range(1, 21)] * 4
 
 
 @pytest.fixture(scope="module")

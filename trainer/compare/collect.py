@@ -17,7 +17,6 @@ from trainer.compare.matching import Line, Matched, match
 from trainer.compare.methods import BASE, METHODS, REFERENCE
 from trainer.compare.numbers import (
     POINTS,
-    Interval,
     TaskRows,
     Values,
     forgetting,
@@ -95,7 +94,7 @@ def collect(request: CompareRequest, units: Sequence[Unit], failures: list[Failu
             higher_is_better=task.higher_is_better,
             in_points=task.in_points,
             rows=task.values_MN.shape[1],
-            base=Figure.of(interval(scored[task.name][:, 0], compare.level)),
+            base=interval(scored[task.name][:, 0], compare.level),
         )
         for task in averaged
     ]
@@ -147,7 +146,7 @@ def _point(members: Sequence[Finished], drawn: _Drawn, number: int, level: float
     setup, runs = members[0].setup, [one.run for one in members]
 
     def figure(table: Values) -> Figure:
-        return Figure.of(interval(table[:, number], level))
+        return interval(table[:, number], level)
 
     def mean(values: Sequence[float]) -> float:
         return sum(values) / len(values)
@@ -241,20 +240,17 @@ def _lines(
 
 
 def _told(matching: Matching, method: str, shape: str, found: Matched) -> Match:
-    def figure(known: Interval | None) -> Figure | None:
-        return None if known is None else Figure.of(known)
-
     return Match(
         matching=matching,
         method=method,
         shape=shape,
         budget=found.budget,
         reason=found.reason,
-        gain=figure(found.gain),
-        forgetting=figure(found.own),
-        reference_forgetting=figure(found.reference),
-        difference=figure(found.difference),
-        saved=figure(found.saved),
+        gain=found.gain,
+        forgetting=found.own,
+        reference_forgetting=found.reference,
+        difference=found.difference,
+        saved=found.saved,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
+from agent.disk import replacing
 from trainer.compare.methods import METHODS
-from trainer.compare.results import Comparison, Figure, Point, Spent
+from trainer.compare.results import Comparison, Figure, Point, Spent, initial_losses
 
 _COLORS = (
     "#3b6fb6",
@@ -48,9 +48,8 @@ def draw_all(comparison: Comparison, folder: Path) -> dict[str, Path]:
     for title, (name, draw) in _PICTURES.items():
         canvas = draw(comparison)
         path = folder / name
-        unfinished = folder / f".{name}.unfinished"
-        canvas.savefig(unfinished, format="png", dpi=110)
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            canvas.savefig(unfinished, format="png", dpi=110)
         drawn[title] = path
     return drawn
 
@@ -92,10 +91,7 @@ def _gain_against_forgetting(comparison: Comparison) -> Canvas:
 def _initial_loss(comparison: Comparison) -> Canvas:
     """The base model's loss on each method's rows: how far they are from it."""
     canvas, (axes,) = _canvas(1)
-    losses: dict[str, list[float]] = {}
-    for point in comparison.points:
-        losses.setdefault(point.method, []).append(point.initial_loss)
-    means = {name: sum(values) / len(values) for name, values in losses.items()}
+    means = initial_losses(comparison.points)
     bars = axes.bar(list(means), list(means.values()), color=[_color(name) for name in means])
     axes.bar_label(bars, fmt="%.2f", fontsize=8)
     axes.set(title="Loss before training", ylabel="nats a completion token")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from agent.disk import sync
+from agent.disk import replacing, sync
 from trainer.compare.plan import Unit
 from trainer.exceptions import CheckpointError, TrainingSettingsError
 
@@ -84,16 +84,11 @@ def is_done(output: Path, unit: Unit) -> bool:
 def mark_done(output: Path, unit: Unit) -> None:
     """Note that all of a unit is on the disk."""
     folder = output / unit.folder
-    unfinished = folder / f".{DONE}.unfinished"
-    unfinished.write_text(f"{json.dumps({'key': unit.key})}\n")
-    sync(unfinished)
-    os.replace(unfinished, folder / DONE)
+    write_whole(folder / DONE, f"{json.dumps({'key': unit.key})}\n")
     sync(folder)
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a small file so that it is either whole or as it was."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    sync(unfinished)
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.compare.methods import REFERENCE
-from trainer.compare.numbers import Interval, Values, interval
-from trainer.compare.results import Point
+from trainer.compare.numbers import Values, interval
+from trainer.compare.results import Figure, Point, initial_losses
 
 _SAME_GAIN = 0.02  # of the larger: nearer, two gains count as one
 
@@ -63,42 +63,70 @@ def _retention(standings: Sequence[Standing], level: float) -> list[str]:
 
 def _of_shape(standings: Sequence[Standing], shape: str, level: float) -> str:
     reference = Standing(REFERENCE, shape, True, float("nan"), np.zeros_like(standings[0].saved_D))
-    cheap = max((s for s in (reference, *standings) if s.is_cheap), key=lambda s: s.saved)
-    trained = max((s for s in standings if not s.is_cheap), key=lambda s: s.saved, default=None)
+    cheap = [reference, *(s for s in standings if s.is_cheap)]
+    trained = [s for s in standings if not s.is_cheap]
     where = f"With shape {shape}, at equal gain after the same steps,"
-    if trained is None:
-        if cheap is reference:
+    if not trained:
+        winner = _best(cheap)
+        if winner is reference:
             return f"{where} no method forgets less than plain fine-tuning (sft)."
-        return f"{where} {_told(cheap, level)} forgets least; no method with a trained rewriter could be matched."
-    winner, other = (trained, cheap) if trained.saved > cheap.saved else (cheap, trained)
+        return (
+            f"{where} {_told(cheap, level)} forgets least{_doubt(winner, level)}; no method with a trained rewriter "
+            "could be matched."
+        )
+    first, second = (trained, cheap) if _best(trained).saved > _best(cheap).saved else (cheap, trained)
+    winner, other = _best(first), _best(second)
     kind = "the cheap baseline " if winner.is_cheap else ""
-    order = f"{where} {kind}{_told(winner, level)} forgets least, before {_told(other, level)}"
+    order = f"{where} {kind}{_told(first, level)} forgets least, before {_told(second, level)}"
     if abs(winner.gain - other.gain) > _SAME_GAIN * max(abs(winner.gain), abs(other.gain)):
-        return f"{order}; each is compared with sft at another gain, so the two figures are not of one scale."
-    difference = interval(winner.saved_D - other.saved_D, level)
-    chance = "" if (difference.low or 0) > 0 else "; chance alone could be the difference"
+        return (
+            f"{order}; each is compared with sft at another gain, so the two figures are not of one scale"
+            f"{_doubt(winner, level)}."
+        )
+    difference = interval(_best_of_draws(first) - _best_of_draws(second), level)
+    chance = "" if _is_sure(difference, level) else "; chance alone could be the difference"
     return f"{order}: a difference of {_with_span(difference)}{chance}."
 
 
-def _told(standing: Standing, level: float) -> str:
-    if standing.method == REFERENCE:
+def _best(standings: Sequence[Standing]) -> Standing:
+    return max(standings, key=lambda standing: standing.saved)
+
+
+def _best_of_draws(standings: Sequence[Standing]) -> Values:
+    """What the best of them keeps, chosen in each resample anew: the luck of being chosen is then in the interval."""
+    return np.asarray(np.fmax.reduce([standing.saved_D for standing in standings]))
+
+
+def _is_sure(figure: Figure, level: float) -> bool:
+    """Whether all of its interval is above 0, and no more resamples are without a figure than it leaves out."""
+    return figure.low is not None and figure.low > 0 and figure.undefined <= 1 - level + 1e-9
+
+
+def _doubt(winner: Standing, level: float) -> str:
+    if _is_sure(interval(winner.saved_D, level), level):
+        return ""
+    return f"; chance alone could be the lead of {winner.method} over sft"
+
+
+def _told(standings: Sequence[Standing], level: float) -> str:
+    """The best of the methods of one kind, and among how many it was chosen."""
+    best, matched = _best(standings), sum(standing.method != REFERENCE for standing in standings)
+    if best.method == REFERENCE:
         return "plain fine-tuning (sft)"
-    saved = _with_span(interval(standing.saved_D, level))
-    return f"{standing.method} (1 - F/F_sft = {saved} at gain {standing.gain:.2f})"
+    chosen = f", the best of {matched} methods of its kind" if matched > 1 else ""
+    saved = _with_span(interval(best.saved_D, level))
+    return f"{best.method} (1 - F/F_sft = {saved} at gain {best.gain:.2f}{chosen})"
 
 
-def _with_span(figure: Interval) -> str:
+def _with_span(figure: Figure) -> str:
     span = "" if figure.low is None or figure.high is None else f" [{figure.low:.2f}, {figure.high:.2f}]"
-    return f"{figure.value:.2f}{span}"
+    remark = f" ({figure.remark})" if figure.remark else ""
+    return f"{figure.value:.2f}{span}{remark}"
 
 
 def _losses(points: Sequence[Point]) -> list[str]:
     """The loss of the base model on each method's rows, highest first."""
-    losses: dict[str, list[float]] = {}
-    for point in points:
-        losses.setdefault(point.method, []).append(point.initial_loss)
-    if not losses:
+    ordered = sorted(initial_losses(points).items(), key=lambda item: -item[1])
+    if not ordered:
         return []
-    means = {method: sum(values) / len(values) for method, values in losses.items()}
-    ordered = sorted(means.items(), key=lambda item: -item[1])
     return [f"Loss before training, nats a token: {', '.join(f'{name} {loss:.3f}' for name, loss in ordered)}."]

@@ -40,8 +40,11 @@ def read_inputs(request: CompareRequest) -> Inputs:
     )
 
 
-def check_models(request: CompareRequest) -> None:
+def check_models(request: CompareRequest) -> str:
     """Have the base model on this machine, and each rewriter checked against it.
+
+    Returns:
+        SHA-256 of the base model's weights.
 
     Raises:
         ModelError: the base model cannot be had.
@@ -50,6 +53,7 @@ def check_models(request: CompareRequest) -> None:
     files = resolve_model(request.model)
     for name in _rewriters(request):
         open_adapter(request.compare.adapters[name], files.name, base=files.path)
+    return weights_sha256(files.path)
 
 
 def exam_tasks(request: CompareRequest) -> tuple[str, ...]:

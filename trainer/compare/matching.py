@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.compare.numbers import AtGain, Interval, Values, at_budget, interval, match_gain
+from trainer.compare.numbers import AtGain, Values, at_budget, interval, match_gain
+from trainer.compare.results import Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,11 @@ class Matched:
 
     budget: float | None
     reason: str | None = None
-    gain: Interval | None = None
-    own: Interval | None = None
-    reference: Interval | None = None
-    difference: Interval | None = None
-    saved: Interval | None = None
+    gain: Figure | None = None
+    own: Figure | None = None
+    reference: Figure | None = None
+    difference: Figure | None = None
+    saved: Figure | None = None
     saved_D: Values | None = None
 
 

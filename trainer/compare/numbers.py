@@ -10,15 +10,19 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from trainer.compare.results import Figure
+from trainer.exam.benchmarks import Aggregation
+
 Values = npt.NDArray[np.float64]
-Aggregation = Literal["mean", "perplexity", "bits"]
 
 POINTS = 100.0
+# Drawn and summed up together; bounds memory to as many times the rows of a task.
+_DRAWS_A_PART = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +50,15 @@ class TaskRows:
 def scores(task: TaskRows, draws: int, seed: int) -> Values:
     """The score of every model on the rows and on `draws` resamples of them, (1 + draws, M)."""
     rows = task.values_MN.shape[1]
+    share = np.full(rows, 1 / rows)
     random = np.random.default_rng([seed, zlib.crc32(task.name.encode())])
-    drawn = random.multinomial(rows, np.full(rows, 1 / rows), size=draws)
-    counts_DN = np.concatenate([np.ones((1, rows)), drawn])
-    ratio: Values = (counts_DN @ task.values_MN.T) / (counts_DN @ task.weights_MN.T)
+
+    def ratios(counts_DN: npt.NDArray[Any]) -> Values:
+        return np.asarray((counts_DN @ task.values_MN.T) / (counts_DN @ task.weights_MN.T))
+
+    sizes = [min(_DRAWS_A_PART, draws - first) for first in range(0, draws, _DRAWS_A_PART)]
+    resampled = (ratios(random.multinomial(rows, share, size=size)) for size in sizes)
+    ratio: Values = np.concatenate([ratios(np.ones((1, rows))), *resampled])
     if task.aggregation == "perplexity":
         return np.exp(-ratio)
     return -ratio / np.log(2) if task.aggregation == "bits" else ratio
@@ -79,30 +88,15 @@ def relative_forgetting(scored: Sequence[tuple[Values, bool]]) -> Values:
     return np.asarray(np.mean(losses, axis=0))
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A figure with its bootstrap interval.
-
-    Attributes:
-        value: on the rows themselves; None where it is not defined.
-        low, high: percentiles over the resamples in which it is defined; None where it is in none.
-        undefined: share of the resamples in which it is not.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    undefined: float = 0.0
-
-
-def interval(figure_D: Values, level: float) -> Interval:
-    """The interval of a figure, (D,), with NaN where it is not defined."""
+def interval(figure_D: Values, level: float) -> Figure:
+    """A figure with its bootstrap interval, of its values in every resample, (D,), NaN where it is not defined."""
     value = None if np.isnan(figure_D[0]) else float(figure_D[0])
     defined = figure_D[1:][~np.isnan(figure_D[1:])]
+    undefined = round(1.0 - defined.size / max(1, figure_D.size - 1), 4)
     if value is None or not defined.size:
-        return Interval(value, None, None, 1.0 - defined.size / max(1, figure_D.size - 1))
+        return Figure(value=value, low=None, high=None, undefined=undefined)
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high), 1.0 - defined.size / (figure_D.size - 1))
+    return Figure(value=value, low=float(low), high=float(high), undefined=undefined)
 
 
 def pareto_front(gains: Sequence[float], forgettings: Sequence[float]) -> list[int]:

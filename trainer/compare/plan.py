@@ -117,14 +117,22 @@ def make_plan(request: CompareRequest, inputs: Inputs) -> list[Unit]:
     return list(units.values())
 
 
-def described(request: CompareRequest, inputs: Inputs) -> dict[str, Any]:
-    """What all units of one folder share; methods, learning rates, seeds, steps and shapes may be added later."""
+def described(request: CompareRequest, inputs: Inputs, base: str) -> dict[str, Any]:
+    """What all units of one folder share; methods, learning rates, seeds, steps and shapes may be added later.
+
+    Args:
+        request: with the type that `auto` stands for.
+        inputs: its files.
+        base: SHA-256 of the base model's weights; a name may come to stand for others.
+    """
     return {
         **request.model_dump(mode="json", include={"model", "gate"}),
         "rewrite": request.rewrite.model_dump(mode="json", include={"max_tokens", "top_p", "seed"}),
         "sft": request.sft.model_dump(mode="json", exclude=OF_SETUPS | _OF_SAVING),
         "evaluate": request.evaluate.model_dump(mode="json", exclude={"concurrency"}),
+        "weights of the base model": base,
         "dtype": request.engine.dtype,
+        "engine": request.engine.kind,
         "training data": [inputs.train, request.compare.train_limit],
         "tasks": [dict(inputs.tasks), request.compare.limit],
     }

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
 from agent.settings import Section
-from trainer.compare.numbers import Interval
 
 Matching = Literal["steps", "trained tokens", "total compute"]
 
 
 class Figure(Section):
-    """A figure with its paired bootstrap interval over rows; see `trainer.compare.numbers.Interval`."""
+    """A figure with its paired bootstrap interval over rows; see `trainer.compare.numbers.interval`."""
 
-    value: float | None
-    low: float | None
+    value: float | None = Field(description="on the rows themselves; None where it is not defined")
+    low: float | None = Field(description="percentile over the resamples in which it is defined; None if in none")
     high: float | None
     undefined: float = Field(0.0, description="share of the resamples in which it is not defined")
 
-    @classmethod
-    def of(cls, interval: Interval) -> Figure:
-        return cls(value=interval.value, low=interval.low, high=interval.high, undefined=round(interval.undefined, 4))
+    @property
+    def remark(self) -> str:
+        """What a reader must know of the interval; empty for nothing."""
+        return f"not defined in {self.undefined:.1%} of the resamples" if self.undefined else ""
 
 
 class TaskFacts(Section):
@@ -103,6 +104,14 @@ class Point(Section):
     final_loss: float
     spent: Spent
     on_front: bool = Field(description="on its method's Pareto front over learning rates")
+
+
+def initial_losses(points: Sequence[Point]) -> dict[str, float]:
+    """The loss of the base model on each method's rows, mean over its points, nats a token."""
+    losses: dict[str, list[float]] = {}
+    for point in points:
+        losses.setdefault(point.method, []).append(point.initial_loss)
+    return {method: sum(values) / len(values) for method, values in losses.items()}
 
 
 class Match(Section):

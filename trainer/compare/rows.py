@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from agent.assembly import build_rewriter, load_adapter, open_chat, open_engine
 from agent.demonstrations import BadRow, Demonstration
@@ -73,7 +73,7 @@ async def _rewrite(
         try:
             results = rewrite_rows(rewriter, rows, model=files.name, concurrency=rewrite.concurrency)
             done, total, last = writer.done, writer.done + len(rows), time.monotonic()
-            with costs.open("a", encoding="utf-8") as kept:
+            with open_costs(costs) as kept:
                 async with aclosing(results):
                     async for row, usage in results:
                         now = time.monotonic()
@@ -87,6 +87,13 @@ async def _rewrite(
             await rewriter.aclose()
     finally:
         await engine.close()
+
+
+def open_costs(path: Path) -> TextIO:
+    """The costs to add lines to; a line that a killed run cut off is ended, so that it does not swallow the next."""
+    file = path.open("a", encoding="utf-8")
+    file.write("\n")
+    return file
 
 
 def _cost(row: str, usage: Usage, seconds: float) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from trainer.compare.report import write_report
 from trainer.compare.results import Comparison, Failure
 from trainer.compare.rows import ROWS, keep_accepted, make_rows
 from trainer.compare.settings import CompareRequest
+from trainer.devices import with_dtype
 from trainer.exceptions import EvaluationError
 from trainer.request import SftRequest
 
@@ -63,12 +64,14 @@ def run_comparison(request: CompareRequest, *, on_progress: OnProgress | None = 
         InputFileError, EvaluationError, AdapterError, SettingsError: see `read_inputs` and `make_plan`.
         ModelError: the base model cannot be had.
     """
+    # Once for all units: results made on machines where `auto` differs must not be taken for one another's.
+    request = request.model_copy(update={"engine": with_dtype(request.engine)})
     inputs = read_inputs(request)
     units = make_plan(request, inputs)
-    check_models(request)
+    base = check_models(request)
     report = on_progress or (lambda _: None)
     failures: dict[Path, Failure] = {}
-    with claimed(request.output, described(request, inputs)):
+    with claimed(request.output, described(request, inputs, base)):
         for number, unit in enumerate(units, 1):
             _one(request, unit, failures, lambda *told, n=number, u=unit: report(Progress(n, len(units), u, *told)))
         comparison = collect(request, units, list(failures.values()))

@@ -44,7 +44,7 @@ def summary(comparison: Comparison) -> TextTable:
                 figure(point.forgetting_relative, scale=100, unit=" %"),
                 _mean(list(point.kl.values())),
                 f"{point.initial_loss:.3f}",
-                figure(match.saved) if match and match.saved else _NOTHING,
+                _saved(match.saved) if match and match.saved else _NOTHING,
             )
         )
     columns = ("method", "shape", "steps", "lr", "G", "F", "F relative", "KL", "initial loss", "1 - F/F_sft")
@@ -53,7 +53,8 @@ def summary(comparison: Comparison) -> TextTable:
         columns,
         rows,
         "G and F in points, KL in nats a token; [paired bootstrap intervals over rows]. 1 - F/F_sft is at equal gain "
-        "after the same steps, not at the learning rate of the row.",
+        "after the same steps, not at the learning rate of the row. That learning rate is picked by the gain in this "
+        "very exam, so G is somewhat flattering.",
     )
 
 
@@ -186,7 +187,14 @@ def figure(found: Figure, *, scale: float = 1.0, unit: str = "", signed: bool = 
 def _remark(saved: Figure) -> str:
     if saved.value is None:
         return "sft forgets nothing at that gain"
-    return f"not defined in {saved.undefined:.0%} of the resamples" if saved.undefined else ""
+    return saved.remark
+
+
+def _saved(saved: Figure) -> str:
+    """1 - F/F_sft with what its interval leaves out."""
+    if saved.value is None:
+        return _remark(saved)
+    return f"{figure(saved)} ({saved.remark})" if saved.remark else figure(saved)
 
 
 def _order(point: Point) -> tuple[float, float]:

@@ -6,14 +6,13 @@ A task is in the result once all its samples are on the disk, so a killed exam g
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from agent.disk import sync
+from agent.disk import replacing, sync
 from agent.exceptions import OutputFileError, ResumeError
 from trainer.exam.results import EvaluationResult, TaskResult
 
@@ -62,10 +61,8 @@ class ResultFile:
                 file.write(f"{json.dumps({'task': task, **record}, ensure_ascii=False)}\n")
         sync(self.samples)
         self.result = self.result.model_copy(update={"tasks": {**self.result.tasks, task: result}})
-        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
-        unfinished.write_text(f"{self.result.model_dump_json(indent=2)}\n", encoding="utf-8")
-        sync(unfinished)
-        os.replace(unfinished, self.path)
+        with replacing(self.path) as unfinished:
+            unfinished.write_text(f"{self.result.model_dump_json(indent=2)}\n", encoding="utf-8")
 
     def _read(self, empty: EvaluationResult) -> EvaluationResult:
         try:
@@ -80,9 +77,8 @@ class ResultFile:
 
     def _drop_unfinished(self) -> None:
         """Leave out the samples of tasks that were running when the exam was killed."""
-        unfinished = self.samples.with_name(f".{self.samples.name}.unfinished")
         finished = {task for task, result in self.result.tasks.items() if result.not_run is None}
-        with self.samples.open("rb") as before, unfinished.open("wb") as after:
+        with replacing(self.samples) as unfinished, self.samples.open("rb") as before, unfinished.open("wb") as after:
             for line in before:
                 try:
                     task = json.loads(line)["task"]
@@ -90,7 +86,6 @@ class ResultFile:
                     continue
                 if task in finished:
                     after.write(line)
-        os.replace(unfinished, self.samples)
 
 
 def samples_path(path: Path) -> Path:

@@ -65,9 +65,8 @@ def load_rows(name: str, folder: Path, *, limit: int | None, seed: int) -> Local
     found = load_local(name, folder)
     rows, left_out = found.rows, found.left_out
     if name == "ifeval":
-        keep = [reason is None for reason in (why_not_asked(row) for row in rows)]
-        left_out += Counter(reason for row in rows if (reason := why_not_asked(row)))
-        rows = [row for row, kept in zip(rows, keep, strict=True) if kept]
+        kept, refused = usable(rows)
+        rows, left_out = [rows[i] for i in kept], left_out + refused
         if not rows:
             raise EvaluationError(f"benchmark {name}: no row can be checked: {dict(left_out)}")
     return LocalRows([rows[i] for i in subset(len(rows), limit, f"{seed}/{name}")], left_out, found.identity)
@@ -80,6 +79,12 @@ def why_not_asked(doc: dict[str, Any]) -> str | None:
     if ifeval.needs_punkt(doc) and not ifeval.punkt_is_installed():
         return ifeval.MISSING
     return None
+
+
+def usable(docs: Sequence[dict[str, Any]]) -> tuple[list[int], Counter[str]]:
+    """Indices of the rows of IFEval that can be asked, and how many cannot, by reason."""
+    reasons = [why_not_asked(doc) for doc in docs]
+    return [i for i, reason in enumerate(reasons) if reason is None], Counter(filter(None, reasons))
 
 
 def measure_local(name: str, rows: LocalRows, lm: Any, settings: EvaluateSettings) -> Retained:
@@ -95,7 +100,7 @@ def measure_local(name: str, rows: LocalRows, lm: Any, settings: EvaluateSetting
             "dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": folder},
             "test_split": "test",
         }
-        return _measure(name, config, lm, Counter(), None, settings)
+        return _measure(name, config, lm, None, settings)
 
 
 def measure_from_hub(name: str, lm: Any, settings: EvaluateSettings, *, limit: int | None) -> Retained:
@@ -109,7 +114,7 @@ def measure_from_hub(name: str, lm: Any, settings: EvaluateSettings, *, limit: i
     definition = Path(lm_eval.tasks.__file__).parent / BENCHMARKS[name].hub
     if name == "ifeval":
         ifeval.metrics()  # imported before lm-eval imports it, and downloads
-    return _measure(name, str(definition), lm, Counter(), limit, settings)
+    return _measure(name, str(definition), lm, limit, settings)
 
 
 def _functions(name: str, settings: EvaluateSettings) -> dict[str, Any]:
@@ -141,7 +146,6 @@ def _measure(
     name: str,
     task: dict[str, Any] | str,
     lm: Any,
-    left_out: Counter[str],
     limit: int | None,
     settings: EvaluateSettings,
 ) -> Retained:
@@ -156,7 +160,7 @@ def _measure(
         except (OSError, ConnectionError, ValueError) as error:
             raise EvaluationError(f"benchmark {name}: lm-eval cannot load it: {error}; give --data FOLDER") from error
         ((label, asked),) = loaded["tasks"].items()
-        samples = None
+        samples, left_out = None, Counter[str]()
         if isinstance(task, str):
             samples, left_out = _choose(name, label, asked, limit, settings)
         # `simple_evaluate` is this and a description of the machine, which takes seconds and is not ours to publish.
@@ -176,13 +180,13 @@ def _choose(
 ) -> tuple[dict[str, list[int]], Counter[str]]:
     """Which rows of a task of the hub are asked."""
     docs = task.eval_docs
-    reasons = [why_not_asked(doc) if name == "ifeval" else None for doc in docs]
-    usable = [i for i, reason in enumerate(reasons) if reason is None]
-    chosen = [usable[i] for i in subset(len(usable), limit, f"{settings.seed}/{name}")]
+    kept, left_out = list(range(len(docs))), Counter[str]()
     if name == "ifeval":
+        kept, left_out = usable(docs)
         options = {"max_gen_toks": settings.ifeval_max_tokens}
         task.set_config("generation_kwargs", options, update=True)
-    return {label: chosen}, Counter(reason for reason in reasons if reason)
+    chosen = [kept[i] for i in subset(len(kept), limit, f"{settings.seed}/{name}")]
+    return {label: chosen}, left_out
 
 
 def _term(value: Any) -> Term:

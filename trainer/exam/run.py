@@ -16,6 +16,7 @@ from agent.engine import Engine
 from agent.gate.answer_checker import AnswerChecker
 from agent.models import ModelFiles, resolve_model
 from agent.weights import weights_sha256
+from trainer.devices import with_dtype
 from trainer.exam import accuracy, divergence, retention
 from trainer.exam.accuracy import Questions, load_questions, measure_accuracy
 from trainer.exam.benchmarks import BENCHMARKS, LocalRows
@@ -77,7 +78,8 @@ class _Exam:
     """One exam: what is asked is read before anything is loaded."""
 
     def __init__(self, request: EvaluationRequest, on_report: Report) -> None:
-        self._request, self._settings, self._on_report = request, request.evaluate, on_report
+        self._request = request.model_copy(update={"engine": with_dtype(request.engine)})
+        self._settings, self._on_report = request.evaluate, on_report
         tasks = read_tasks(request.tasks)
         if tasks.retention:
             retention.check_installed()

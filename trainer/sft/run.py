@@ -33,7 +33,8 @@ from agent.engine.lora_linear import use_lora_linear
 from agent.models import ModelFiles, resolve_model
 from agent.weights import weights_sha256
 from trainer.checkpoints import checkpoints, remove_unfinished_checkpoints, step_of
-from trainer.exceptions import TrainingDataError, TrainingSettingsError
+from trainer.devices import with_dtype
+from trainer.exceptions import CheckpointError, TrainingDataError, TrainingSettingsError
 from trainer.folder import claim_as, open_folder, process_count
 from trainer.history import History
 from trainer.publish import DataOfTraining
@@ -82,8 +83,9 @@ def run_sft(
     for note in data.notes:
         if on_note:
             on_note(note)
-    claim_as(folder, _described(request, data))
-    run = _Run(request, folder, data, chat, files, on_report or (lambda _: None))
+    revision = weights_sha256(files.path)
+    claim_as(folder, _described(request, data, revision))
+    run = _Run(request, folder, data, chat, files, revision, on_report or (lambda _: None))
     try:
         run.train(resume)
         return run.write()
@@ -125,11 +127,12 @@ class _Run:
         data: SftData,
         chat: ChatFormat,
         files: ModelFiles,
+        revision: str,
         on_report: Callable[[StepReport], None],
     ) -> None:
         settings = request.sft
         self._request, self._settings, self._folder, self._data = request, settings, folder, data
-        self._chat, self._files, self._on_report = chat, files, on_report
+        self._chat, self._files, self._revision, self._on_report = chat, files, revision, on_report
         self._history = History(folder / "history.jsonl")
         processes = process_count()
         self._steps = steps_of(settings, len(data.rows), processes)
@@ -144,7 +147,6 @@ class _Run:
             use_cpu=device.type == "cpu",
             autocast=full and compute == torch.bfloat16,
         )
-        self._revision = weights_sha256(files.path)
         model = _load(request, files, torch.float32 if full else compute)
         rows = data.rows
         weighted = [row for row in rows if is_weighted(settings.weights, row)]
@@ -171,14 +173,14 @@ class _Run:
 
     def train(self, resume: bool) -> None:
         """The loop, from the start or from the last checkpoint."""
-        checkpoint = checkpoints(self._folder)[-1] if resume else None
+        checkpoint = last_checkpoint(self._folder, self._steps) if resume else None
         if self._is_main:
             remove_unfinished_checkpoints(self._folder)
             self._history.rewind(step_of(checkpoint) if checkpoint else -1)
         if checkpoint is None:
             self._measure(0)
         self._step_began = time.monotonic()
-        if checkpoint is not None and step_of(checkpoint) >= self._steps:
+        if checkpoint is not None and step_of(checkpoint) == self._steps:
             self._trainer.take_weights(checkpoint)
         else:
             self._trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -245,6 +247,21 @@ class _Run:
         self._on_report(StepReport(step, self._steps, kind, metrics))
 
 
+def last_checkpoint(folder: Path, steps: int) -> Path:
+    """The checkpoint to go on from.
+
+    Raises:
+        CheckpointError: its weights have seen more than the `steps` updates that are asked for.
+    """
+    checkpoint = checkpoints(folder)[-1]
+    if (seen := step_of(checkpoint)) > steps:
+        raise CheckpointError(
+            f"{folder}: the checkpoint has seen {seen} updates already, and {steps} are asked for; ask for {seen} or "
+            "more, or choose another output"
+        )
+    return checkpoint
+
+
 def _load(request: SftRequest, files: ModelFiles, dtype: torch.dtype) -> Any:
     torch.set_num_threads(request.engine.threads or usable_cores())
     keep_freed_memory()
@@ -281,13 +298,15 @@ def _published_settings(request: SftRequest) -> dict[str, Any]:
     return request.model_dump(mode="json", include={"engine": engine, "sft": True, "limit": True})
 
 
-def _described(request: SftRequest, data: SftData) -> dict[str, Any]:
-    """What decides how the next step comes out; saving does not."""
+def _described(request: SftRequest, data: SftData, revision: str) -> dict[str, Any]:
+    """What decides how the next step comes out; saving does not. `revision` is the hash of the base model's weights."""
     free = {"save_every", "keep_checkpoints", "merge"}
     if request.sft.schedule == "constant_with_warmup" and not request.sft.warmup:
         free |= {"steps", "epochs"}
     return {
         "data": data.sha256,
+        "weights of the base model": revision,
+        "dtype": with_dtype(request.engine).dtype,
         "model": request.model.model_dump(mode="json"),
         "sft": request.sft.model_dump(mode="json", exclude=free),
     }

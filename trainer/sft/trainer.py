@@ -20,7 +20,8 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from trainer.devices import on_one_device
-from trainer.exceptions import DivergedError, TrainingSettingsError
+from trainer.diverging import EndsWhenDiverged
+from trainer.exceptions import TrainingSettingsError
 from trainer.sft.data import SftRow
 from trainer.sft.loss import PackedBatch, completion_logits, objective, token_losses
 from trainer.sft.settings import SftSettings
@@ -29,7 +30,7 @@ from trainer.staging import StagedCheckpoints
 IGNORED = -100
 
 
-class DownstreamTrainer(StagedCheckpoints, SFTTrainer):  # type: ignore[misc]
+class DownstreamTrainer(EndsWhenDiverged, StagedCheckpoints, SFTTrainer):  # type: ignore[misc]
     """Fine-tuning on rows that are token ids already.
 
     The loss of an update is the sum of its weighted token losses over the number of tokens whose weight is not zero:
@@ -64,7 +65,6 @@ class DownstreamTrainer(StagedCheckpoints, SFTTrainer):  # type: ignore[misc]
         self._settings, self._rows, self._base, self._on_log = settings, rows, base, on_log
         self._sums = {"nll": 0.0, "kl": 0.0, "tokens": 0.0}
         self._completion_tokens = 1
-        self._step_rows: list[int] = []
         try:
             super().__init__(
                 model=model,
@@ -89,7 +89,7 @@ class DownstreamTrainer(StagedCheckpoints, SFTTrainer):  # type: ignore[misc]
             device=device,
         )
         weighted, self._completion_tokens = self.accelerator.gather(counts).view(-1, 2).sum(0).tolist()
-        self._step_rows = [row for sample in samples for row in sample["rows"].tolist()]
+        self.update_rows = self._ids([row for sample in samples for row in sample["rows"].tolist()])
         return samples, torch.tensor(weighted, device=device)
 
     def compute_loss(
@@ -102,7 +102,7 @@ class DownstreamTrainer(StagedCheckpoints, SFTTrainer):  # type: ignore[misc]
         loss = objective(nll, weights, self._settings.loss) / max(1, int(num_items_in_batch))
         loss = loss + self._settings.kl_weight * kl.sum() / max(1, self._completion_tokens)
         if not torch.isfinite(loss):
-            raise self._diverged(f"the loss is {loss.item()}", inputs["rows"].tolist())
+            raise self._diverged(f"the loss is {loss.item()}", self._ids(inputs["rows"].tolist()))
         for name, value in (("nll", nll.sum()), ("kl", kl.sum()), ("tokens", nll.new_tensor(len(nll)))):
             self._sums[name] += value.item()
         scaled: Tensor = loss * self.accelerator.num_processes  # whose gradients are averaged
@@ -114,14 +114,8 @@ class DownstreamTrainer(StagedCheckpoints, SFTTrainer):  # type: ignore[misc]
         with torch.no_grad(), adapter_off:
             return completion_logits(plain if self._base is None else self._base, batch)
 
-    def _clip_grad_norm(self, model: Any) -> Any:
-        norm = super()._clip_grad_norm(model)
-        if not math.isfinite(float(norm)):
-            raise self._diverged(f"the norm of the gradient is {float(norm)}", self._step_rows)
-        return norm
-
-    def _diverged(self, what: str, rows: Sequence[int]) -> DivergedError:
-        return DivergedError(f"step {self.state.global_step + 1}: {what}", [self._rows[row].id for row in rows])
+    def _ids(self, rows: Sequence[int]) -> list[str]:
+        return [self._rows[row].id for row in rows]
 
     def take_weights(self, checkpoint: Path) -> None:
         """Have the weights of the last checkpoint; transformers' `train` would make one more update from it."""

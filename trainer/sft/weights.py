@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from agent.disk import sync
+from agent.disk import replacing
 from trainer.exceptions import DivergedError
 from trainer.sft.data import SftRow
 from trainer.sft.loss import completion_logits, pack, token_losses, top_entropy
@@ -165,10 +165,8 @@ def _read(file: Path, lengths: list[int]) -> list[BaseTokens] | None:
 
 
 def _write(file: Path, asked: Sequence[BaseTokens]) -> None:
-    unfinished = file.with_name(f".{file.name}.unfinished")
     surprisal, entropy = (
         torch.cat([getattr(row, name) for row in asked]).contiguous() for name in ("surprisal_T", "entropy_T")
     )
-    save_file({"surprisal": surprisal, "entropy": entropy}, unfinished)
-    sync(unfinished)
-    os.replace(unfinished, file)
+    with replacing(file) as unfinished:
+        save_file({"surprisal": surprisal, "entropy": entropy}, unfinished)

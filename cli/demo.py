@@ -1,4 +1,4 @@
-"""`rewright demo`: a service on Ray, the shipped demonstrations over HTTP, and what came of them."""
+"""`rewright demo`: the shipped demonstrations through a service on Ray, then fine-tuning on what came of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ from server.ports import free_port
 
 T = TypeVar("T")
 
-_DEMONSTRATIONS = Path(__file__).parents[1] / "examples" / "demonstrations.jsonl"
+_EXAMPLES = Path(__file__).parents[1] / "examples"
+_DEMONSTRATIONS = _EXAMPLES / "demonstrations.jsonl"
+# Questions that the demonstrations do not ask.
+_QUESTIONS = _EXAMPLES / "seed_rewrites.jsonl"
+# The agent for the embedded model, trained by `examples/train-smollm2.toml`.
+_ADAPTER = _EXAMPLES / "adapters" / "math"
 _START_PATIENCE_S = 600.0
 _STOP_PATIENCE_S = 180.0
 _PAIRS_SHOWN = 3
@@ -34,11 +39,13 @@ def demo(
 ) -> None:
     """The whole story on the embedded model.
 
-    Starts a service on Ray, has it rewrite the shipped demonstrations over HTTP, and shows what came of them.
+    Starts a service on Ray with the shipped agent, has it rewrite the shipped demonstrations over HTTP, shows what came
+    of them, and fine-tunes the model on them before and after.
     """
     if not _DEMONSTRATIONS.is_file():
         raise UsageError(f"{_DEMONSTRATIONS} is missing: the demo runs from a checkout of the project")
     from agent.models import resolve_model
+    from cli.demo_tuning import tune_and_compare
     from cli.output import Job
     from cli.rewrite import rewrite_there
 
@@ -58,6 +65,8 @@ def demo(
         summary = asyncio.run(_unless_it_ends(work, service, log))
     summary.print()
     _print_pairs(output)
+    say("5. What it is for: fine-tuning on the experts' words, and on the rewritten rows")
+    tune_and_compare(settings, _DEMONSTRATIONS, output, _QUESTIONS, folder)
     say(f"All rows are in {output}")
 
 
@@ -72,7 +81,12 @@ def _service(log: Path, key: str, state: Path) -> Iterator[tuple[str, subprocess
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**os.environ, "REWRIGHT_API_KEYS": key, "REWRIGHT_SERVER__STATE": str(state)},
+            env={
+                "REWRIGHT_REWRITE__ADAPTER": str(_ADAPTER),
+                **os.environ,
+                "REWRIGHT_API_KEYS": key,
+                "REWRIGHT_SERVER__STATE": str(state),
+            },
             start_new_session=True,  # Ctrl-C reaches it through us, once
         )
         try:

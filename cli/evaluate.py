@@ -112,7 +112,7 @@ def _run(request: EvaluationRequest, *, resume: bool) -> EvaluationResult:
             resolve_model(model, on_progress=on_progress)
     interrupt_when_terminated()
     try:
-        with _progress() as report:
+        with exam_progress() as report:
             return run_evaluation(request, resume=resume, on_report=report)
     except KeyboardInterrupt:
         say("interrupted: the same command with --resume goes on with the tasks that are missing")
@@ -120,7 +120,7 @@ def _run(request: EvaluationRequest, *, resume: bool) -> EvaluationResult:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[Progress], None]]:
+def exam_progress() -> Iterator[Callable[[Progress], None]]:
     """One count of rows a task, each from its first report to the next task's."""
     with ExitStack() as stack:
         task: str | None = None

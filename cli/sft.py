@@ -85,7 +85,7 @@ def _train_here(request: SftRequest, *, resume: bool, as_json: bool) -> None:
 
     interrupt_when_terminated()
     try:
-        with _progress() as report:
+        with tuning_progress() as report:
             model = run_sft(request, resume=resume, on_report=report, on_note=say)
     except KeyboardInterrupt:
         say("interrupted: the same command with --resume goes on from the last checkpoint")
@@ -98,7 +98,7 @@ def _train_here(request: SftRequest, *, resume: bool, as_json: bool) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[StepReport], None]]:
+def tuning_progress() -> Iterator[Callable[[StepReport], None]]:
     """A bar with the loss on a terminal, else a line a step; a line for each measured loss on both."""
     with ExitStack() as stack:
         show: Callable[[int, str], None] | None = None

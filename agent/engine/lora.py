@@ -11,6 +11,9 @@ from agent.engine.lora_linear import use_lora_linear
 from agent.engine.requests import AdapterRequest
 from agent.exceptions import AdapterError
 
+# Or PEFT keeps weights of half precision as float32, to be rounded again in every step; nobody trains these.
+_TYPE_OF_BASE = {"autocast_adapter_dtype": False}
+
 
 class LoraHost:
     """Keeps the LoRAs of `model`; the base model is what runs when none is active.
@@ -39,10 +42,12 @@ class LoraHost:
             config = use_lora_linear(LoraConfig.from_pretrained(str(request.path)))
             config.inference_mode = True
             if self._peft is None:
-                self._peft = PeftModel(self._model, config, adapter_name=key)
+                self._peft = PeftModel(self._model, config, adapter_name=key, **_TYPE_OF_BASE)
             else:
-                self._peft.add_adapter(key, config)
-            outcome = self._peft.load_adapter(str(request.path), key, use_safetensors=True, local_files_only=True)
+                self._peft.add_adapter(key, config, **_TYPE_OF_BASE)
+            outcome = self._peft.load_adapter(
+                str(request.path), key, use_safetensors=True, local_files_only=True, **_TYPE_OF_BASE
+            )
             if outcome.missing_keys or outcome.unexpected_keys:
                 raise ValueError(f"{len(outcome.missing_keys)} weights missing, {len(outcome.unexpected_keys)} unknown")
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:

@@ -11,9 +11,6 @@ from agent.engine.lora_linear import use_lora_linear
 from agent.engine.requests import AdapterRequest
 from agent.exceptions import AdapterError
 
-# Or PEFT keeps weights of half precision as float32, to be rounded again in every step; nobody trains these.
-_TYPE_OF_BASE = {"autocast_adapter_dtype": False}
-
 
 class LoraHost:
     """Keeps the LoRAs of `model`; the base model is what runs when none is active.
@@ -41,12 +38,17 @@ class LoraHost:
         try:
             config = use_lora_linear(LoraConfig.from_pretrained(str(request.path)))
             config.inference_mode = True
+            # Without the casting: PEFT would keep weights of half precision as float32, to be rounded in every step.
             if self._peft is None:
-                self._peft = PeftModel(self._model, config, adapter_name=key, **_TYPE_OF_BASE)
+                self._peft = PeftModel(self._model, config, adapter_name=key, autocast_adapter_dtype=False)
             else:
-                self._peft.add_adapter(key, config, **_TYPE_OF_BASE)
+                self._peft.add_adapter(key, config, autocast_adapter_dtype=False)
             outcome = self._peft.load_adapter(
-                str(request.path), key, use_safetensors=True, local_files_only=True, **_TYPE_OF_BASE
+                str(request.path),
+                key,
+                use_safetensors=True,
+                local_files_only=True,
+                autocast_adapter_dtype=False,
             )
             if outcome.missing_keys or outcome.unexpected_keys:
                 raise ValueError(f"{len(outcome.missing_keys)} weights missing, {len(outcome.unexpected_keys)} unknown")

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+from agent.settings import Section
 from cli.console import print_table, say
 from cli.evaluate import exam_progress
 from cli.settings import Settings
@@ -23,10 +25,9 @@ from trainer.sft.settings import SftSettings
 
 _TASK = "unseen"
 _ROWS = 48
-_SETTINGS = SftSettings(
+_TUNING = SftSettings(
     lora=LoraSettings(rank=16), merge=False, epochs=4, batch_rows=8, learning_rate=3e-4, loss_rows=1000
 )
-
 _EXAM = EvaluateSettings(max_tokens=256, kl_rows=_ROWS, kl_max_tokens=128)
 
 
@@ -34,7 +35,7 @@ def tune_and_compare(settings: Settings, experts: Path, rewritten: Path, questio
     """Fine-tune the base model on both files, examine the three models, and print one line for each.
 
     Args:
-        settings: of model, engine and gate.
+        settings: of model, engine and gate; what they say of `sft` and `evaluate` goes before this module's own.
         experts: the demonstrations as they were.
         rewritten: the same after rewriting.
         questions: a file of other questions, with answers.
@@ -59,7 +60,13 @@ def _tune(settings: Settings, source: Path, output: Path) -> None:
     from trainer.sft.run import run_sft
 
     say(f"   fine-tuning on {source.name}")
-    request = SftRequest(source=source, output=output, model=settings.model, engine=settings.engine, sft=_SETTINGS)
+    request = SftRequest(
+        source=source,
+        output=output,
+        model=settings.model,
+        engine=settings.engine,
+        sft=_TUNING.model_copy(update=_given(settings.sft)),
+    )
     with tuning_progress() as report:
         run_sft(request, resume=False, on_report=report)
 
@@ -76,10 +83,15 @@ def _examine(settings: Settings, adapter: Path | None, questions: Path, output: 
         limit=_ROWS,
         engine=settings.engine,
         gate=settings.gate,
-        evaluate=_EXAM,
+        evaluate=_EXAM.model_copy(update=_given(settings.evaluate)),
     )
     with exam_progress() as report:
         return run_evaluation(request, on_report=report)
+
+
+def _given(section: Section) -> dict[str, Any]:
+    """What somebody has set in it."""
+    return {name: getattr(section, name) for name in section.model_fields_set}
 
 
 def _right(exam: EvaluationResult) -> str:

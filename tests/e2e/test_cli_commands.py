@@ -101,6 +101,10 @@ def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
         REWRIGHT_REWRITE__STRATEGIES=json.dumps(quick),
         REWRIGHT_REWRITE__STRATEGY="quick",
         REWRIGHT_REWRITE__MAX_TOKENS="64",
+        REWRIGHT_SFT__STEPS="1",
+        REWRIGHT_EVALUATE__MAX_TOKENS="8",
+        REWRIGHT_EVALUATE__KL_ROWS="2",
+        REWRIGHT_EVALUATE__KL_MAX_TOKENS="8",
     )
     assert code == 0, err
     given = (PROJECT / "examples" / "demonstrations.jsonl").read_text().splitlines()
@@ -109,3 +113,8 @@ def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
     assert any(row["status"] == "rewritten" for row in rows)
     assert "Summary" in err
     assert err.count("nats/token: ") >= 2
+    assert {row["adapter"] for row in rows if row["status"] == "rewritten"} == {"math@1"}
+    tuned = [line.split() for line in err.splitlines() if line.strip(" │").startswith("tuned on")]
+    assert [words[3] for words in tuned] == ["experts", "rewritten"]
+    losses = [float(words[5]) for words in tuned]
+    assert losses[1] < losses[0]

@@ -31,6 +31,8 @@ _BATCH_BYTES = 2 * 2**20
 _REQUESTS = 4  # in flight: enough to keep the engine's batches full while answers travel
 _BUSY_PATIENCE_S = 900.0
 _LONGEST_WAIT_S = 30.0
+# Ray's proxy listens a moment before it knows the routes of the service, and says 404 until then.
+_ROUTES_PATIENCE_S, _ROUTES_PAUSE_S = 20.0, 0.2
 _FATAL = (401, 403, 404, 409)
 BUSY = (429, 502, 503)
 _TOKENS = ("prompt_tokens", "completion_tokens", "scored_tokens")
@@ -69,7 +71,11 @@ class RewriteClient:
 
     async def ready(self) -> str:
         """Wait until the service is ready and return the name of its model. Raises ServiceError."""
+        began = time.monotonic()
         answer = await self._request("GET", "/readyz", None)
+        while answer.status_code == 404 and time.monotonic() < began + _ROUTES_PATIENCE_S:
+            await asyncio.sleep(_ROUTES_PAUSE_S)
+            answer = await self._request("GET", "/readyz", None)
         if answer.status_code != 200:
             raise refusal(self._url, answer)
         return str(answered_object(self._url, answer).get("model"))

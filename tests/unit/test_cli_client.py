@@ -71,6 +71,23 @@ async def service() -> AsyncIterator[Service]:
     await serving
 
 
+async def test_a_proxy_that_knows_no_routes_yet_is_asked_again(service: Service):
+    service.answers = [refuse(404), refuse(404)]
+    async with RewriteClient(service.url, None, {}, patience_s=5) as client:
+        assert await client.ready() == "tiny"
+    assert not service.answers
+
+
+async def test_an_address_that_never_knows_the_route_is_not_this_service(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(client_module, "_ROUTES_PATIENCE_S", 0.5)
+    service.answers = [refuse(404)] * 100
+    async with RewriteClient(service.url, None, {}, patience_s=5) as client:
+        with pytest.raises(ServiceError, match="answered 404"):
+            await client.ready()
+
+
 def rows(count: int) -> list[Demonstration]:
     return [
         Demonstration(f"row-{i}", (Message("user", f"{i}?"),), str(i), source={"n": i}, line=i) for i in range(count)

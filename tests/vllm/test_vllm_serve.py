@@ -88,7 +88,7 @@ def service(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.mark.parametrize("strategy", ["solve", "rewrite"])
 def test_demonstrations_are_rewritten_with_the_base_model_and_with_the_adapter(service: Service, strategy: str):
     body = {
-        "demonstrations": [APPLES] * 3,
+        "demonstrations": [APPLES | {"id": name} for name in ("one", "two", "three")],
         "strategy": strategy,
         "sampling": {"temperature": 0.7, "samples": 2, "max_tokens": 48, "seed": 0},
     }
@@ -96,7 +96,7 @@ def test_demonstrations_are_rewritten_with_the_base_model_and_with_the_adapter(s
     assert answer.status_code == 200, answer.text
     RewritesResponse.model_validate(answer.json(), strict=True)
     records = answer.json()["data"]
-    assert [record["id"] for record in records] == ["apples"] * 3
+    assert [record["id"] for record in records] == ["one", "two", "three"]
     assert {record["status"] for record in records} <= {"rewritten", "self_solved", "fallback"}
     assert {record["adapter"] for record in records if record["proposer"] == "rewrite"} <= {"still"}
     assert all(record["mismatch"]["expert"]["tokens"] > 5 for record in records)

@@ -17,7 +17,6 @@ from typing import Protocol, get_args
 
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import set_seed
 from transformers.utils import logging
 
 from agent.chat import ChatFormat
@@ -28,6 +27,7 @@ from agent.engine.transformers_engine import TransformersEngine
 from agent.engine.vllm_start import start_vllm
 from agent.models import ModelFiles
 from agent.settings import EngineSettings, LoraRank
+from trainer.lora import seeded_lora
 from trainer.request import TrainingRequest
 from trainer.settings import TrainSettings
 
@@ -153,7 +153,7 @@ def _shared_policy(
 ) -> Iterator[Policy]:
     engine = TransformersEngine(files.name, files.path, chat.tokenizer, chat.stop_ids, request.engine)
     try:
-        yield SharedPolicy(engine, _seeded_lora(request.train))
+        yield SharedPolicy(engine, seeded_lora(request.train.lora, request.train.seed))
     finally:
         runner.run(engine.close())
 
@@ -169,7 +169,9 @@ def _published_policy(
         torch.set_num_threads(request.engine.threads or usable_cores())
         keep_freed_memory()
         own = LoraHost(load_model(files.path, request.engine))
-        yield PublishedPolicy(engine, own.add_trainable(POLICY, _seeded_lora(request.train)), versions)
+        yield PublishedPolicy(
+            engine, own.add_trainable(POLICY, seeded_lora(request.train.lora, request.train.seed)), versions
+        )
     finally:
         runner.run(engine.close())
         shutil.rmtree(versions, ignore_errors=True)
@@ -184,11 +186,3 @@ def engine_beside_trainer(engine: EngineSettings, train: TrainSettings) -> Engin
         "max_cpu_loras": 1,
     }
     return engine.model_copy(update={"vllm": engine.vllm.model_copy(update=options)})
-
-
-def _seeded_lora(train: TrainSettings) -> LoraConfig:
-    """Shape of the adapter, whose first weights the seed decides: TRL sets its own only after."""
-    set_seed(train.seed)
-    lora = train.lora
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agent.engine.masked import masked_attention
+from agent.engine.masked import lower_right, masked_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,3 @@ def _by_completion(x_HND: Tensor, places_KC: Tensor) -> Tensor:
     """(H, N, D) to (K, H, C, D), padded."""
     picked = x_HND.index_select(1, places_KC.flatten())
     return picked.view(len(x_HND), *places_KC.shape, -1).transpose(0, 1)
-
-
-def lower_right(past: int, new: int, device: torch.device) -> Tensor:
-    """Causal mask of `new` tokens after `past` ones, (new, past + new), True where attended."""
-    return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(diagonal=past)

@@ -39,11 +39,16 @@ def masked_attention(q_BHND: Tensor, k_BGMD: Tensor, v_BGMD: Tensor, mask: Tenso
     )
 
 
+def lower_right(past: int, new: int, device: torch.device) -> Tensor:
+    """Causal mask of `new` tokens after `past` ones, (new, past + new), True where attended."""
+    return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(diagonal=past)
+
+
 def _by_products(q_BHND: Tensor, k_BGMD: Tensor, v_BGMD: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     batch, heads, queries, dim = q_BHND.shape
     groups, keys = k_BGMD.shape[1:3]
     if mask is None:
-        mask = torch.ones(queries, keys, dtype=torch.bool, device=q_BHND.device).tril()
+        mask = lower_right(0, queries, q_BHND.device)
     bias = torch.zeros_like(mask, dtype=q_BHND.dtype).masked_fill_(~mask, -torch.inf)
     rows = (q_BHND * scaling).reshape(batch, groups, -1, dim)
     scores = (rows @ k_BGMD.transpose(2, 3)).view(batch, heads, queries, keys).add_(bias)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from agent.engine.attention import CompletionPages, DecodePlan, KeyValues, PackedPlan, Plan, PromptPages, Segment
 from agent.engine.cache import PagedCache, pages_for
-from agent.engine.groups import Group, GroupPlan, lower_right, make_group
+from agent.engine.groups import Group, GroupPlan, make_group
+from agent.engine.masked import lower_right
 
 # Rows of logits held at once while scoring.
 _LOGIT_ROWS = 128

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agent.engine.groups import lower_right
-from agent.engine.masked import masked_attention
+from agent.engine.masked import lower_right, masked_attention
 
 CPU = torch.device("cpu")
 MASKS = {"causal": (7, 7, None), "after a past": (5, 12, lower_right(7, 5, CPU))}

@@ -51,13 +51,19 @@ def test_scores_are_those_of_full_logits(model: LlamaForCausalLM, trees: list[Tr
             assert score == pytest.approx(plain_logprobs(model, list(tree.prompt_ids), list(completion)), abs=3e-5)
 
 
-def test_what_the_prompts_of_a_pack_begin_with_is_computed_once(
-    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    computed = []
+@pytest.fixture
+def computed(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The token ids of every forward pass."""
+    passes: list[torch.Tensor] = []
     decoder = model.get_decoder()
     forward = decoder.forward
-    monkeypatch.setattr(decoder, "forward", lambda **given: computed.append(given["input_ids"]) or forward(**given))
+    monkeypatch.setattr(decoder, "forward", lambda **given: passes.append(given["input_ids"]) or forward(**given))
+    return passes
+
+
+def test_what_the_prompts_of_a_pack_begin_with_is_computed_once(
+    model: LlamaForCausalLM, computed: list[torch.Tensor]
+) -> None:
     with torch.inference_mode():
         ModelRunner(model, PagedCache(cache_shape(model), budget=0)).score(TREES)
     tokens = sum(tree.tokens for tree in TREES)
@@ -65,12 +71,8 @@ def test_what_the_prompts_of_a_pack_begin_with_is_computed_once(
 
 
 def test_a_longer_opening_is_computed_from_where_the_known_one_ends(
-    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+    model: LlamaForCausalLM, computed: list[torch.Tensor]
 ) -> None:
-    computed = []
-    decoder = model.get_decoder()
-    forward = decoder.forward
-    monkeypatch.setattr(decoder, "forward", lambda **given: computed.append(given["input_ids"]) or forward(**given))
     longer = [*OPENING, *range(50, 90)]
     prompts = [[*OPENING, 50], [*OPENING, 51], [*longer, 52], [*longer, 53], [*longer, 54, 55]]
     with torch.inference_mode():

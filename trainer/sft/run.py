@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModelForCausalLM
-from transformers import set_seed
+from peft import PeftModelForCausalLM
 from transformers.utils import logging
 
 from agent.assembly import open_chat
@@ -37,6 +36,7 @@ from trainer.devices import with_dtype
 from trainer.exceptions import CheckpointError, TrainingDataError, TrainingSettingsError
 from trainer.folder import claim_as, open_folder, process_count
 from trainer.history import History
+from trainer.lora import seeded_lora
 from trainer.publish import DataOfTraining
 from trainer.report import Kind, StepReport
 from trainer.request import SftRequest
@@ -271,12 +271,8 @@ def _load(request: SftRequest, files: ModelFiles, dtype: torch.dtype) -> Any:
 
 
 def _with_adapter(model: Any, request: SftRequest) -> PeftModelForCausalLM:
-    lora = request.sft.lora
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    set_seed(request.sft.seed)  # of the adapter's first weights; TRL sets its own only after
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM")
     try:
-        return PeftModelForCausalLM(model, use_lora_linear(config))
+        return PeftModelForCausalLM(model, use_lora_linear(seeded_lora(request.sft.lora, request.sft.seed)))
     except ValueError as error:
         raise TrainingSettingsError(f"sft.lora fits no layer of the model: {error}") from error
 

@@ -99,6 +99,7 @@ def vllm_arguments(path: Path, settings: EngineSettings, base: BaseWeights) -> d
     if settings.device not in {"auto", device.type}:
         raise ModelError(f"engine.device is {settings.device}, but the installed vLLM runs on {device.type}; use auto")
     options = settings.vllm
+    length = context_length(load_config(path), settings)
     return {
         "model": str(path),
         "load_format": "safetensors",
@@ -106,10 +107,10 @@ def vllm_arguments(path: Path, settings: EngineSettings, base: BaseWeights) -> d
         "generation_config": "vllm",
         "dtype": str(pick_dtype(settings.dtype, device)).removeprefix("torch."),
         "quantization": options.quantization,
-        "max_model_len": context_length(load_config(path), settings),
+        "max_model_len": length,
         "max_num_seqs": settings.max_sequences,
         "scheduling_policy": "priority",
-        "max_num_batched_tokens": options.max_batched_tokens,
+        **_prefill_arguments(options, length, device),
         "tensor_parallel_size": options.tensor_parallel_size,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         # Without a GPU, vLLM would take that share of the whole machine's memory.
@@ -120,6 +121,14 @@ def vllm_arguments(path: Path, settings: EngineSettings, base: BaseWeights) -> d
         "enforce_eager": options.enforce_eager,
         "disable_log_stats": True,
     }
+
+
+def _prefill_arguments(options: VllmSettings, length: int, device: torch.device) -> dict[str, Any]:
+    tokens = options.max_batched_tokens
+    if device.type != "cpu":
+        return {"max_num_batched_tokens": tokens}
+    # Without a GPU, vLLM dies of a request with a seed whose prompt it computes in parts; whole, one has to fit a step.
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens and max(tokens, length)}
 
 
 def _lora_arguments(options: VllmSettings, base: BaseWeights, device: torch.device) -> dict[str, Any]:

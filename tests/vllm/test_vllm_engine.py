@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from agent.adapters import CONFIG, WEIGHTS
 from agent.assembly import load_adapter, open_chat, open_engine
+from agent.chat import ChatFormat
 from agent.demonstrations import Message
 from agent.engine import Engine, Sampling
 from agent.exceptions import AdapterError, EngineClosedError
@@ -49,8 +50,13 @@ async def engine(model_files: ModelFiles) -> AsyncIterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def prompt(model_files: ModelFiles) -> list[int]:
-    return open_chat(model_files).prompt_ids([Message("user", "Tell me about the sea. " * 20)])
+def chat(model_files: ModelFiles) -> ChatFormat:
+    return open_chat(model_files)
+
+
+@pytest.fixture(scope="module")
+def prompt(chat: ChatFormat) -> list[int]:
+    return chat.prompt_ids([Message("user", "Tell me about the sea. " * 20)])
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +225,14 @@ async def test_ids_outside_the_vocabulary_are_refused_and_the_engine_lives(
     with pytest.raises(ValueError, match="token ids"):
         await engine.score(prompt, ids)
     assert (await engine.generate(prompt, GREEDY))[0].ids
+
+
+async def test_seeded_requests_whose_prompts_fill_more_than_a_step_are_answered(engine: Engine, chat: ChatFormat):
+    prompts = [chat.prompt_ids([Message("user", f"{number} fish in the sea. " * 60)]) for number in range(40)]
+    assert sum(map(len, prompts)) > 4 * 4096
+    sampling = Sampling(temperature=1.0, max_tokens=4, seed=7)
+    groups = await asyncio.gather(*(engine.generate(ids, sampling) for ids in prompts))
+    assert {completion.finish_reason for (completion,) in groups} <= {"stop", "length"}
 
 
 async def test_a_cancelled_request_stops_using_the_engine(engine: Engine, prompt: list[int]):

@@ -90,7 +90,7 @@ class ClusterWork:
 
     async def run(self, job_id: str) -> None:
         """The workflow. A job that is interrupted raises CancelledError, which DBOS does not record."""
-        with self.running.one(), about(job_id=job_id):
+        with self.running.one(job_id), about(job_id=job_id):
             if (failure := await failure_of(self._do(job_id))) is not None:
                 await run_step("fail", self._fail, job_id, failure)
 

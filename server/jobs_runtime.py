@@ -2,12 +2,16 @@
 
 DBOS carries on only workflows of its own application version, so that is a number that changes when the steps of
 `server.jobs_workflow` do, and not DBOS's hash of the code: an upgrade finds the jobs of the release before.
+
+A workflow may end before its job does, when even the step that writes down a failure was given up because the database
+was away, or may never have begun. So this looks for such jobs now and then, and begins them again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,6 +36,9 @@ _POLL_S = 0.25
 _EVENTS = 500
 _HEARTBEAT_S = 15.0
 _THREADS = 64
+_LOOK_S = 60.0  # far more than DBOS takes from a queue to the first line of a workflow
+
+_log = logging.getLogger("rewright.server")
 
 
 class JobRuntime:
@@ -64,6 +71,7 @@ class JobRuntime:
         self._changes = 0
         self._stopping = False
         self._farewell: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     async def start(self, runner: ShardRunner) -> None:
         """Begin to do jobs: those that were left unfinished, then new ones."""
@@ -115,6 +123,7 @@ class JobRuntime:
         # A job that was written down just before a kill has no workflow yet; for the others this changes nothing.
         for job_id, kind in await asyncio.to_thread(self._store.unfinished):
             await self._enqueue(job_id, kind)
+        self._looking = asyncio.create_task(self._look())
 
     def begin_stop(self) -> None:
         """Interrupt all jobs where they are, and end all streams of events."""
@@ -127,6 +136,9 @@ class JobRuntime:
         self.begin_stop()
         if self._workflow is None:
             return
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
         await self._running.stopped()
         await asyncio.to_thread(DBOS.destroy, destroy_registry=True)
         # DBOS makes its own pool of threads the loop's, and has closed it now.
@@ -173,6 +185,32 @@ class JobRuntime:
             if loop.time() >= heartbeat:
                 heartbeat = loop.time() + _HEARTBEAT_S
                 yield None
+
+    async def _look(self) -> None:
+        """Begin again, until cancelled, what two looks in a row have found idle."""
+        idle: dict[str, str] = {}
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            try:
+                before, idle = idle, await self._idle()
+                for job_id in before.keys() & idle.keys():
+                    _log.warning("%s is not finished and nothing works on it: it is begun again", job_id)
+                    await DBOS.delete_workflow_async(job_id)
+                    await self._enqueue(job_id, idle[job_id])
+            except Exception as error:  # of either database; the next look must come all the same
+                _log.error("jobs that nothing works on cannot be looked for", exc_info=error)
+
+    async def _idle(self) -> dict[str, str]:
+        """Kinds by id of the unfinished jobs that neither run here nor wait in a queue."""
+        jobs = await asyncio.to_thread(self._store.unfinished)
+        left = {job_id: kind for job_id, kind in jobs if job_id not in self._running}
+        if left:
+            queued = await DBOS.list_workflows_async(
+                workflow_ids=list(left), status="ENQUEUED", load_input=False, load_output=False
+            )
+            for workflow in queued:
+                del left[workflow.workflow_id]
+        return left
 
     async def _enqueue(self, job_id: str, kind: str) -> None:
         queue, workflow = self._registered[kind]

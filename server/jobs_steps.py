@@ -44,8 +44,11 @@ class Running:
     """The workflows under way in this process."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], str] = {}
         self._stopping = threading.Event()
+
+    def __contains__(self, job_id: str) -> bool:
+        return job_id in self._tasks.values()
 
     @property
     def stopping(self) -> bool:
@@ -62,17 +65,17 @@ class Running:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @contextlib.contextmanager
-    def one(self) -> Iterator[None]:
-        """Within: the calling task is a workflow. It gets a CancelledError by `begin_stop`, which DBOS keeps not."""
+    def one(self, job_id: str) -> Iterator[None]:
+        """Within: the calling task is the workflow of a job. It gets a CancelledError by `begin_stop`, which DBOS keeps not."""
         task = asyncio.current_task()
         assert task is not None
         if self.stopping:
             raise asyncio.CancelledError
-        self._tasks.add(task)
+        self._tasks[task] = job_id
         try:
             yield
         finally:
-            self._tasks.discard(task)
+            del self._tasks[task]
 
 
 async def run_step(name: str, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:

@@ -66,7 +66,7 @@ class JobWorkflow:
 
     async def run(self, job_id: str) -> None:
         """The workflow. A job that is interrupted raises CancelledError, which DBOS does not record."""
-        with self._running.one(), about(job_id=job_id):
+        with self._running.one(job_id), about(job_id=job_id):
             self._cancelled[job_id] = asyncio.Event()
             try:
                 if (failure := await failure_of(self._do(job_id))) is not None:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dbos import DBOS, SetWorkflowID
+from sqlalchemy.exc import OperationalError
 
 from server.cluster_jobs import ClusterJobs
 from server.files import FileStore
@@ -147,7 +148,10 @@ class JobRuntime:
     async def submit(self, job: Job) -> None:
         """Have a new job done. Doing it again changes nothing."""
         if job.status not in TERMINAL:
-            await self._enqueue(job.id, job.kind)
+            try:
+                await self._enqueue(job.id, job.kind)
+            except OperationalError as error:  # the job itself is written down, so one of the next looks finds it
+                _log.error("%s cannot be handed to its queue yet", job.id, exc_info=error)
         await self._notify()
 
     async def cancel(self, job_id: str) -> Job:

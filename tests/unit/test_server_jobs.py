@@ -124,10 +124,10 @@ async def test_rows_that_were_done_are_kept_when_the_job_fails(tmp_path: Path) -
 async def test_a_job_that_cannot_keep_its_rows_has_failed_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+    def defect(*_: Any) -> None:
+        raise RuntimeError("nobody expects this")
 
-    monkeypatch.setattr("server.jobs_files.JobFolder.assemble", full)
+    monkeypatch.setattr("server.jobs_files.JobFolder.assemble", defect)
     async with _service(tmp_path, Gone()) as client:
         row = '{"question": "1?", "answer": "1"}'
         file_id = await _upload(client, row, row, '{"question": "GONE", "answer": "x"}')
@@ -215,5 +215,12 @@ async def test_a_job_that_could_not_be_handed_to_its_queue_is_done_all_the_same(
     settings = _settings(tmp_path)
     work = DurableWork(settings)
     async with client_of(create_app(PlainBackend(), settings, Keys(), work)) as client, asyncio.timeout(60):
-        job = await asyncio.to_thread(_job, work, tmp_path)
-        assert (await _until_ended(client, job.id))["status"] == "completed"
+        written = await asyncio.to_thread(_job, work, tmp_path)  # as by a process that was killed right then
+        workflows = sqlite3.connect(tmp_path / "state" / "workflows.sqlite", isolation_level=None)
+        workflows.execute("ALTER TABLE workflow_status RENAME TO away")
+        taken = await client.post("/v1/jobs", json={"kind": "rewrite", "input_file": written.input_file})
+        workflows.execute("ALTER TABLE away RENAME TO workflow_status")
+        workflows.close()
+        ended = [await _until_ended(client, job_id) for job_id in (written.id, taken.json()["id"])]
+    assert (taken.status_code, taken.json()["status"]) == (200, "validating")
+    assert [job["status"] for job in ended] == ["completed", "completed"]

@@ -19,12 +19,17 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Within: where to write a file that then takes the place of `path`, whole and on the disk; not if that fails.
+    """Within: where to write a file that then takes the place of `path`, whole and on the disk; if that fails, no more
+    is left of it than before.
 
     Raises:
         OSError: it cannot be written.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
-    yield unfinished
-    sync(unfinished)
-    os.replace(unfinished, path)
+    try:
+        yield unfinished
+        sync(unfinished)
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)  # a full disk needs the room
+        raise

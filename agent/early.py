@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from agent.disk import replacing
 from agent.exceptions import OutputFileError
 from agent.records import file_row, read_file_row
 
@@ -74,9 +74,8 @@ class EarlyRows:
         """Make the file anew, of the rows that wait."""
         if self._file is not None:
             self._file.close()
-        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
-        unfinished.write_bytes(b"".join(self._lines.values()))
-        os.replace(unfinished, self.path)
+        with replacing(self.path) as unfinished:
+            unfinished.write_bytes(b"".join(self._lines.values()))
         self._file = self.path.open("ab")
         self._spent = 0
 

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from agent.demonstrations import BadRow, Demonstration
+from agent.disk import replacing
 from agent.early import EarlyRows
 from agent.exceptions import OutputFileError, ResumeError
 from agent.intake import input_identity, overlap
@@ -172,7 +173,8 @@ class RecordWriter:
         else:
             self._file.truncate(0)
             self.early.open(resume=False)
-            _write_whole(self._sidecar, f"{json.dumps(run, indent=2)}\n")
+            with replacing(self._sidecar) as unfinished:
+                unfinished.write_text(f"{json.dumps(run, indent=2)}\n")
 
     def _check_run(self, run: dict[str, Any]) -> None:
         """Compare with what the rows were made from."""
@@ -190,13 +192,11 @@ class RecordWriter:
         import pyarrow.parquet as pq
 
         schema = _schema()
-        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
         rows = self.written_rows()
-        with pq.ParquetWriter(unfinished, schema) as parquet:
+        with replacing(self.path) as unfinished, pq.ParquetWriter(unfinished, schema) as parquet:
             while batch := list(islice(rows, _BATCH_ROWS)):
                 columns = [{**row, "source": json.dumps(row["source"], ensure_ascii=False)} for row in batch]
                 parquet.write_batch(pa.RecordBatch.from_pylist(columns, schema=schema))
-        os.replace(unfinished, self.path)
         self._journal.unlink()
 
     def _reopen_parquet(self) -> None:
@@ -204,19 +204,20 @@ class RecordWriter:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        unfinished = self._journal.with_name(f".{self._journal.name}.unfinished")
         try:
-            with unfinished.open("w", encoding="utf-8") as journal, pq.ParquetFile(self.path) as parquet:
+            with (
+                replacing(self._journal) as unfinished,
+                unfinished.open("w", encoding="utf-8") as journal,
+                pq.ParquetFile(self.path) as parquet,
+            ):
                 for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
                     for row in batch.to_pylist():
                         row["source"] = json.loads(row["source"])
                         journal.write(f"{json.dumps(row, ensure_ascii=False)}\n")
-        except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:
-            unfinished.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise
+        except OSError:
+            raise
+        except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
             raise ResumeError(f"{self.path}: cannot be resumed, it is no Parquet output of ours: {error}") from None
-        os.replace(unfinished, self._journal)
 
     def _close(self) -> None:
         self.early.close()
@@ -262,10 +263,3 @@ def _cut_partial_line(file: IO[bytes]) -> None:
         end = start
     file.truncate(end)
     file.seek(end)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is either whole or not there."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)

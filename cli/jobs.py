@@ -138,10 +138,11 @@ def tell_problems(file: dict[str, Any]) -> None:
 
 
 def _params(text: str | None) -> dict[str, Any]:
-    from agent.strict_json import JsonValueError, parse_json
+    from agent.strict_json import JsonValueError, check_json_value, parse_json
 
     try:
         params = parse_json(text) if text is not None else {}
+        check_json_value(params)
     except JsonValueError as error:
         raise UsageError(f"--params is no JSON: {error}") from error
     if not isinstance(params, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from agent.disk import replacing
 from cli.client import BUSY, Pauses, answered_object, bearer, refusal, retry_after, service_address, unreachable
 from cli.exceptions import ServiceError
 
@@ -137,14 +137,12 @@ class JobsClient:
 
     def save(self, file_id: str, path: Path) -> None:
         """Fetch a file to `path`, which is whole or not there. Raises ServiceError and OSError."""
-        unfinished = path.with_name(f".{path.name}.unfinished")
 
         def fetch() -> None:
-            with unfinished.open("wb") as file:
+            with replacing(path) as unfinished, unfinished.open("wb") as file:
                 self._fetch(file_id, file.write)
 
         self._patiently(fetch)
-        os.replace(unfinished, path)
 
     def _fetch(self, file_id: str, write: Callable[[bytes], object]) -> None:
         with self._http.stream("GET", f"/v1/files/{file_id}/content") as answer:

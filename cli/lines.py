@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from agent.disk import replacing
 from agent.intake import overlap
 from cli.exceptions import UsageError
 
@@ -37,12 +37,6 @@ def json_lines(output: Path | None) -> Iterator[Callable[[dict[str, Any]], None]
         yield lambda value: print(json.dumps(value, ensure_ascii=False))
         return
     in_place = output.exists() and not output.is_file()
-    written = output if in_place else output.with_name(f".{output.name}.unfinished")
-    try:
-        with written.open("w", encoding="utf-8") as file:
-            yield lambda value: print(json.dumps(value, ensure_ascii=False), file=file)
-        if not in_place:
-            os.replace(written, output)
-    finally:
-        if not in_place:
-            written.unlink(missing_ok=True)
+    place = nullcontext(output) if in_place else replacing(output)
+    with place as written, written.open("w", encoding="utf-8") as file:
+        yield lambda value: print(json.dumps(value, ensure_ascii=False), file=file)

@@ -17,12 +17,15 @@ from starlette.requests import ClientDisconnect
 
 from agent.strict_json import JsonValueError, check_json_value, parse_json
 from server.auth import authenticate
+from server.errors import field_name
 from server.exceptions import BadRequestError, BodyTimeoutError, MediaTypeError, TooLargeError
 from server.keys import Scope
 from server.rates import Rates
 from server.settings import LimitSettings
 
 bearer = HTTPBearer(auto_error=False, description="A key of the service.")
+
+_NAMED_LEVELS = 3  # params.sampling.top_p
 
 
 class BoundedRequest(Request):
@@ -105,8 +108,9 @@ def parse_body(body: bytes) -> Any:
     """Decode strict JSON.
 
     Raises:
-        BadRequestError: with the line of the body where it is known.
+        BadRequestError: with the line of the body, or the field, where it is known.
     """
+    value = None
     try:
         value = parse_json(body.decode("utf-8-sig"))
         check_json_value(value)
@@ -119,8 +123,34 @@ def parse_body(body: bytes) -> Any:
     except JsonValueError as error:
         syntax = error.__context__
         line = syntax.lineno if isinstance(syntax, json.JSONDecodeError) else None
-        raise BadRequestError(f"the body cannot be used: {error}", code="invalid_json", line=line) from None
+        field = _field_at_fault(value)
+        message = f"{field}: {error}" if field else f"the body cannot be used: {error}"
+        raise BadRequestError(message, code="invalid_json", param=field, line=line) from None
     return value
+
+
+def _field_at_fault(value: Any) -> str | None:
+    """The field of a parsed body that is no plain data, as `sampling.top_p`; None when it is the body itself."""
+    # Every level is another look at all that is below it.
+    location: list[str | int] = ["body"]
+    for _ in range(_NAMED_LEVELS):
+        if not isinstance(value, dict | list):
+            break
+        inside = value.items() if isinstance(value, dict) else enumerate(value)
+        found = next(((name, item) for name, item in inside if not _is_plain(item)), None)
+        if found is None:
+            break  # the name of a field itself
+        location.append(found[0])
+        value = found[1]
+    return field_name(tuple(location))
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        check_json_value(value)
+    except JsonValueError:
+        return False
+    return True
 
 
 def _require_json(content_type: str) -> None:

@@ -64,7 +64,7 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems: list[Mapping[str, Any]] = list(error.errors())
     first = problems[0]
-    param = _field_name(_without_tag(first["loc"], error.body))
+    param = field_name(_without_tag(first["loc"], error.body))
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     message = f"{param or 'the body'}: {first['msg']}{more}"
     return error_response(InvalidFieldError(message, code=str(first["type"]), param=param))
@@ -77,7 +77,7 @@ def _without_tag(location: tuple[str | int, ...], body: Any) -> tuple[str | int,
     return location
 
 
-def _field_name(location: tuple[str | int, ...]) -> str | None:
+def field_name(location: tuple[str | int, ...]) -> str | None:
     """`('body', 'sampling', 'top_p')` as `sampling.top_p`."""
     parts = location[1:] if location and location[0] in ("body", "query", "path", "header") else location
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)

@@ -245,7 +245,15 @@ class FileStore:
 
     def _keep(self, path: Path, stored: StoredFile) -> None:
         self._storage.put(path, _name(stored))
-        self._database.do(lambda c: c.execute(sa.insert(table).values(**asdict(stored))))
+        try:
+            self._database.do(lambda c: c.execute(sa.insert(table).values(**asdict(stored))))
+        except UnavailableError:
+            with contextlib.suppress(UnavailableError, OSError):
+                try:
+                    self.get(stored.id)  # a database that is gone may have written it down all the same
+                except UnknownNameError:
+                    self._storage.delete(_name(stored))
+            raise
 
 
 def _name(stored: StoredFile) -> str:
@@ -296,5 +304,9 @@ def _unknown(file_id: str) -> UnknownNameError:
 
 def _storage_failure(error: OSError) -> UnavailableError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    message = "the service's disk is full" if full else "the service cannot use its disk, or the store of its files"
+    message = (
+        "the service's disk is full: delete files that are not needed any more, or have room made, and try again"
+        if full
+        else "the service cannot use its disk, or the store of its files"
+    )
     return UnavailableError(message, code="storage_unavailable", retry_after_s=60)

@@ -90,7 +90,7 @@ class ClusterWork:
 
     async def run(self, job_id: str) -> None:
         """The workflow. A job that is interrupted raises CancelledError, which DBOS does not record."""
-        with self.running.one(), about(job_id=job_id):
+        with self.running.one(job_id), about(job_id=job_id):
             if (failure := await failure_of(self._do(job_id))) is not None:
                 await run_step("fail", self._fail, job_id, failure)
 
@@ -126,19 +126,20 @@ class ClusterWork:
         seen: Run | None = None
         while True:
             try:
-                if (end := await asyncio.to_thread(self._look, name, job_id, number, pace)) is not None:
-                    return end
+                found = await asyncio.to_thread(self._look, name, job_id, number, pace)
+                if not isinstance(found, Run):
+                    return found
                 answered = time.monotonic()
-                if (run := await asyncio.to_thread(self.runs.get, job_id)) != seen:
-                    seen = run
+                if found != seen:
+                    seen = found
                     await self.notify()
             except ClusterAwayError as error:
                 if time.monotonic() - answered > self.settings.patience_s:
                     raise JobFailedError(f"{error}, for {self.settings.patience_s:g} seconds") from error
             await asyncio.sleep(_POLL_S)
 
-    def _look(self, name: str, job_id: str, number: int, pace: _LogPace) -> tuple[str, str] | None:
-        """One look at an attempt, and what follows from it; None while it goes on. Blocks."""
+    def _look(self, name: str, job_id: str, number: int, pace: _LogPace) -> tuple[str, str] | Run:
+        """One look at an attempt, and what follows from it; how far it is while it goes on. Blocks."""
         job = self.jobs.get(job_id)
         over = job.status in _OVER
         state = self.cluster.state(name)
@@ -149,15 +150,14 @@ class ClusterWork:
                 return _LOST, "the cluster does not know it any more"
             command = self.commands.command(job, self.folder / job_id, self._source(job))
             self.cluster.submit(name, command)
-            self.runs.started(job_id, number)
-            return None
-        self.runs.started(job_id, number)
+            return self.runs.started(job_id, number)
+        run = self.runs.started(job_id, number)
         if not state.ended:
-            if pace.due() and self.runs.get(job_id).told < _TOLD_LINES:
-                self._tell(job_id, self._read_log(job, name, pace), whole=False)
+            if pace.due() and run.told < _TOLD_LINES:
+                run = self._tell(job_id, self._read_log(job, name, pace), whole=False)
             if over:
                 self.cluster.stop(name)
-            return None
+            return run
         log = self._read_log(job, name, pace)
         self._tell(job_id, log, whole=True)
         return self._end(job, state, log)
@@ -184,12 +184,13 @@ class ClusterWork:
             raise JobFailedError(message)
         return _LOST, message
 
-    def _tell(self, job_id: str, log: str, *, whole: bool) -> None:
-        """Tell the lines that were not told yet; the last one only when it is `whole`."""
+    def _tell(self, job_id: str, log: str, *, whole: bool) -> Run:
+        """Tell the lines that were not told yet, the last one only when it is `whole`; how far the job is then."""
         lines = log.split("\n")[: None if whole and not log.endswith("\n") else -1]
         while (run := self.runs.get(job_id)).told < min(len(lines), _TOLD_LINES):
             end = min(run.told + _EVENT_LINES, _TOLD_LINES)
             self.runs.tell(job_id, run, [_shown(line) for line in lines[run.told : end]])
+        return run
 
     async def _finish(self, job_id: str, message: str) -> None:
         await asyncio.to_thread(self.jobs.finalize, job_id)

@@ -70,12 +70,16 @@ class JobFolder:
         for name in ("input", "output", "failed"):
             (self.path / name).mkdir(parents=True)
         shards = rows = 0
-        for shard in _cut(read_rows(source), shard_rows, stopped):
-            self._at("input", shards).write_bytes(b"".join(shard))
-            shards, rows = shards + 1, rows + len(shard)
-        os.sync()  # once for all of them: thousands of single ones take minutes
-        plan = Plan(shards, rows)
-        write_whole(self.path / _PLAN, lambda file: file.write(json.dumps(asdict(plan)).encode()))
+        try:
+            for shard in _cut(read_rows(source), shard_rows, stopped):
+                self._at("input", shards).write_bytes(b"".join(shard))
+                shards, rows = shards + 1, rows + len(shard)
+            os.sync()  # once for all of them: thousands of single ones take minutes
+            plan = Plan(shards, rows)
+            write_whole(self.path / _PLAN, lambda file: file.write(json.dumps(asdict(plan)).encode()))
+        except OSError:
+            self.remove()  # a full disk needs the room
+            raise
         return plan
 
     def plan(self) -> Plan | None:

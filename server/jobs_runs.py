@@ -30,18 +30,18 @@ class RunStore:
 
     def get(self, job_id: str) -> Run:
         """That of a job on a cluster."""
-        row = self._database.do(lambda c: c.execute(sa.select(runs).where(runs.c.job == job_id)).one())
-        return Run(row.attempt, row.told)
+        return self._database.do(lambda c: _get(c, job_id))
 
-    def started(self, job_id: str, attempt: int) -> None:
-        """An attempt was started; its log begins anew."""
+    def started(self, job_id: str, attempt: int) -> Run:
+        """An attempt was started, and its log begins anew; returns as `get`."""
 
-        def start(connection: sa.Connection) -> None:
+        def start(connection: sa.Connection) -> Run:
             change = sa.update(runs).where(runs.c.job == job_id, runs.c.attempt < attempt)
             if connection.execute(change.values(attempt=attempt, told=0)).rowcount:
                 add_event(connection, job_id, "attempt", {"attempt": attempt})
+            return _get(connection, job_id)
 
-        self._database.do(start)
+        return self._database.do(start)
 
     def tell(self, job_id: str, run: Run, lines: Sequence[str]) -> None:
         """Lines of the log that follow those that `run` has told."""
@@ -59,3 +59,8 @@ class RunStore:
         known = {name: value for name, value in made if value is not None}
         if known:
             self._database.do(lambda c: c.execute(sa.update(runs).where(runs.c.job == job_id).values(known)))
+
+
+def _get(connection: sa.Connection, job_id: str) -> Run:
+    row = connection.execute(sa.select(runs).where(runs.c.job == job_id)).one()
+    return Run(row.attempt, row.told)

@@ -2,17 +2,22 @@
 
 DBOS carries on only workflows of its own application version, so that is a number that changes when the steps of
 `server.jobs_workflow` do, and not DBOS's hash of the code: an upgrade finds the jobs of the release before.
+
+A workflow may end before its job does, when even the step that writes down a failure was given up because the database
+was away, or may never have begun. So this looks for such jobs now and then, and begins them again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dbos import DBOS, SetWorkflowID
+from sqlalchemy.exc import OperationalError
 
 from server.cluster_jobs import ClusterJobs
 from server.files import FileStore
@@ -32,6 +37,9 @@ _POLL_S = 0.25
 _EVENTS = 500
 _HEARTBEAT_S = 15.0
 _THREADS = 64
+_LOOK_S = 60.0  # far more than DBOS takes from a queue to the first line of a workflow
+
+_log = logging.getLogger("rewright.server")
 
 
 class JobRuntime:
@@ -64,6 +72,7 @@ class JobRuntime:
         self._changes = 0
         self._stopping = False
         self._farewell: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     async def start(self, runner: ShardRunner) -> None:
         """Begin to do jobs: those that were left unfinished, then new ones."""
@@ -115,6 +124,7 @@ class JobRuntime:
         # A job that was written down just before a kill has no workflow yet; for the others this changes nothing.
         for job_id, kind in await asyncio.to_thread(self._store.unfinished):
             await self._enqueue(job_id, kind)
+        self._looking = asyncio.create_task(self._look())
 
     def begin_stop(self) -> None:
         """Interrupt all jobs where they are, and end all streams of events."""
@@ -127,6 +137,9 @@ class JobRuntime:
         self.begin_stop()
         if self._workflow is None:
             return
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
         await self._running.stopped()
         await asyncio.to_thread(DBOS.destroy, destroy_registry=True)
         # DBOS makes its own pool of threads the loop's, and has closed it now.
@@ -135,7 +148,10 @@ class JobRuntime:
     async def submit(self, job: Job) -> None:
         """Have a new job done. Doing it again changes nothing."""
         if job.status not in TERMINAL:
-            await self._enqueue(job.id, job.kind)
+            try:
+                await self._enqueue(job.id, job.kind)
+            except OperationalError as error:  # the job itself is written down, so one of the next looks finds it
+                _log.error("%s cannot be handed to its queue yet", job.id, exc_info=error)
         await self._notify()
 
     async def cancel(self, job_id: str) -> Job:
@@ -173,6 +189,32 @@ class JobRuntime:
             if loop.time() >= heartbeat:
                 heartbeat = loop.time() + _HEARTBEAT_S
                 yield None
+
+    async def _look(self) -> None:
+        """Begin again, until cancelled, what two looks in a row have found idle."""
+        idle: dict[str, str] = {}
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            try:
+                before, idle = idle, await self._idle()
+                for job_id in before.keys() & idle.keys():
+                    _log.warning("%s is not finished and nothing works on it: it is begun again", job_id)
+                    await DBOS.delete_workflow_async(job_id)
+                    await self._enqueue(job_id, idle[job_id])
+            except Exception as error:  # of either database; the next look must come all the same
+                _log.error("jobs that nothing works on cannot be looked for", exc_info=error)
+
+    async def _idle(self) -> dict[str, str]:
+        """Kinds by id of the unfinished jobs that neither run here nor wait in a queue."""
+        jobs = await asyncio.to_thread(self._store.unfinished)
+        left = {job_id: kind for job_id, kind in jobs if job_id not in self._running}
+        if left:
+            queued = await DBOS.list_workflows_async(
+                workflow_ids=list(left), status="ENQUEUED", load_input=False, load_output=False
+            )
+            for workflow in queued:
+                del left[workflow.workflow_id]
+        return left
 
     async def _enqueue(self, job_id: str, kind: str) -> None:
         queue, workflow = self._registered[kind]

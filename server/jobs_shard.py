@@ -133,16 +133,16 @@ class ShardRunner:
                 except EngineClosedError:
                     self._down = True
 
-        journal.note({"start": True})
+        before = journal.size()
         try:
+            journal.note({"start": True})
             async with asyncio.TaskGroup() as group:
                 for index, row in enumerate(rows):
                     group.create_task(one(index, row))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        except asyncio.CancelledError:
-            journal.note({"start": False})
-            raise
+        finally:
+            journal.cut(before)  # whatever ended this, it was no kill
         return records
 
     async def _alone(self, index: int, row: Row, options: RewriteOptions, journal: _Journal) -> dict[str, Any]:
@@ -151,17 +151,17 @@ class ShardRunner:
         while journal.tries[index] < _TRIES:
             async with self._lane.alone():
                 await self._engine_up()
-                journal.note({"try": index})
+                before = journal.size()
                 try:
+                    journal.note({"try": index})
                     record = await self._record(row, options)
+                    journal.note({"done": index, "record": record})
+                    return record
                 except EngineClosedError:
                     self._down = True
-                    continue
-                except asyncio.CancelledError:
-                    journal.note({"untry": index})
+                except BaseException:  # a stop or a full disk is not the row's fault
+                    journal.cut(before)
                     raise
-            journal.note({"done": index, "record": record})
-            return record
         _log.error("row %s: the engine died on it %d times", row.id, _TRIES)
         return await self._error(row, f"the engine died on this row {_TRIES} times", options)
 
@@ -193,8 +193,8 @@ class _Journal:
     """What was begun of a shard, kept through a kill. What is written is small, so it is written in place.
 
     Attributes:
-        starts: how often its rows were begun together and neither ended nor were stopped.
-        tries: how often a row was begun alone, by index.
+        starts: how often its rows were begun together until the process was killed.
+        tries: how often a row was begun alone until its engine died, by index.
         records: rows that are done, by index.
     """
 
@@ -218,12 +218,21 @@ class _Journal:
             file.flush()
             os.fsync(file.fileno())
 
+    def size(self) -> int:
+        return self._path.stat().st_size if self._path.exists() else 0
+
+    def cut(self, size: int) -> None:
+        """Forget what was noted since it had this size. Needs no room, as a further note would."""
+        with self._path.open("ab") as file:
+            file.truncate(size)
+            os.fsync(file.fileno())
+
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
 
     def _take(self, note: dict[str, Any]) -> None:
         match note:
-            case {"start": bool(begun)}:
+            case {"start": bool(begun)}:  # false, and "untry", are of earlier releases
                 self.starts += 1 if begun else -1
             case {"try": int(index)}:
                 self.tries[index] += 1

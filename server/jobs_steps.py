@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from dbos import DBOS, StepOptions
 from dbos import error as dbos_error
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from agent.exceptions import RewrightError
 from server.exceptions import UnavailableError
@@ -44,8 +45,11 @@ class Running:
     """The workflows under way in this process."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], str] = {}
         self._stopping = threading.Event()
+
+    def __contains__(self, job_id: str) -> bool:
+        return job_id in self._tasks.values()
 
     @property
     def stopping(self) -> bool:
@@ -62,17 +66,17 @@ class Running:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @contextlib.contextmanager
-    def one(self) -> Iterator[None]:
-        """Within: the calling task is a workflow. It gets a CancelledError by `begin_stop`, which DBOS keeps not."""
+    def one(self, job_id: str) -> Iterator[None]:
+        """Within: the calling task is the workflow of a job, which `begin_stop` cancels; DBOS does not keep that."""
         task = asyncio.current_task()
         assert task is not None
         if self.stopping:
             raise asyncio.CancelledError
-        self._tasks.add(task)
+        self._tasks[task] = job_id
         try:
             yield
         finally:
-            self._tasks.discard(task)
+            del self._tasks[task]
 
 
 async def run_step(name: str, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
@@ -102,7 +106,8 @@ async def attempt(work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
 async def failure_of(work: Awaitable[None]) -> str | None:
     """Why a job failed, once all its steps were done or one was given up; None when none was.
 
-    What DBOS raises to take a workflow away from this process is no Exception, and passes.
+    What DBOS raises to take a workflow away from this process is no Exception, and passes. So does that DBOS could not
+    write a step down: nothing of the job is at fault, and `server.jobs_runtime` begins it again.
     """
     try:
         await work
@@ -110,6 +115,8 @@ async def failure_of(work: Awaitable[None]) -> str | None:
         return str(error)
     except dbos_error.DBOSMaxStepRetriesExceeded as error:
         return str(error.errors[-1])
+    except (OperationalError, InterfaceError):
+        raise
     except Exception as error:  # of a workflow, not of a step; without an end its job would stay unfinished for good
         _log.error("a job was broken off", exc_info=error)
         return "the service failed on this job; its log says why"

@@ -16,6 +16,7 @@ from pathlib import Path
 from dbos import DBOS
 
 from agent.exceptions import InputFileError
+from server.exceptions import UnavailableError
 from server.files import FileStore, Purpose, job_file_id
 from server.jobs import TERMINAL, JobStore
 from server.jobs_files import JobFolder, Plan
@@ -66,7 +67,7 @@ class JobWorkflow:
 
     async def run(self, job_id: str) -> None:
         """The workflow. A job that is interrupted raises CancelledError, which DBOS does not record."""
-        with self._running.one(), about(job_id=job_id):
+        with self._running.one(job_id), about(job_id=job_id):
             self._cancelled[job_id] = asyncio.Event()
             try:
                 if (failure := await failure_of(self._do(job_id))) is not None:
@@ -103,7 +104,8 @@ class JobWorkflow:
         if job.status in TERMINAL:
             return None
         if job.status == "cancelling":
-            return {"shards": 0, "rows": 0}
+            begun = await asyncio.to_thread(self._folder_of(job_id).plan)
+            return {"shards": begun.shards, "rows": begun.rows} if begun is not None else {"shards": 0, "rows": 0}
         assert job.input_file is not None
         plan = await asyncio.to_thread(self._split, job_id, job.input_file)
         await asyncio.to_thread(self._store.begin, job_id)
@@ -183,6 +185,8 @@ class JobWorkflow:
         try:
             if (plan := folder.plan()) is not None:
                 kept = self._keep(job_id, folder, plan.shards)
+        except (OSError, UnavailableError):
+            raise  # a full disk, a database that is away: the rows are worth another try
         except Exception as error:  # what failed the job may hinder this too; it has failed all the same
             _log.error("the finished rows of a job that failed cannot be kept", exc_info=error)
         self._store.fail(job_id, message, **kept)

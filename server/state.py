@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from agent.disk import sync
+from agent.disk import replacing, sync
 from agent.exceptions import SettingsError
 from server.exceptions import StartError, UnavailableError
 from server.migrations import open_schema, schema_table
@@ -197,12 +197,9 @@ class StateLock:
 
 def write_whole(path: Path, write: Callable[[Any], None]) -> None:
     """Have `write` fill a binary file that is either whole and on disk, or not there at all."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    with unfinished.open("wb") as file:
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
         write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    commit(unfinished, path)
+    sync(path.parent)
 
 
 def commit(unfinished: Path, path: Path) -> None:

@@ -7,10 +7,10 @@ Not here: what is known of files (`server.files`).
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from agent.disk import replacing
 from agent.exceptions import SettingsError
 from server.state import commit
 
@@ -93,14 +93,18 @@ class UrlStorage:
             raise SettingsError(f"server.files.url cannot be used: {error}") from error
 
     def put(self, path: Path, name: str) -> None:
-        self._store.put_file(str(path), self._at(name))
+        try:
+            self._store.put_file(str(path), self._at(name))
+        except Exception:
+            with contextlib.suppress(Exception):
+                self.delete(name)  # of a folder, half of it may be there
+            raise
         path.unlink()
 
     def fetch(self, name: str, spare: Path) -> Path:
         if not spare.exists():
-            unfinished = spare.with_name(f"{spare.name}.unfinished")
-            self._store.get_file(self._at(name), str(unfinished))
-            os.replace(unfinished, spare)
+            with replacing(spare) as unfinished:
+                self._store.get_file(self._at(name), str(unfinished))
         return spare
 
     def delete(self, name: str) -> None:

@@ -20,14 +20,12 @@ class Sampling:
     Attributes:
         temperature: 0 is greedy; log-probabilities are always reported at temperature 1.
         top_p: nucleus mass kept, in (0, 1].
-        top_k: most likely tokens kept, 0 keeps all.
         max_tokens: new tokens at most, the end-of-turn token included.
         seed: makes the draw of this request reproducible on the same machine and batch; None draws freely.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
-    top_k: int = 0
     max_tokens: int = 256
     seed: int | None = None
 
@@ -36,8 +34,6 @@ class Sampling:
             raise ValueError(f"temperature must be between 0 and 10, got {self.temperature}")
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (off) or positive, got {self.top_k}")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
 

@@ -1,4 +1,4 @@
-"""Drawing the next token. Exact nucleus and top-k sampling without sorting the vocabulary.
+"""Drawing the next token. Exact nucleus sampling without sorting the vocabulary.
 
 A token is drawn from the full distribution and kept when it lies in the allowed set; what is kept then
 follows the truncated distribution exactly. A nucleus of mass p is hit with probability p or more, so a
@@ -17,6 +17,8 @@ from torch import Tensor
 from agent.engine import Sampling
 
 _REDRAWS = 16
+# Colder than this, float32 has nothing but the likeliest token left, and in the end a division by zero.
+_COLDEST = 1e-4
 # Rows of logits that fit the processor's cache together with their probabilities.
 _CPU_ROWS = 8
 
@@ -52,8 +54,8 @@ def draw_tokens(logits_NV: Tensor, draws: Sequence[Draw]) -> tuple[list[int], li
 def _draw_some(logits_NV: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float]]:
     logits_NV = logits_NV.float()
     ids_N = torch.empty(len(draws), dtype=torch.long, device=logits_NV.device)
-    rows = [row for row, draw in enumerate(draws) if draw.sampling.temperature > 0]
-    greedy = [row for row, draw in enumerate(draws) if draw.sampling.temperature == 0]
+    rows = [row for row, draw in enumerate(draws) if draw.sampling.temperature >= _COLDEST]
+    greedy = [row for row, draw in enumerate(draws) if draw.sampling.temperature < _COLDEST]
     if greedy:
         ids_N[greedy] = _take(logits_NV, greedy).argmax(dim=-1)
     if rows:
@@ -84,19 +86,15 @@ def _draw_random(logits_NV: Tensor, draws: Sequence[Draw]) -> Tensor:
 
 
 def _allowed(probs_NV: Tensor, ids_N1: Tensor, samplings: Sequence[Sampling]) -> Tensor:
-    """Whether each drawn token lies in its row's nucleus and among its row's `top_k`."""
+    """Whether each drawn token lies in its row's nucleus."""
     drawn = probs_NV.gather(1, ids_N1)
     allowed = drawn[:, 0] > 0
-    truncated = [i for i, s in enumerate(samplings) if s.top_p < 1 or s.top_k]
+    truncated = [i for i, s in enumerate(samplings) if s.top_p < 1]
     if not truncated:
         return allowed
     probs_NV = _take(probs_NV, truncated)
-    likelier = probs_NV > drawn[truncated]
-    mass = torch.where(likelier, probs_NV, 0.0).sum(dim=-1)
+    mass = torch.where(probs_NV > drawn[truncated], probs_NV, 0.0).sum(dim=-1)
     allowed[truncated] &= mass < mass.new_tensor([samplings[i].top_p for i in truncated])
-    if any(s.top_k for s in samplings):
-        rank = likelier.sum(dim=-1)
-        allowed[truncated] &= rank < rank.new_tensor([samplings[i].top_k or probs_NV.shape[1] for i in truncated])
     return allowed
 
 
@@ -110,8 +108,6 @@ def _draw_sorted(probs_V: Tensor, draw: Draw) -> int:
     ordered, ids = probs_V.sort(descending=True)
     before = ordered.cumsum(0) - ordered
     kept = before < draw.sampling.top_p
-    if draw.sampling.top_k:
-        kept[draw.sampling.top_k :] = False
     kept[0] = True
     sums = (ordered * kept).cumsum(0)
     index = int(torch.searchsorted(sums, draw.random.random() * sums[-1], right=True))

@@ -106,7 +106,6 @@ class VllmEngine:
             n=1 if greedy else n,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            top_k=sampling.top_k,
             seed=sampling.seed,
             max_tokens=min(sampling.max_tokens, room),
             stop_token_ids=self._stop_ids,

@@ -63,6 +63,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         ([*JOB, "none/o.jsonl"], "there is no folder"),
         (["rewrite", "-", *JOB[2:], "o.jsonl"], "-: --job sends a file"),
         (["jobs", "submit", "in.jsonl", "--kind", "train", "--params", "{"], "--params is no JSON: "),
+        (["jobs", "submit", "in.jsonl", "--kind", "train", "--params", '{"seed": 1e400}'], "--params is no JSON: NaN"),
         (["jobs", "submit", "in.jsonl", "--kind", "train", "--params", "[1]"], "--params is no JSON object, as"),
         (["rewrite", "in.jsonl", "--resume"], "need an output file: -o OUT"),
         (["rewrite", "in.jsonl", "-o", "-", "--json"], "need an output file: -o OUT"),

@@ -71,11 +71,10 @@ def test_a_limit_counts_bad_rows_too(write: Write):
         (b'{"question": "caf\xe9"}', "not UTF-8: byte 0xe9 at position 18"),
         (b"[" * 1000 + b"]" * 1000, "nested deeper than 64 levels"),
         (b'{"a":' * 100_000, "nested deeper than 64 levels"),
-        (b'{"n": 1' + b"0" * 100_000 + b"}", "an integer of 100001 digits does not fit 64 bits: write it as a string"),
         (b"NaN", "NaN and infinities are not JSON: use null"),
         (b"[]", "a row must be a JSON object, got a list"),
     ],
-    ids=["brace", "cut", "two", "latin1", "arrays", "objects", "digits", "nan", "list"],
+    ids=["brace", "cut", "two", "latin1", "arrays", "objects", "nan", "list"],
 )
 def test_a_line_that_is_no_row_says_why(write: Write, line: bytes, message: str):
     path = write(GOOD + b"\n" + line + b"\n" + GOOD)
@@ -92,6 +91,7 @@ def test_a_line_that_is_no_row_says_why(write: Write, line: bytes, message: str)
         ("[-Infinity]", "'meta': NaN and infinities are not JSON: use null"),
         ("1e999", "'meta': NaN and infinities are not JSON: use null"),
         ("9223372036854775808", "'meta': an integer does not fit 64 bits: write it as a string"),
+        ("-1" + "0" * 100_000, "'meta': an integer does not fit 64 bits: write it as a string"),
         (r'{"a": "x\ud800"}', r"'meta': half a character, the lone surrogate \ud800: the text was cut or mis-encoded"),
         (r'{"\udc01": 1}', r"'meta': half a character, the lone surrogate \udc01: the text was cut or mis-encoded"),
     ],

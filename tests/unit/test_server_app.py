@@ -27,8 +27,10 @@ from server.schemas import (
     MismatchResponse,
     RewritesBody,
     RewritesResponse,
+    SamplingBody,
 )
 from server.settings import LimitSettings, ServerSettings
+from tests.absurd import absurd_bodies
 from tests.asgi import client_to
 
 ROW = {"question": "1 + 1?", "answer": "2"}
@@ -134,7 +136,7 @@ async def test_malformed_json_is_answered_with_its_line_and_column(client: httpx
         (b'{"demonstrations": [NaN]}', "NaN"),
         (b'{"demonstrations": [1e999]}', "infinities"),
         (b'{"demonstrations": ["\\ud800"]}', "\\ud800"),
-        (b'{"demonstrations": [' + b"9" * 3000 + b"]}", "3000 digits"),
+        (b'{"demonstrations": [' + b"9" * 3000 + b"]}", "demonstrations[0]: an integer does not fit 64 bits"),
         (b"[" * 1500, "64 levels"),
         (b'{"demonstrations": ["\xff"]}', "not UTF-8"),
         (b"", "Expecting value"),
@@ -165,6 +167,28 @@ async def test_an_invalid_field_is_answered_with_its_name(
     error = _error(response)
     assert error["param"] == param
     assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(("name", "sampling"), list(absurd_bodies(SamplingBody, {"max_tokens": 4})))
+async def test_absurd_sampling_is_refused_by_its_name_and_reaches_no_engine(
+    client: httpx.AsyncClient, backend: ScriptedBackend, name: str, sampling: str
+) -> None:
+    response = await _post(client, f'{{"demonstrations": [{{}}], "sampling": {sampling}}}'.encode())
+    assert response.status_code in (400, 422)
+    error = _error(response)
+    assert str(error["param"]).startswith(f"sampling.{name}")
+    assert str(error["message"]).startswith(f"sampling.{name}")
+    assert not backend.started.is_set()
+
+
+@pytest.mark.parametrize("sampling", ["null", "1", "true", '"hot"', "[]", "[{}]", "NaN", '{"top_k": 1}', '{"": 1}'])
+async def test_what_is_no_sampling_is_refused(
+    client: httpx.AsyncClient, backend: ScriptedBackend, sampling: str
+) -> None:
+    response = await _post(client, f'{{"demonstrations": [{{}}], "sampling": {sampling}}}'.encode())
+    assert response.status_code in (400, 422)
+    assert str(_error(response)["param"]).startswith("sampling")
+    assert not backend.started.is_set()
 
 
 async def test_a_body_that_is_no_object_is_invalid(client: httpx.AsyncClient) -> None:

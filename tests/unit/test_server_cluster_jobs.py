@@ -21,9 +21,12 @@ from server.app import create_app
 from server.auth import Keys
 from server.cluster import ClusterAwayError, ClusterState
 from server.cluster_jobs import Served
+from server.job_params import EvaluateParams, SftParams, TrainParams
 from server.jobs import JobStore
+from server.schemas import RequestBody, RewriteOptions, SamplingBody
 from server.settings import ClusterSettings, ServerSettings
 from server.work import DurableWork
+from tests.absurd import absurd_bodies
 from tests.asgi import client_of
 from tests.plain_backend import PlainBackend
 
@@ -289,6 +292,32 @@ async def test_params_that_make_no_sense_are_refused(
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
     assert nothing.json()["error"]["code"] == "nothing_to_do"
     assert cluster.commands == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "model", "others"),
+    [
+        ("rewrite", "params.sampling", SamplingBody, {"max_tokens": 4}),
+        ("rewrite", "params", RewriteOptions, {}),
+        ("train", "params", TrainParams, {"name": "a"}),
+        ("sft", "params", SftParams, {"name": "a"}),
+        ("evaluate", "params", EvaluateParams, {}),
+    ],
+)
+async def test_absurd_params_are_refused_by_their_name_and_make_no_job(
+    tmp_path: Path, kind: str, place: str, model: type[RequestBody], others: dict[str, Any]
+) -> None:
+    async with _service(_settings(tmp_path), ScriptedCluster()) as client:
+        headers = {"Content-Type": "application/x-ndjson"}
+        file = (await client.post("/v1/files", content=ROW, headers=headers)).json()["id"]
+        for name, absurd in absurd_bodies(model, others):
+            params = f'{{"sampling": {absurd}}}' if place == "params.sampling" else absurd
+            body = f'{{"kind": "{kind}", "input_file": "{file}", "params": {params}}}'
+            answer = await client.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+            assert answer.status_code in (400, 422), body
+            assert str(answer.json()["error"]["param"]).startswith(f"{place}.{name}"), body
+        jobs = (await client.get("/v1/jobs")).json()["data"]
+    assert jobs == []
 
 
 def test_settings_files_are_toml_whatever_is_in_them() -> None:

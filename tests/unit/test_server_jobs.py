@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sqlite3
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from dbos import DBOS
 
 from agent.demonstrations import BadRow, Demonstration
 from server.app import create_app
@@ -20,7 +22,7 @@ from server.auth import Keys
 from server.exceptions import UnknownNameError
 from server.jobs import Job, JobStore
 from server.jobs_runtime import JobRuntime
-from server.jobs_steps import JobFailedError, failure_of
+from server.jobs_steps import RETRY, JobFailedError, failure_of
 from server.schemas import RewriteOptions
 from server.settings import JobSettings, ServerSettings
 from server.work import DurableWork
@@ -68,6 +70,22 @@ async def _until_ended(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]
     return dict((await client.get(f"/v1/jobs/{job_id}")).json())
 
 
+def _locking(rewrite_row: Callable[..., Any], database: sqlite3.Connection) -> Callable[..., Any]:
+    """The same, after which nobody else writes to the database."""
+
+    async def locking(*arguments: Any) -> Any:
+        if not database.in_transaction:
+            database.execute("BEGIN IMMEDIATE")
+        return await rewrite_row(*arguments)
+
+    return locking
+
+
+async def _workflow_status() -> str:
+    (workflow,) = await DBOS.list_workflows_async(load_input=False, load_output=False)
+    return str(workflow.status)
+
+
 async def test_a_silent_stream_has_its_heartbeat_however_busy_other_jobs_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,10 +124,10 @@ async def test_rows_that_were_done_are_kept_when_the_job_fails(tmp_path: Path) -
 async def test_a_job_that_cannot_keep_its_rows_has_failed_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+    def defect(*_: Any) -> None:
+        raise RuntimeError("nobody expects this")
 
-    monkeypatch.setattr("server.jobs_files.JobFolder.assemble", full)
+    monkeypatch.setattr("server.jobs_files.JobFolder.assemble", defect)
     async with _service(tmp_path, Gone()) as client:
         row = '{"question": "1?", "answer": "1"}'
         file_id = await _upload(client, row, row, '{"question": "GONE", "answer": "x"}')
@@ -163,3 +181,46 @@ async def test_what_is_no_number_of_an_event_is_refused(tmp_path: Path, number: 
     async with client_to(create_app(PlainBackend(), settings, Keys(), work)) as client:
         refused = await client.get(f"/v1/jobs/{job.id}/events", headers={"Last-Event-ID": number})
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_event_id")
+
+
+async def test_a_job_whose_end_could_not_be_written_down_is_begun_again_and_completes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.state._BUSY_S", 0)
+    monkeypatch.setattr("server.jobs_runtime._LOOK_S", 0.5)
+    monkeypatch.setitem(RETRY, "max_attempts", 2)
+    monkeypatch.setitem(RETRY, "interval_seconds", 0.01)
+    async with _service(tmp_path, PlainBackend()) as client, asyncio.timeout(60):
+        file_id = await _upload(client, *(json.dumps({"question": f"{n}?", "answer": f"a{n}"}) for n in range(3)))
+        other = sqlite3.connect(tmp_path / "state" / "service.sqlite", isolation_level=None)
+        monkeypatch.setattr(PlainBackend, "rewrite_row", _locking(PlainBackend.rewrite_row, other))
+        job = (await client.post("/v1/jobs", json={"kind": "rewrite", "input_file": file_id})).json()
+        while await _workflow_status() != "ERROR":
+            await asyncio.sleep(0.05)
+        stuck = (await client.get(f"/v1/jobs/{job['id']}")).json()
+        other.execute("ROLLBACK")
+        other.close()
+        ended = await _until_ended(client, job["id"])
+        made = (await client.get(f"/v1/files/{ended['output_file']}/content")).text.splitlines()
+    assert (stuck["status"], stuck["request_counts"]["completed"]) == ("in_progress", 0)
+    assert (ended["status"], ended["error"]) == ("completed", None)
+    assert ended["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
+    assert [json.loads(row)["completion"][0]["content"] for row in made] == ["A0", "A1", "A2"]
+
+
+async def test_a_job_that_could_not_be_handed_to_its_queue_is_done_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.jobs_runtime._LOOK_S", 0.2)
+    settings = _settings(tmp_path)
+    work = DurableWork(settings)
+    async with client_of(create_app(PlainBackend(), settings, Keys(), work)) as client, asyncio.timeout(60):
+        written = await asyncio.to_thread(_job, work, tmp_path)  # as by a process that was killed right then
+        workflows = sqlite3.connect(tmp_path / "state" / "workflows.sqlite", isolation_level=None)
+        workflows.execute("ALTER TABLE workflow_status RENAME TO away")
+        taken = await client.post("/v1/jobs", json={"kind": "rewrite", "input_file": written.input_file})
+        workflows.execute("ALTER TABLE away RENAME TO workflow_status")
+        workflows.close()
+        ended = [await _until_ended(client, job_id) for job_id in (written.id, taken.json()["id"])]
+    assert (taken.status_code, taken.json()["status"]) == (200, "validating")
+    assert [job["status"] for job in ended] == ["completed", "completed"]

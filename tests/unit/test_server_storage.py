@@ -99,7 +99,7 @@ def test_a_copy_is_made_once_and_whole(url: str, tmp_path: Path) -> None:
     storage.put(tmp_path / "a", "name")
     assert not (tmp_path / "a").exists()
     spare = tmp_path / "spare"
-    spare.with_name("spare.unfinished").write_bytes(b"of a process that was killed")
+    spare.with_name(".spare.unfinished").write_bytes(b"of a process that was killed")
     assert storage.fetch("name", spare).read_bytes() == ROWS
     storage.delete("name")
     storage.delete("name")

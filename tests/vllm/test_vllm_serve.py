@@ -47,7 +47,7 @@ class Service:
 
     def vllm_processes(self) -> list[psutil.Process]:
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if "EngineCore" in child.name()]
+        return [child for child in children if "EngineCor" in child.name()]  # the kernel keeps 15 characters of a name
 
 
 @pytest.fixture(scope="module")

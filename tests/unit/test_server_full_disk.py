@@ -195,12 +195,12 @@ async def test_a_full_disk_is_not_held_against_the_row_that_met_it(disk: Path) -
     folder = JobFolder(disk / "job")
     folder.split(disk / "rows.jsonl", 2, lambda: False)
     folder.journal(0).write_text('{"start": true}\n{"start": true}')  # so its rows go alone
-    filler = _fill(disk)
     runner = ShardRunner(PlainBackend(), Lane(2, Admission(100, 1)))
-    for _ in range(4):
+    for _ in range(4):  # somebody else makes room for the beginning of a row, never for its record
+        filler = _fill(disk, 2**13)
         with pytest.raises(OSError, match="No space left on device"):
             await runner.run(folder, 0, RewriteOptions())
-    filler.unlink()
+        filler.unlink()
     assert await runner.run(folder, 0, RewriteOptions()) == (2, 0)
     assert _kept(folder.path) == ["000000.jsonl", "000000.jsonl", "plan.json"]
 

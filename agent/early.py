@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,10 +22,12 @@ class EarlyRows:
 
     Args:
         path: the file; it is there only while a run is unfinished.
+        before_row: called before a row is kept, where the file may not be open yet; may raise OSError.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, before_row: Callable[[], None] = lambda: None) -> None:
         self.path = path
+        self._before_row = before_row
         self._lines: dict[str, bytes] = {}
         self._file: IO[bytes] | None = None
         self._spent = 0
@@ -41,9 +43,10 @@ class EarlyRows:
         Raises:
             OutputFileError: the disk is full or failing.
         """
-        assert self._file is not None, "EarlyRows is used before it is open"
         line = f"{json.dumps(file_row(row), ensure_ascii=False, allow_nan=False)}\n".encode()
         try:
+            self._before_row()
+            assert self._file is not None, "EarlyRows is used before it is open"
             self._file.write(line)
             self._file.flush()
         except OSError as error:

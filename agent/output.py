@@ -43,7 +43,7 @@ class RecordWriter:
         source: the input file or folder; None for a pipe.
         settings: what else the rows depend on: strategy, model, adapter, sampling.
         resume: go on with the rows that are there, if there are any.
-        overwrite: replace the rows that are there.
+        overwrite: replace the rows that are there, once there is the first one to put in their place.
 
     Attributes:
         done: rows found in the output by `remaining`.
@@ -68,8 +68,10 @@ class RecordWriter:
         self._is_parquet = path.suffix == ".parquet"
         self._journal = path.with_name(f"{path.name}.journal.jsonl") if self._is_parquet else path
         self._sidecar = path.with_name(f"{path.name}.run.json")
-        self.early = EarlyRows(path.with_name(f"{path.name}.early.jsonl"))
+        self.early = EarlyRows(path.with_name(f"{path.name}.early.jsonl"), before_row=self._begin)
         self._file: IO[bytes] | None = None
+        self._to_begin: dict[str, Any] | None = None  # what is written to the sidecar when the old rows go
+        self._made_journal = False
 
     def __enter__(self) -> RecordWriter:
         """Open the output.
@@ -98,8 +100,10 @@ class RecordWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None and self._is_parquet:
-                self._write_parquet()
+            if kind is None:
+                self._begin()
+                if self._is_parquet:
+                    self._write_parquet()
         except OSError as failure:
             raise OutputFileError(f"{self.path}: cannot be written: {failure}; resume when it can") from None
         finally:
@@ -134,6 +138,7 @@ class RecordWriter:
         assert self._file is not None, "RecordWriter is used outside of its with block"
         line = json.dumps(file_row(row), ensure_ascii=False, allow_nan=False)
         try:
+            self._begin()
             self._file.write(f"{line}\n".encode())
             self._file.flush()
             self.early.drop(row["id"])
@@ -146,6 +151,8 @@ class RecordWriter:
         Raises:
             ResumeError: a line is not an output row.
         """
+        if self._to_begin is not None:
+            return
         with self._journal.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if (row := read_file_row(line)) is None:
@@ -161,6 +168,7 @@ class RecordWriter:
             self._check_run(run)
             if self._is_parquet and not self._journal.exists() and self.path.exists():
                 self._reopen_parquet()
+        made_journal = not self._journal.exists()
         self._file = self._journal.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,7 +177,19 @@ class RecordWriter:
         if go_on:
             _cut_partial_line(self._file)
             self.early.open(resume=True)
-        else:
+            return
+        self._to_begin = run
+        self._made_journal = made_journal
+        if not exists:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Forget the rows of before, if that is still to do. Raises OSError.
+
+        The rows go before what they were made from: a kill in between leaves none of them under the wrong settings.
+        """
+        if self._to_begin is not None and self._file is not None:
+            run, self._to_begin = self._to_begin, None
             self._file.truncate(0)
             self.early.open(resume=False)
             _write_whole(self._sidecar, f"{json.dumps(run, indent=2)}\n")
@@ -221,6 +241,8 @@ class RecordWriter:
     def _close(self) -> None:
         self.early.close()
         if self._file is not None:
+            if self._to_begin is not None and self._made_journal:
+                self._journal.unlink()  # beside a Parquet file that stays, it would stand for its rows
             self._file.close()
             self._file = None
 

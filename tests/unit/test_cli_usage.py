@@ -209,6 +209,11 @@ def test_a_run_is_not_resumed_with_a_version_that_was_published_since(run: Run, 
     assert "cannot be resumed: rewrite was" in err
 
 
+def test_what_would_be_replaced_stays_where_the_run_cannot_start(run: Run, tmp_path: Path) -> None:
+    assert run("rewrite", "in.jsonl", "-o", "old.jsonl", "--overwrite", "--model", "nope")[0] == 2
+    assert {path.name: path.read_text() for path in tmp_path.glob("old*")} == {"old.jsonl": '{"id": "x"}\n'}
+
+
 @pytest.mark.parametrize("text", ["", "\n  \n", "[]"])
 def test_a_file_without_rows_is_done_and_said(run: Run, tmp_path: Path, text: str) -> None:
     (tmp_path / "rows.json").write_text(text)

@@ -148,6 +148,54 @@ def test_an_existing_output_is_replaced_on_request(tmp_path: Path, source: Path,
     assert len(read_output(tmp_path / name)) == 20
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@FORMATS
+@pytest.mark.parametrize("finished", [True, False])
+def test_rows_stay_where_the_run_that_would_replace_them_writes_none(
+    tmp_path: Path, source: Path, name: str, finished: bool
+):
+    if finished:
+        write(tmp_path / name, source)
+    else:
+        killed_after(tmp_path / name, source, 7)
+        (tmp_path / f"{name}.early.jsonl").write_bytes(b"rows that wait")
+    before = contents(tmp_path)
+    with pytest.raises(KeyError), RecordWriter(tmp_path / name, source=source, settings={}, overwrite=True) as writer:
+        assert list(writer.written_rows()) == []
+        assert next(iter(writer.remaining(read_rows(source)))).id == "row-1"
+        assert contents(tmp_path).items() >= before.items(), "a kill would have lost rows"
+        raise KeyError
+    assert contents(tmp_path) == before
+
+
+@FORMATS
+@pytest.mark.parametrize("early", [True, False])
+def test_the_first_row_replaces_all_that_was_there(tmp_path: Path, source: Path, name: str, early: bool):
+    out = tmp_path / name
+    killed_after(out, source, 7)
+    (tmp_path / f"{name}.early.jsonl").write_bytes(b"rows that wait\n")
+    row = output_row(next(iter(read_rows(source))))
+    with pytest.raises(KeyError), RecordWriter(out, source=source, settings={"seed": 1}, overwrite=True) as writer:
+        (writer.early.keep if early else writer.write)(row)
+        raise KeyError
+    assert json.loads((tmp_path / f"{name}.run.json").read_text())["seed"] == 1
+    with RecordWriter(out, source=source, settings={"seed": 1}, resume=True) as writer:
+        assert len(list(writer.written_rows())) == (0 if early else 1)
+        assert bool(writer.early.find("row-1")) is early
+        assert b"wait" not in b"".join(contents(tmp_path).values())
+
+
+@FORMATS
+def test_an_input_without_rows_replaces_what_was_there(tmp_path: Path, source: Path, name: str):
+    write(tmp_path / name, source)
+    source.write_text("")
+    assert write(tmp_path / name, source, overwrite=True) == []
+    assert read_output(tmp_path / name) == []
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

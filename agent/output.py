@@ -21,7 +21,7 @@ from agent.demonstrations import BadRow, Demonstration
 from agent.early import EarlyRows
 from agent.exceptions import OutputFileError, ResumeError
 from agent.intake import input_identity, overlap
-from agent.records import file_row, read_file_row
+from agent.records import file_row, made_of, read_file_row
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,7 +67,7 @@ class RecordWriter:
         self._overwrite = overwrite
         self._is_parquet = path.suffix == ".parquet"
         self._journal = path.with_name(f"{path.name}.journal.jsonl") if self._is_parquet else path
-        self._sidecar = path.with_name(f"{path.name}.run.json")
+        self._sidecar = run_file(path)
         self.early = EarlyRows(path.with_name(f"{path.name}.early.jsonl"), before_row=self._begin)
         self._file: IO[bytes] | None = None
         self._to_begin: dict[str, Any] | None = None  # what is written to the sidecar when the old rows go
@@ -113,7 +113,7 @@ class RecordWriter:
         """The rows of the input that are not in the output yet.
 
         Raises:
-            ResumeError: the rows in the output are not the first rows of the input.
+            ResumeError: the rows in the output are not made from the first rows of the input.
         """
         rows = iter(rows)
         for written in self.written_rows():
@@ -125,6 +125,11 @@ class RecordWriter:
             if row.id != written["id"]:
                 raise ResumeError(
                     f"{self.path}: row {self.done} has id {written['id']!r}, in the input it is {row.id!r}: "
+                    "resume with the same input, or write another output"
+                )
+            if not made_of(written, row):
+                raise ResumeError(
+                    f"{self.path}: row {self.done} was made from another row than the input's {row.id!r}: "
                     "resume with the same input, or write another output"
                 )
         return rows
@@ -165,7 +170,7 @@ class RecordWriter:
             raise OutputFileError(f"{self.path}: exists already: resume it, overwrite it, or choose another output")
         go_on = exists and self._resume
         if go_on:
-            self._check_run(run)
+            refuse_other_run(self.path, run)
             if self._is_parquet and not self._journal.exists() and self.path.exists():
                 self._reopen_parquet()
         made_journal = not self._journal.exists()
@@ -193,17 +198,6 @@ class RecordWriter:
             self._file.truncate(0)
             self.early.open(resume=False)
             _write_whole(self._sidecar, f"{json.dumps(run, indent=2)}\n")
-
-    def _check_run(self, run: dict[str, Any]) -> None:
-        """Compare with what the rows were made from."""
-        try:
-            before = dict(json.loads(self._sidecar.read_text()))
-        except (OSError, ValueError, TypeError, RecursionError):
-            raise ResumeError(f"{self.path}: cannot be resumed, {self._sidecar.name} is not readable") from None
-        for name in sorted({*before, *run}):
-            if before.get(name) != run.get(name):
-                change = f"{name} was {before.get(name)!r} and is now {run.get(name)!r}"
-                raise ResumeError(f"{self.path}: cannot be resumed: {change}; restore it or write another output")
 
     def _write_parquet(self) -> None:
         import pyarrow as pa
@@ -245,6 +239,28 @@ class RecordWriter:
                 self._journal.unlink()  # beside a Parquet file that stays, it would stand for its rows
             self._file.close()
             self._file = None
+
+
+def run_file(path: Path) -> Path:
+    """Where it says which input and settings the rows of an output belong to."""
+    return path.with_name(f"{path.name}.run.json")
+
+
+def refuse_other_run(path: Path, run: Mapping[str, Any]) -> None:
+    """Compare a run, as JSON, with the one that made the rows of an output.
+
+    Raises:
+        ResumeError: it is another, or nothing says which it was.
+    """
+    try:
+        before = dict(json.loads(run_file(path).read_text()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        problem = f"{run_file(path).name} is not readable; overwrite it or write another output"
+        raise ResumeError(f"{path}: cannot be resumed, {problem}") from None
+    for name in sorted({*before, *run}):
+        if before.get(name) != run.get(name):
+            change = f"{name} was {before.get(name)!r} and is now {run.get(name)!r}"
+            raise ResumeError(f"{path}: cannot be resumed: {change}; restore it or write another output")
 
 
 def _schema() -> pa.Schema:

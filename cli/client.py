@@ -227,7 +227,7 @@ async def rewrite_rows_remotely(
     async def one(batch: list[Row]) -> list[tuple[dict[str, Any], Usage]]:
         results = {row.id: error_row(row, model) for row in batch if isinstance(row, BadRow)}
         if early:
-            results |= {row.id: finished for row in batch if (finished := early.find(row.id))}
+            results |= {row.id: finished for row in batch if (finished := early.find(row))}
         asked = [row for row in batch if isinstance(row, Demonstration) and row.id not in results]
         records, usage = await client.rewrite(asked, model=model)
         for record in records:

@@ -279,13 +279,13 @@ def test_a_key_that_cannot_travel_is_wrong_use(key: str) -> None:
 async def test_rows_that_were_finished_before_are_not_sent_again(service: Service, tmp_path: Path) -> None:
     early = EarlyRows(tmp_path / "early.jsonl")
     early.open(resume=False)
-    early.keep(error_row(BadRow("row-1", 1, "kept"), "tiny"))
+    early.keep(error_row(BadRow("row-1", 1, "kept", source={"n": 1}), "tiny"))
     async with RewriteClient(service.url, None, {}, patience_s=0.0) as client:
         results = [row async for row, _ in rewrite_rows_remotely(client, rows(3), model="tiny", early=early)]
     assert [row["id"] for row in results] == ["row-0", "row-1", "row-2"]
     assert results[1]["error"]["message"] == "kept"
     assert [sent["id"] for sent in service.bodies[0]["demonstrations"]] == ["row-0", "row-2"]
-    assert early.find("row-2") is not None
+    assert early.find(rows(3)[2]) is not None
     early.close()
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from agent.demonstrations import BadRow, Demonstration
 from agent.disk import replacing
 from agent.exceptions import OutputFileError
-from agent.records import file_row, read_file_row
+from agent.records import file_row, made_of, read_file_row
 
 _SPENT_LINES = 1024  # lines of rows that have been written since; more of them, and the file is made anew
 
@@ -17,15 +18,21 @@ _SPENT_LINES = 1024  # lines of rows that have been written since; more of them,
 class EarlyRows:
     """A file of finished rows beside an output that is written in order.
 
-    Its size is bounded by the rows that wait, not by those that passed through. A row that cannot be read back is
-    forgotten, and so made again.
+    Its size is bounded by the rows that wait, not by those that passed through. A row that cannot be read back, or was
+    made from other input, is as if it were not there, and so made again.
 
     Args:
         path: the file; it is there only while a run is unfinished.
+        before_row: called before a row is kept, where the file may not be open yet; may raise OSError.
+
+    Attributes:
+        on_kept: called after a row is kept.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, before_row: Callable[[], None] = lambda: None) -> None:
         self.path = path
+        self.on_kept: Callable[[], None] = lambda: None
+        self._before_row = before_row
         self._lines: dict[str, bytes] = {}
         self._file: IO[bytes] | None = None
         self._spent = 0
@@ -41,19 +48,27 @@ class EarlyRows:
         Raises:
             OutputFileError: the disk is full or failing.
         """
-        assert self._file is not None, "EarlyRows is used before it is open"
         line = f"{json.dumps(file_row(row), ensure_ascii=False, allow_nan=False)}\n".encode()
         try:
+            self._before_row()
+            assert self._file is not None, "EarlyRows is used before it is open"
             self._file.write(line)
             self._file.flush()
         except OSError as error:
             raise OutputFileError(f"{self.path}: cannot be written: {error.strerror}; resume when it can") from None
         self._lines[row["id"]] = line
+        self.on_kept()
 
-    def find(self, row_id: str) -> dict[str, Any] | None:
-        """The finished row of that id in the form of `file_row`, None when there is none."""
-        line = self._lines.get(row_id)
-        return None if line is None else dict(json.loads(line))
+    @property
+    def waiting(self) -> int:
+        """Number of rows that wait."""
+        return len(self._lines)
+
+    def find(self, row: Demonstration | BadRow) -> dict[str, Any] | None:
+        """What was finished of an input row, in the form of `file_row`; None when that is nothing."""
+        line = self._lines.get(row.id)
+        finished: dict[str, Any] | None = None if line is None else json.loads(line)
+        return finished if finished and made_of(finished, row) else None
 
     def drop(self, row_id: str) -> None:
         """Forget a row: it is in the output. Raises OSError."""

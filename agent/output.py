@@ -22,7 +22,7 @@ from agent.disk import replacing
 from agent.early import EarlyRows
 from agent.exceptions import OutputFileError, ResumeError
 from agent.intake import input_identity, overlap
-from agent.records import file_row, read_file_row
+from agent.records import file_row, made_of, read_file_row
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +44,7 @@ class RecordWriter:
         source: the input file or folder; None for a pipe.
         settings: what else the rows depend on: strategy, model, adapter, sampling.
         resume: go on with the rows that are there, if there are any.
-        overwrite: replace the rows that are there.
+        overwrite: replace the rows that are there, once there is the first one to put in their place.
 
     Attributes:
         done: rows found in the output by `remaining`.
@@ -68,9 +68,11 @@ class RecordWriter:
         self._overwrite = overwrite
         self._is_parquet = path.suffix == ".parquet"
         self._journal = path.with_name(f"{path.name}.journal.jsonl") if self._is_parquet else path
-        self._sidecar = path.with_name(f"{path.name}.run.json")
-        self.early = EarlyRows(path.with_name(f"{path.name}.early.jsonl"))
+        self._sidecar = run_file(path)
+        self.early = EarlyRows(path.with_name(f"{path.name}.early.jsonl"), before_row=self._begin)
         self._file: IO[bytes] | None = None
+        self._to_begin: dict[str, Any] | None = None  # what is written to the sidecar when the old rows go
+        self._made_journal = False
 
     def __enter__(self) -> RecordWriter:
         """Open the output.
@@ -99,8 +101,10 @@ class RecordWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None and self._is_parquet:
-                self._write_parquet()
+            if kind is None:
+                self._begin()
+                if self._is_parquet:
+                    self._write_parquet()
         except OSError as failure:
             raise OutputFileError(f"{self.path}: cannot be written: {failure}; resume when it can") from None
         finally:
@@ -110,7 +114,7 @@ class RecordWriter:
         """The rows of the input that are not in the output yet.
 
         Raises:
-            ResumeError: the rows in the output are not the first rows of the input.
+            ResumeError: the rows in the output are not made from the first rows of the input.
         """
         rows = iter(rows)
         for written in self.written_rows():
@@ -124,6 +128,11 @@ class RecordWriter:
                     f"{self.path}: row {self.done} has id {written['id']!r}, in the input it is {row.id!r}: "
                     "resume with the same input, or write another output"
                 )
+            if not made_of(written, row):
+                raise ResumeError(
+                    f"{self.path}: row {self.done} was made from another row than the input's {row.id!r}: "
+                    "resume with the same input, or write another output"
+                )
         return rows
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -135,6 +144,7 @@ class RecordWriter:
         assert self._file is not None, "RecordWriter is used outside of its with block"
         line = json.dumps(file_row(row), ensure_ascii=False, allow_nan=False)
         try:
+            self._begin()
             self._file.write(f"{line}\n".encode())
             self._file.flush()
             self.early.drop(row["id"])
@@ -147,6 +157,8 @@ class RecordWriter:
         Raises:
             ResumeError: a line is not an output row.
         """
+        if self._to_begin is not None:
+            return
         with self._journal.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if (row := read_file_row(line)) is None:
@@ -159,9 +171,10 @@ class RecordWriter:
             raise OutputFileError(f"{self.path}: exists already: resume it, overwrite it, or choose another output")
         go_on = exists and self._resume
         if go_on:
-            self._check_run(run)
+            refuse_other_run(self.path, run)
             if self._is_parquet and not self._journal.exists() and self.path.exists():
                 self._reopen_parquet()
+        made_journal = not self._journal.exists()
         self._file = self._journal.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,22 +183,23 @@ class RecordWriter:
         if go_on:
             _cut_partial_line(self._file)
             self.early.open(resume=True)
-        else:
+            return
+        self._to_begin = run
+        self._made_journal = made_journal
+        if not exists:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Forget the rows of before, if that is still to do. Raises OSError.
+
+        The rows go before what they were made from: a kill in between leaves none of them under the wrong settings.
+        """
+        if self._to_begin is not None and self._file is not None:
+            run, self._to_begin = self._to_begin, None
             self._file.truncate(0)
             self.early.open(resume=False)
             with replacing(self._sidecar) as unfinished:
                 unfinished.write_text(f"{json.dumps(run, indent=2)}\n")
-
-    def _check_run(self, run: dict[str, Any]) -> None:
-        """Compare with what the rows were made from."""
-        try:
-            before = dict(json.loads(self._sidecar.read_text()))
-        except (OSError, ValueError, TypeError, RecursionError):
-            raise ResumeError(f"{self.path}: cannot be resumed, {self._sidecar.name} is not readable") from None
-        for name in sorted({*before, *run}):
-            if before.get(name) != run.get(name):
-                change = f"{name} was {before.get(name)!r} and is now {run.get(name)!r}"
-                raise ResumeError(f"{self.path}: cannot be resumed: {change}; restore it or write another output")
 
     def _write_parquet(self) -> None:
         import pyarrow as pa
@@ -222,8 +236,32 @@ class RecordWriter:
     def _close(self) -> None:
         self.early.close()
         if self._file is not None:
+            if self._to_begin is not None and self._made_journal:
+                self._journal.unlink()  # beside a Parquet file that stays, it would stand for its rows
             self._file.close()
             self._file = None
+
+
+def run_file(path: Path) -> Path:
+    """Where it says which input and settings the rows of an output belong to."""
+    return path.with_name(f"{path.name}.run.json")
+
+
+def refuse_other_run(path: Path, run: Mapping[str, Any]) -> None:
+    """Compare a run, as JSON, with the one that made the rows of an output.
+
+    Raises:
+        ResumeError: it is another, or nothing says which it was.
+    """
+    try:
+        before = dict(json.loads(run_file(path).read_text()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        problem = f"{run_file(path).name} is not readable; overwrite it or write another output"
+        raise ResumeError(f"{path}: cannot be resumed, {problem}") from None
+    for name in sorted({*before, *run}):
+        if before.get(name) != run.get(name):
+            change = f"{name} was {before.get(name)!r} and is now {run.get(name)!r}"
+            raise ResumeError(f"{path}: cannot be resumed: {change}; restore it or write another output")
 
 
 def _schema() -> pa.Schema:

@@ -76,7 +76,7 @@ def rewrite_rows(
     async def one(row: Demonstration | BadRow) -> tuple[dict[str, Any], Usage]:
         if isinstance(row, BadRow):
             return error_row(row, model), Usage()
-        if early and (finished := early.find(row.id)):
+        if early and (finished := early.find(row)):
             return finished, Usage()
         try:
             rewritten = await rewriter.rewrite(row)

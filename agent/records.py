@@ -143,6 +143,11 @@ def file_row(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def made_of(written: Mapping[str, Any], row: Demonstration | BadRow) -> bool:
+    """Whether an output row was made from this very input row, whichever form either went through since."""
+    return json.dumps(written["source"]) == json.dumps(row.source)
+
+
 def is_row(value: object) -> bool:
     """Whether a value from elsewhere is an output row, as far as this program reads one."""
     if not isinstance(value, dict) or COLUMNS - value.keys():

@@ -22,6 +22,7 @@ from agent.pipeline import map_in_order
 from agent.records import COLUMNS, error_row, is_row
 from agent.rewriter import Usage
 from agent.strict_json import JsonValueError, check_json_value, parse_json
+from cli.console import say
 from cli.exceptions import ServiceError, UsageError
 
 Row = Demonstration | BadRow
@@ -31,10 +32,13 @@ _BATCH_BYTES = 2 * 2**20
 _REQUESTS = 4  # in flight: enough to keep the engine's batches full while answers travel
 _BUSY_PATIENCE_S = 900.0
 _LONGEST_WAIT_S = 30.0
+# Longer than a service allows itself for a request, unless it is set otherwise: it knows when to give up.
+_SILENCE_S = 3600.0
+_TOLD_S = 60.0  # a failure that comes again within this time is the same one, and was said
 # Ray's proxy listens a moment before it knows the routes of the service, and says 404 until then.
 _ROUTES_PATIENCE_S, _ROUTES_PAUSE_S = 20.0, 0.2
 _FATAL = (401, 403, 404, 409)
-BUSY = (429, 502, 503)
+BUSY = (429, 502, 503, 504)
 _TOKENS = ("prompt_tokens", "completion_tokens", "scored_tokens")
 
 
@@ -53,13 +57,12 @@ class RewriteClient:
 
     def __init__(self, url: str, key: str | None, options: dict[str, Any], *, patience_s: float) -> None:
         headers = {"Content-Type": "application/json", **bearer(key)}
-        # Reading may take as long as the service allows itself for a request: it knows when to give up.
-        self._http = httpx.AsyncClient(
-            base_url=service_address(url), headers=headers, timeout=httpx.Timeout(30.0, read=None)
-        )
+        timeout = httpx.Timeout(30.0, read=_SILENCE_S)
+        self._http = httpx.AsyncClient(base_url=service_address(url), headers=headers, timeout=timeout)
         self._url = url
-        self._options = options
+        self._options = dict(options)
         self._patience_s = patience_s
+        self._told: dict[str, float] = {}
 
     async def __aenter__(self) -> RewriteClient:
         return self
@@ -80,13 +83,28 @@ class RewriteClient:
             raise refusal(self._url, answer)
         return str(answered_object(self._url, answer).get("model"))
 
+    async def pin_adapter(self) -> str | None:
+        """Have all requests name the version of the adapter that they would get now, whatever becomes active later.
+
+        Returns it as records name it, None for the base model alone. Raises ServiceError.
+        """
+        asked = self._options.get("adapter")
+        if asked is None or "@" not in asked:
+            answer = await self._request("GET", "/v1/adapters", None)
+            if answer.status_code != 200:
+                raise refusal(self._url, answer)
+            asked = _version_of(asked, answered_object(self._url, answer))
+        if asked is not None:
+            self._options["adapter"] = asked
+        return asked
+
     async def rewrite(self, demonstrations: list[Demonstration], *, model: str) -> tuple[list[dict[str, Any]], Usage]:
         """Output rows of `demonstrations`, as the local rewriter would write them.
 
         Where the service refuses a batch, its halves are sent, so that one bad row fails alone.
 
         Raises:
-            ServiceError: the service cannot be reached, or refuses what is not about a row.
+            ServiceError: the service cannot be reached, fails, or refuses what is not about a row.
         """
         if not demonstrations:
             return [], Usage()
@@ -95,6 +113,8 @@ class RewriteClient:
         if answer.status_code == 200:
             return self._records(answer, demonstrations)
         failed = refusal(self._url, answer)
+        if answer.is_server_error:  # a defect that is about one row only, it answers with an error row
+            raise ServiceError(f"{failed}; the rows that are written are kept, --resume goes on once that is mended")
         if answer.status_code in _FATAL or answer.is_redirect or _about_options(answer, self._options):
             raise failed
         if len(demonstrations) == 1:
@@ -109,7 +129,7 @@ class RewriteClient:
     async def _request(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
         """The first answer that is not about being busy. Raises ServiceError when patience ends."""
         content = json.dumps(body) if body else None
-        pauses = Pauses()
+        pauses = Pauses(self._told)
         while True:
             try:
                 answer = await self._http.request(method, path, content=content)
@@ -146,25 +166,37 @@ class RewriteClient:
 
 
 class Pauses:
-    """Between tries of one request: each twice as long as the last, or as long as the service asks for."""
+    """Between tries of one request: each twice as long as the last, or as long as the service asks for.
 
-    def __init__(self) -> None:
-        self._started, self._wait = time.monotonic(), 0.5
+    Args:
+        told: when each failure was last seen, of all requests of a client: what stays the same is said once.
+    """
+
+    def __init__(self, told: dict[str, float]) -> None:
+        self._told = told
+        self._failing_since: float | None = None
+        self._wait = 0.5
 
     def next(self, failure: ServiceError, patience_s: float, asked_s: float = 0.0) -> float:
-        """Seconds until the next try.
+        """Seconds until the next try; says why there is a pause.
 
         Args:
             failure: of the last one.
-            patience_s: since the first try, in all.
+            patience_s: since the first failure, in all.
             asked_s: what the service asks for.
 
         Raises:
             ServiceError: patience has ended; it is `failure`.
         """
-        left = self._started + patience_s - time.monotonic()
+        now = time.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+        left = self._failing_since + patience_s - now
         if left <= 0:
             raise failure
+        if now - self._told.get(str(failure), -_TOLD_S) >= _TOLD_S:
+            say(f"{failure}; trying again for {left:.0f} s")
+        self._told[str(failure)] = now
         pause = min(max(self._wait, asked_s), left)
         self._wait = min(2 * self._wait, _LONGEST_WAIT_S)
         return pause
@@ -227,7 +259,7 @@ async def rewrite_rows_remotely(
     async def one(batch: list[Row]) -> list[tuple[dict[str, Any], Usage]]:
         results = {row.id: error_row(row, model) for row in batch if isinstance(row, BadRow)}
         if early:
-            results |= {row.id: finished for row in batch if (finished := early.find(row.id))}
+            results |= {row.id: finished for row in batch if (finished := early.find(row))}
         asked = [row for row in batch if isinstance(row, Demonstration) and row.id not in results]
         records, usage = await client.rewrite(asked, model=model)
         for record in records:
@@ -268,6 +300,20 @@ def _as_row(demonstration: Demonstration) -> dict[str, Any]:
     if demonstration.task is not None:
         row["task"] = demonstration.task
     return row
+
+
+def _version_of(asked: str | None, listed: dict[str, Any]) -> str | None:
+    """The adapter that `asked` means now, by the body of `GET /v1/adapters`: `name@version` of a published one.
+
+    What has no active version stays as it is: the service says so of the first request.
+    """
+    adapters, default = listed.get("data"), listed.get("default")
+    if not isinstance(adapters, list) or not isinstance(default, str | None):
+        raise ServiceError("the service's list of adapters is none: is it this service, and this version?")
+    if asked is None or asked == default:
+        return default
+    active = {a.get("name"): a.get("active") for a in adapters if isinstance(a, dict)}.get(asked)
+    return asked if active is None else f"{asked}@{active}"
 
 
 def _about_options(answer: httpx.Response, options: dict[str, Any]) -> bool:

@@ -101,13 +101,14 @@ def _bar(*extra: TextColumn) -> Progress:
 
 def _log_lines(what: str, total: int | None, before: int) -> Callable[[int], None]:
     started = last = time.monotonic()
+    shown = before
 
     def show(done: int) -> None:
-        nonlocal last
+        nonlocal last, shown
         now = time.monotonic()
-        if now - last < _LOG_EVERY_S and done != total:
+        if done == shown or (now - last < _LOG_EVERY_S and done != total):
             return
-        last = now
+        last, shown = now, done
         rate = _rate(done - before, started)
         left = f", {(total - done) / rate:.0f} s left" if total and rate else ""
         say(f"{what}: {done}{f' of {total}' if total else ''} rows, {rate:.2f} rows/s{left}")

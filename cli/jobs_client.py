@@ -14,6 +14,7 @@ import httpx
 
 from agent.disk import replacing
 from cli.client import BUSY, Pauses, answered_object, bearer, refusal, retry_after, service_address, unreachable
+from cli.console import say
 from cli.exceptions import ServiceError
 
 _PAGE = 100
@@ -49,6 +50,7 @@ class JobsClient:
         timeout = httpx.Timeout(60.0, connect=30.0)
         self._http = httpx.Client(base_url=service_address(url), headers=bearer(key), timeout=timeout)
         self._url, self._patience_s = url, patience_s
+        self._told: dict[str, float] = {}
 
     def __enter__(self) -> JobsClient:
         return self
@@ -109,18 +111,24 @@ class JobsClient:
         """
         last = ""
         failing_since: float | None = None
+        told = False
         while True:
             try:
                 for event in self._events(job_id, last):
-                    failing_since = None
+                    failing_since, told = None, False
                     if event is not None:
                         last, kind, data = event
                         if kind == "progress":
                             on_counts(data)
-            except httpx.RequestError:
-                failing_since = failing_since or time.monotonic()
-                if time.monotonic() - failing_since > self._patience_s:
+            except httpx.RequestError as error:
+                now = time.monotonic()
+                if failing_since is None:  # many a stream breaks and goes on at once
+                    failing_since = now
+                elif now - failing_since > self._patience_s:
                     raise ServiceError(f"{self._url} cannot be reached any more; the job goes on without") from None
+                elif not told:
+                    told = True
+                    say(f"{unreachable(self._url, error)}; the job goes on; trying for {self._patience_s:.0f} s")
                 time.sleep(1)
                 continue
             job = self.job(job_id)
@@ -195,7 +203,7 @@ class JobsClient:
 
     def _patiently(self, work: Callable[[], T]) -> T:
         """The result of `work`, which is done again while the service is busy or cannot be reached."""
-        pauses = Pauses()
+        pauses = Pauses(self._told)
         while True:
             try:
                 return work()

@@ -42,12 +42,19 @@ class OpenJob:
 
     async def drive(self, results: AsyncGenerator[tuple[dict[str, Any], Usage], None]) -> Summary:
         """Write every result as it comes."""
-        with counting("rewritten", self.total, before=self.summary.rows) as show:
+        early = self.early
+
+        def done() -> int:
+            return self.summary.rows + (early.waiting if early else 0)
+
+        with counting("rewritten", self.total, before=done()) as show:
+            if early:
+                early.on_kept = lambda: show(done())
             async with aclosing(results):
                 async for row, usage in results:
                     self.write(row)
                     self.summary.add(row, usage)
-                    show(self.summary.rows)
+                    show(done())
         return self.summary
 
 

@@ -65,12 +65,16 @@ def rewrite(
             Given.by_flag("rewrite.seed", "--seed", seed),
         ],
     )
-    _refuse_contradictions(output is None, resume, overwrite, as_json, url, model)
+    _refuse_contradictions(output is None, resume, overwrite, as_json)
+    if url:
+        _refuse_for_service(model, revision)
     if as_job:
         _refuse_for_job(url, output, limit)
     if dry_run:
         print(settings.model_dump_json(indent=2))
         return
+    if url:
+        _say_what_is_the_services(settings)
     from cli.output import Job
 
     job = Job(source, output, limit, resume, overwrite)
@@ -88,15 +92,26 @@ def rewrite(
         raise typer.Exit(1)
 
 
-def _refuse_contradictions(
-    to_stdout: bool, resume: bool, overwrite: bool, as_json: bool, url: str | None, model: str | None
-) -> None:
+def _refuse_contradictions(to_stdout: bool, resume: bool, overwrite: bool, as_json: bool) -> None:
     if to_stdout and (resume or overwrite or as_json):
         raise UsageError("--resume, --overwrite and --json need an output file: -o OUT")
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
-    if url and model:
-        raise UsageError("--model and --url exclude each other: the service has its own model")
+
+
+def _refuse_for_service(model: str | None, revision: str | None) -> None:
+    for flag, value in (("--model", model), ("--revision", revision)):
+        if value is not None:
+            raise UsageError(f"{flag} and --url exclude each other: the service has its own model")
+
+
+def _say_what_is_the_services(settings: Settings) -> None:
+    """Name what was set and does not decide: a file of settings may be meant for both."""
+    given = sorted(settings.model_fields_set & {"model", "gate"})
+    if "strategies" in settings.rewrite.model_fields_set:
+        given.append("rewrite.strategies")
+    if given:
+        say(f"with --url, your settings of {', '.join(given)} have no effect: the service has its own")
 
 
 def _refuse_for_job(url: str | None, output: Path | None, limit: int | None) -> None:
@@ -172,7 +187,9 @@ async def rewrite_there(settings: Settings, job: Job, url: str, key: str | None,
     asked = _asked_of_service(settings)
     async with RewriteClient(url, key, asked, patience_s=patience_s) as client:
         model = await client.ready()
-        with open_job(job, {"model": model, **asked}) as opened:
+        # The version, not only the name, as in `_rewrite_here`.
+        run = {"model": model, **asked, "adapter": await client.pin_adapter()}
+        with open_job(job, run) as opened:
             return await opened.drive(rewrite_rows_remotely(client, opened.rows, model=model, early=opened.early))
 
 

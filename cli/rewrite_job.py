@@ -1,6 +1,7 @@
 """`rewright rewrite --url --job`: a file as one job of a service, followed to its end, and its rows fetched.
 
-The service finds the job again by the content of the input and the settings: nothing is kept here.
+The service finds the job again by the content of the input and the settings. Beside the output, `OUT.run.json` says
+which they were, as it does of rows that came without a job.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.disk import replacing
 from agent.exceptions import OutputFileError
+from agent.intake import input_identity
+from agent.output import refuse_other_run, run_file
 from agent.records import read_file_row
 from agent.rewriter import Usage
 from cli.console import say
@@ -33,27 +37,36 @@ def rewrite_as_job(job: Job, asked: dict[str, Any], url: str) -> Summary:
 
     Args:
         job: the files; with `resume`, a job that has been started on the same input with the same settings is taken
-            up again.
+            up again, and its output replaced.
         asked: params of the job.
         url: base address of the service.
 
     Raises:
         UsageError: the input is no file, or the same work is under way.
         OutputFileError: an output exists already, or cannot be written.
+        ResumeError: an output exists that is not of this job.
         ServiceError: the service cannot be reached, or refuses; the job failed or was cancelled.
     """
     assert job.output is not None
     failures = job.output.with_suffix(".failed.jsonl")
-    _refuse_files(job, failures)
+    if not job.source.is_file():
+        raise UsageError(f"{job.source}: --job sends a file, of JSON lines or Parquet, and this is none")
+    refuse_target(job.source, job.output, failures)
+    with job.source.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    run = {"input": input_identity(job.source), "job": f"sha256:{content}", **asked}
+    _refuse_files(job, failures, run)
     summary = Summary()
     with open_client(url) as client:
-        found = _find_or_start(client, job, asked)
+        found = _find_or_start(client, job, asked, content)
     job_id = found["id"]
     try:
         ended = follow(found, url)
         if ended["status"] in _UNDONE:
             raise ServiceError(f"{job_id} {ended['status']}: {ended['error'] or 'somebody ended it'}")
         with open_client(url) as client:
+            with replacing(run_file(job.output)) as unfinished:  # first: these rows never lie beside another's file
+                unfinished.write_text(f"{json.dumps(run, indent=2)}\n")
             client.save(ended["output_file"], job.output)
             failures.unlink(missing_ok=True)  # of an earlier run
             if ended["error_file"]:
@@ -69,19 +82,17 @@ def rewrite_as_job(job: Job, asked: dict[str, Any], url: str) -> Summary:
     return summary
 
 
-def _refuse_files(job: Job, failures: Path) -> None:
-    if not job.source.is_file():
-        raise UsageError(f"{job.source}: --job sends a file, of JSON lines or Parquet, and this is none")
-    refuse_target(job.source, job.output, failures)
+def _refuse_files(job: Job, failures: Path, run: dict[str, Any]) -> None:
     for path in (job.output, failures):
-        if path and path.exists() and not (job.resume or job.overwrite):
-            raise OutputFileError(f"{path}: exists already: resume it, overwrite it, or choose another output")
+        if path and path.exists() and not job.overwrite:
+            if not job.resume:
+                raise OutputFileError(f"{path}: exists already: resume it, overwrite it, or choose another output")
+            assert job.output is not None
+            refuse_other_run(job.output, run)
 
 
-def _find_or_start(client: JobsClient, job: Job, asked: dict[str, Any]) -> dict[str, Any]:
-    """The job to follow: an earlier one to take up again, or a new one."""
-    with job.source.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
+def _find_or_start(client: JobsClient, job: Job, asked: dict[str, Any], content: str) -> dict[str, Any]:
+    """The job to follow: an earlier one to take up again, or a new one. `content` is the input's SHA-256."""
     uploads = [f for f in client.files() if f["purpose"] == "input" and f["sha256"] == content]
     same = {"kind": "rewrite", "params": asked}
     ids = {upload["id"] for upload in uploads}

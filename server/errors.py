@@ -5,7 +5,7 @@ Not here: which errors there are (`server.exceptions`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from agent.exceptions import EngineClosedError
+from agent.exceptions import EngineClosedError, ModelError
 from server.exceptions import ApiError, InvalidFieldError, UnavailableError
 from server.settings import LimitSettings
 
@@ -23,7 +23,8 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(EngineClosedError, _engine_closed)
+    app.add_exception_handler(EngineClosedError, _unavailable("engine_unavailable"))
+    app.add_exception_handler(ModelError, _unavailable("model_unavailable"))  # that of `gate.text_model`
 
 
 def error_response(error: ApiError) -> JSONResponse:
@@ -96,6 +97,11 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(body, error.status_code, error.headers)
 
 
-async def _engine_closed(request: Request, error: Exception) -> JSONResponse:
-    limits: LimitSettings = request.app.state.limits
-    return error_response(UnavailableError(str(error), code="engine_unavailable", retry_after_s=limits.retry_after_s))
+def _unavailable(code: str) -> Callable[[Request, Exception], Coroutine[Any, Any, JSONResponse]]:
+    """A handler: what the work needs is not there, and may be later."""
+
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        limits: LimitSettings = request.app.state.limits
+        return error_response(UnavailableError(str(error), code=code, retry_after_s=limits.retry_after_s))
+
+    return handle

@@ -20,6 +20,8 @@ from agent.records import file_row
 from tests.plain_backend import plain_record
 from tests.scripted_process import PATIENCE_S, ScriptedProcess
 
+COMMAND = [sys.executable, "-m", "cli.main", "rewrite"]
+
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[ScriptedProcess]:
@@ -40,7 +42,7 @@ def source(tmp_path: Path) -> Path:
 
 def start(service: ScriptedProcess, source: Path, *flags: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name != "REWRIGHT_API_KEY"}
-    command = [sys.executable, "-m", "cli.main", "rewrite", str(source), "--url", service.url, "--job"]
+    command = [*COMMAND, str(source), "--url", service.url, "--job"]
     command += ["-o", str(source.with_name("out.jsonl")), *flags]
     return subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True, env=environment)
 
@@ -95,7 +97,15 @@ def test_an_interrupted_job_goes_on_and_is_found_again(service: ScriptedProcess,
     assert (code, "1 rows have status error, more than --max-errors 0" in said) == (1, True)
     assert len(jobs(service)) == 2
     assert uploads(service) == 1, "the same content was sent again"
-    assert run(service, source, "--resume", "--strategy", "solve", "--max-errors", "1")[0] == 0
+    before = out.read_text()
+    code, _, said = run(service, source, "--resume", "--strategy", "solve")
+    assert (code, "strategy was None and is now 'solve'" in said) == (2, True)
+    without = [*COMMAND, str(source), "--url", service.url, "-o", str(out), "--resume"]
+    said = subprocess.run(without, capture_output=True, text=True, timeout=PATIENCE_S).stderr
+    assert "out.jsonl: cannot be resumed: job was 'sha256:" in " ".join(said.split())
+    assert run(service, source, "--resume", "--max-errors", "1")[0] == 0
+    assert (out.read_text(), len(jobs(service))) == (before, 2)
+    assert run(service, source, "--overwrite", "--strategy", "solve", "--max-errors", "1")[0] == 0
     assert [j["params"] for j in jobs(service)] == [{"strategy": "solve"}, {}, {}]
 
 

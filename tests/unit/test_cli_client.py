@@ -17,10 +17,15 @@ from starlette.routing import Route
 
 from agent.demonstrations import BadRow, Demonstration, Message
 from agent.early import EarlyRows
+from agent.exceptions import ResumeError
 from agent.records import error_row
 from cli import client as client_module
-from cli.client import RewriteClient, rewrite_rows_remotely
+from cli.client import Pauses, RewriteClient, rewrite_rows_remotely
 from cli.exceptions import ServiceError, UsageError
+from cli.output import Job
+from cli.rewrite import rewrite_there
+from cli.settings import Given, load_settings
+from server.settings import LimitSettings
 
 Answer = Callable[[list[dict[str, Any]]], Response]
 
@@ -33,6 +38,7 @@ class Service:
         self.answers: list[Answer] = []
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
+        self.adapters: object = {"data": [], "default": None}
 
     async def rewrites(self, request: Request) -> Response:
         body = await request.json()
@@ -43,6 +49,9 @@ class Service:
 
     async def ready(self, request: Request) -> Response:
         return self.answers.pop(0)([]) if self.answers else JSONResponse({"status": "ready", "model": "tiny"})
+
+    async def listing(self, request: Request) -> Response:
+        return JSONResponse(self.adapters)
 
 
 def records(rows: list[dict[str, Any]]) -> Response:
@@ -60,7 +69,11 @@ def refuse(status: int, message: str = "no", *, param: str | None = None, retry_
 @pytest.fixture
 async def service() -> AsyncIterator[Service]:
     service = Service()
-    routes = [Route("/v1/rewrites", service.rewrites, methods=["POST"]), Route("/readyz", service.ready)]
+    routes = [
+        Route("/v1/rewrites", service.rewrites, methods=["POST"]),
+        Route("/v1/adapters", service.listing),
+        Route("/readyz", service.ready),
+    ]
     server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), port=0, log_level="warning", lifespan="off"))
     serving = asyncio.create_task(server.serve())
     while not server.started:
@@ -119,7 +132,7 @@ async def test_the_key_is_sent_as_a_bearer(service: Service) -> None:
     assert service.keys == ["Bearer secret"]
 
 
-@pytest.mark.parametrize("status", [429, 502, 503])
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
 async def test_a_busy_service_is_asked_again(service: Service, status: int) -> None:
     service.answers = [refuse(status)]
     assert [r["status"] for r in await send(service, rows(1))] == ["rewritten"]
@@ -145,6 +158,101 @@ async def test_patience_with_a_busy_service_ends(service: Service, monkeypatch: 
     service.answers = [refuse(503, "starting")]
     with pytest.raises(ServiceError, match="answered 503: starting"):
         await send(service, rows(1))
+
+
+def test_patience_is_counted_from_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(client_module.time, "monotonic", lambda: now)
+    pauses = Pauses({})
+    now = 100.0  # so long the first try went well
+    assert pauses.next(ServiceError("lost"), 60.0) == 0.5
+    now = 159.9
+    assert pauses.next(ServiceError("lost"), 60.0) == pytest.approx(0.1)
+    now = 160.0
+    with pytest.raises(ServiceError, match="lost"):
+        pauses.next(ServiceError("lost"), 60.0)
+
+
+def test_a_failure_is_said_once_before_the_first_pause(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(client_module.time, "monotonic", lambda: now)
+    told: dict[str, float] = {}
+    one, other = Pauses(told), Pauses(told)
+    for _ in range(20):
+        for pauses in (one, other):
+            pauses.next(ServiceError("http://h answered 503: starting"), 900.0)
+        now += 30.0
+    assert capsys.readouterr().err == "http://h answered 503: starting; trying again for 900 s\n"
+    now += 60.0
+    Pauses(told).next(ServiceError("http://h answered 503: starting"), 900.0)
+    assert capsys.readouterr().err.count("starting") == 1, "another time is another failure"
+
+
+async def test_a_service_may_be_silent_for_longer_than_a_request_may_take(service: Service) -> None:
+    async with RewriteClient(service.url, None, {}, patience_s=0.0) as client:
+        silence_s = client._http.timeout.read
+    assert silence_s is not None
+    assert silence_s > LimitSettings().request_timeout_s
+
+
+@pytest.mark.parametrize("status", [500, 501])
+async def test_a_service_that_fails_ends_the_work_and_makes_no_row_an_error(service: Service, status: int) -> None:
+    service.answers = [refuse(status, "its log says why")] * 10
+    with pytest.raises(ServiceError, match=f"answered {status}: its log says why; .* --resume goes on"):
+        await send(service, rows(4))
+    assert len(service.bodies) == 1
+
+
+MATH = {"name": "math", "active": 3, "versions": []}
+
+
+@pytest.mark.parametrize(
+    ("asked", "listed", "pinned"),
+    [
+        (None, {"data": [], "default": None}, None),
+        (None, {"data": [MATH], "default": "math@3"}, "math@3"),
+        ("math", {"data": [MATH], "default": None}, "math@3"),
+        ("math@2", {}, "math@2"),
+        ("math", {"data": [MATH], "default": "math"}, "math"),
+        ("poems", {"data": [MATH, {"name": "poems", "active": None}], "default": "math@3"}, "poems"),
+        ("magic", {"data": [MATH], "default": "math@3"}, "magic"),
+    ],
+)
+async def test_every_request_names_the_version_of_the_adapter(
+    service: Service, asked: str | None, listed: dict[str, Any], pinned: str | None
+) -> None:
+    service.adapters = listed
+    async with RewriteClient(service.url, None, {"adapter": asked} if asked else {}, patience_s=0.0) as client:
+        assert await client.pin_adapter() == pinned
+        service.adapters = {"data": [MATH | {"active": 4}], "default": "math@4"}
+        await client.rewrite(rows(1), model="tiny")
+    assert service.bodies[0].get("adapter") == pinned
+
+
+async def test_a_list_of_adapters_that_is_none_ends_the_work(service: Service) -> None:
+    for service.adapters in ({}, {"data": {}, "default": None}, {"data": [], "default": 5}):
+        async with RewriteClient(service.url, None, {"adapter": "math"}, patience_s=0.0) as client:
+            with pytest.raises(ServiceError, match="list of adapters is none"):
+                await client.pin_adapter()
+
+
+async def test_a_run_is_not_resumed_with_a_version_that_became_active_since(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"question": "1?", "answer": "1"}\n{"question": "2?", "answer": "2"}\n')
+    out = tmp_path / "out.jsonl"
+    settings = load_settings(None, {}, [Given.by_flag("rewrite.adapter", "--adapter", "math")])
+    service.adapters = {"data": [MATH], "default": None}
+    await rewrite_there(settings, Job(tmp_path / "in.jsonl", out), service.url, None, 0.0)
+    assert service.bodies[0]["adapter"] == "math@3"
+    before = out.read_text()
+    again = Job(tmp_path / "in.jsonl", out, resume=True)
+    service.adapters = {"data": [MATH | {"active": 4}], "default": None}
+    with pytest.raises(ResumeError, match="adapter was 'math@3' and is now 'math@4'"):
+        await rewrite_there(settings, again, service.url, None, 0.0)
+    settings = load_settings(None, {}, [Given.by_flag("rewrite.adapter", "--adapter", "math@3")])
+    assert (await rewrite_there(settings, again, service.url, None, 0.0)).rows == 2
+    assert (out.read_text(), len(service.bodies)) == (before, 1)
 
 
 async def test_a_row_that_the_service_refuses_fails_alone(service: Service) -> None:
@@ -279,13 +387,13 @@ def test_a_key_that_cannot_travel_is_wrong_use(key: str) -> None:
 async def test_rows_that_were_finished_before_are_not_sent_again(service: Service, tmp_path: Path) -> None:
     early = EarlyRows(tmp_path / "early.jsonl")
     early.open(resume=False)
-    early.keep(error_row(BadRow("row-1", 1, "kept"), "tiny"))
+    early.keep(error_row(BadRow("row-1", 1, "kept", source={"n": 1}), "tiny"))
     async with RewriteClient(service.url, None, {}, patience_s=0.0) as client:
         results = [row async for row, _ in rewrite_rows_remotely(client, rows(3), model="tiny", early=early)]
     assert [row["id"] for row in results] == ["row-0", "row-1", "row-2"]
     assert results[1]["error"]["message"] == "kept"
     assert [sent["id"] for sent in service.bodies[0]["demonstrations"]] == ["row-0", "row-2"]
-    assert early.find("row-2") is not None
+    assert early.find(rows(3)[2]) is not None
     early.close()
 
 

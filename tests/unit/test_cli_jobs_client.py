@@ -64,9 +64,11 @@ def test_a_service_that_shows_signs_of_life_is_followed_however_often_its_stream
     assert (job["status"], counts) == ("completed", [{"completed": 2}])
 
 
-def test_a_service_that_stays_away_is_given_up() -> None:
+def test_a_service_that_stays_away_is_given_up(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ServiceError, match="the job goes on without"):
-        client(events(None, None, None), 1.5).watch("job_1", lambda _: None)
+        client(events(None, None, None, None), 2.5).watch("job_1", lambda _: None)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == "http://127.0.0.1:9 cannot be reached: refused; the job goes on; trying for 2 s"
 
 
 def test_a_download_is_begun_again_until_it_is_whole(tmp_path: Path, pauses: list[float]) -> None:
@@ -79,6 +81,25 @@ def test_a_download_is_begun_again_until_it_is_whole(tmp_path: Path, pauses: lis
     client(lambda _: answers.pop(0)).save("file_1", tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == b"whole"
     assert pauses == [7.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("what", ["upload", "save"])
+def test_a_connection_that_is_lost_after_a_long_while_is_tried_again(
+    tmp_path: Path, pauses: list[float], what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = [None, httpx.Response(200, json={"id": "file_1"})]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if (found := answers.pop(0)) is None:
+            pauses.append(600.0)
+            raise httpx.ReadError("lost")
+        return found
+
+    (tmp_path / "file").write_text("rows")
+    made = client(answer)
+    made.upload(tmp_path / "file") if what == "upload" else made.save("file_1", tmp_path / "file")
+    assert answers == []
+    assert "cannot be reached: lost; trying again for 60 s" in " ".join(capsys.readouterr().err.split())
 
 
 def test_patience_with_a_download_ends_and_leaves_no_file(tmp_path: Path, pauses: list[float]) -> None:

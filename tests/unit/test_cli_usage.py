@@ -53,12 +53,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["rewrite", "in.jsonl", "--strategy", "magic"], "unknown strategy 'magic'; known are"),
         (["rewrite", "in.jsonl", "--config", "none.toml"], "--config none.toml: No such file"),
         (["rewrite", "in.jsonl", "--model", "m", "--url", "http://h"], "--model and --url exclude each other"),
+        (["rewrite", "in.jsonl", "--revision", "c", "--url", "http://h"], "--revision and --url exclude each other"),
         (["rewrite", "in.jsonl", "--url", "ftp://h"], "is no http address"),
         (["rewrite", "in.jsonl", "--job", "-o", "o.jsonl"], "--job needs a service and an output file"),
         (["rewrite", "in.jsonl", "--job", "--url", "http://h"], "--job needs a service and an output file"),
         ([*JOB, "o.jsonl", "--limit", "3"], "--limit and --job exclude each other"),
         ([*JOB, "o.parquet"], "o.parquet: a job's rows come as JSON lines"),
         ([*JOB, "old.jsonl"], "old.jsonl: exists already"),
+        ([*JOB, "old.jsonl", "--resume"], "old.jsonl: cannot be resumed, old.jsonl.run.json is not readable"),
         ([*JOB, "in.jsonl", "--overwrite"], "in.jsonl: is the input itself"),
         ([*JOB, "none/o.jsonl"], "there is no folder"),
         (["rewrite", "-", *JOB[2:], "o.jsonl"], "-: --job sends a file"),
@@ -210,6 +212,11 @@ def test_a_run_is_not_resumed_with_a_version_that_was_published_since(run: Run, 
     assert "cannot be resumed: rewrite was" in err
 
 
+def test_what_would_be_replaced_stays_where_the_run_cannot_start(run: Run, tmp_path: Path) -> None:
+    assert run("rewrite", "in.jsonl", "-o", "old.jsonl", "--overwrite", "--model", "nope")[0] == 2
+    assert {path.name: path.read_text() for path in tmp_path.glob("old*")} == {"old.jsonl": '{"id": "x"}\n'}
+
+
 @pytest.mark.parametrize("text", ["", "\n  \n", "[]"])
 def test_a_file_without_rows_is_done_and_said(run: Run, tmp_path: Path, text: str) -> None:
     (tmp_path / "rows.json").write_text(text)
@@ -223,6 +230,18 @@ def test_an_unreachable_service_is_a_failure_not_wrong_use(run: Run, monkeypatch
     code, _, err = run("rewrite", "in.jsonl", "-o", "o.jsonl", "--url", "http://127.0.0.1:1")
     assert code == 1
     assert "http://127.0.0.1:1 cannot be reached" in err
+
+
+def test_settings_that_a_service_does_not_take_are_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("cli.rewrite._PATIENCE_S", 0.0)
+    step = '{ proposer = "solve", temperatures = [0.7] }'
+    (tmp_path / "c.toml").write_text(f"[gate]\nlanguage = false\n[rewrite]\nstrategies.quick = [{step}]\n")
+    there = ["--url", "http://127.0.0.1:1"]
+    _, _, err = run("rewrite", "in.jsonl", "-o", "o.jsonl", "--config", "c.toml", *there)
+    assert "with --url, your settings of gate, rewrite.strategies have no effect" in err
+    assert "no effect" not in run("rewrite", "in.jsonl", "-o", "o.jsonl", "--seed", "7", *there)[2]
 
 
 def test_a_dry_run_prints_the_resolved_settings(run: Run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from agent.output import RecordWriter
 from agent.pipeline import rewrite_rows
 from agent.records import Check, Mismatch, Record, Verdict
 from agent.rewriter import Rewritten, Usage
+from cli.output import Job, open_job
 
 VERDICT = Verdict(True, (Check("math_answer", True, "2 = 2"),))
 FIGURES = Mismatch(1.5, 6.2, 83)
@@ -65,8 +67,12 @@ def early(tmp_path: Path) -> Iterator[EarlyRows]:
     rows.close()
 
 
+def inputs(source: Path) -> list[Demonstration]:
+    return [row for row in read_rows(source) if isinstance(row, Demonstration)]
+
+
 def rows_of(source: Path) -> list[dict[str, Any]]:
-    return [record(row).as_dict() for row in read_rows(source) if isinstance(row, Demonstration)]
+    return [record(row).as_dict() for row in inputs(source)]
 
 
 async def drive(rewriter: Scripted, writer: RecordWriter, source: Path) -> None:
@@ -112,13 +118,33 @@ async def test_finished_rows_are_found_where_the_output_is_gone(tmp_path: Path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", name, f"{name}.run.json"]
 
 
+async def test_progress_counts_the_rows_that_wait(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cli.console._LOG_EVERY_S", 0.0)
+    job = Job(source, tmp_path / "out.jsonl")
+
+    async def driven(job: Job, rewriter: Scripted) -> None:
+        with open_job(job, {}) as opened:
+            results = rewrite_rows(rewriter, opened.rows, model="m", concurrency=8, early=opened.early)  # type: ignore[arg-type]
+            await opened.drive(results)
+
+    with pytest.raises(KilledError):
+        await driven(job, Scripted(others=7))
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
+        f"rewritten: {n} of 8 rows" for n in range(1, 8)
+    ]
+    await driven(replace(job, resume=True), Scripted())
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == ["rewritten: 8 of 8 rows"]
+
+
 def test_rows_wait_until_they_are_dropped(early: EarlyRows, source: Path) -> None:
-    first, second, *_ = rows_of(source)
-    early.keep(first)
-    early.keep(second)
+    first, second, *_ = inputs(source)
+    early.keep(record(first).as_dict())
+    early.keep(record(second).as_dict())
     early.drop("row-1")
-    assert early.find("row-1") is None
-    found = early.find("row-2")
+    assert early.find(first) is None
+    found = early.find(second)
     assert found is not None
     assert found["completion"] == [{"role": "assistant", "content": "better row-2"}]
     assert (found["adapter"], found["error"]) == ("math@1", {"line": 0, "field": "", "message": ""})
@@ -135,8 +161,20 @@ def test_lines_that_are_no_rows_are_forgotten(tmp_path: Path, source: Path) -> N
     whole, broken, cut = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"\0\n" + whole + broken.replace(b'"status"', b'"stat"') + b"[" * 100_000 + b"\n" + cut[:-9])
     early.open(resume=True)
-    assert [bool(early.find(f"row-{n}")) for n in (1, 2, 3)] == [True, False, False]
+    assert [bool(early.find(row)) for row in inputs(source)[:3]] == [True, False, False]
     early.close()
+
+
+async def test_a_row_that_was_finished_from_other_input_is_made_again(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(KilledError), RecordWriter(out, source=None, settings={}) as writer:
+        await drive(Scripted(others=7), writer, source)
+    source.write_text(source.read_text().replace("4+1?", "4 and 1?"))
+    again = Scripted()
+    with RecordWriter(out, source=None, settings={}, resume=True) as writer:
+        await drive(again, writer, source)
+    assert again.asked == ["row-1", "row-5"]
+    assert json.loads(out.read_text().splitlines()[4])["source"]["question"] == "4 and 1?"
 
 
 def test_a_new_run_forgets_what_an_earlier_one_left(tmp_path: Path, source: Path) -> None:
@@ -145,15 +183,16 @@ def test_a_new_run_forgets_what_an_earlier_one_left(tmp_path: Path, source: Path
     early.keep(rows_of(source)[0])
     early.close()
     early.open(resume=False)
-    assert early.find("row-1") is None
+    assert early.find(inputs(source)[0]) is None
     early.close()
 
 
 def test_the_file_does_not_grow_with_the_rows_that_pass_through(early: EarlyRows, source: Path) -> None:
-    row = rows_of(source)[0]
+    first = inputs(source)[0]
+    row = record(first).as_dict()
     for number in range(3000):
         early.keep(row | {"id": f"row-{number}"})
         if number >= 10:
             early.drop(f"row-{number - 10}")
     assert len(early.path.read_bytes().splitlines()) < 2000
-    assert sorted(n for n in range(3000) if early.find(f"row-{n}")) == list(range(2990, 3000))
+    assert [n for n in range(3000) if early.find(replace(first, id=f"row-{n}"))] == list(range(2990, 3000))

@@ -148,6 +148,54 @@ def test_an_existing_output_is_replaced_on_request(tmp_path: Path, source: Path,
     assert len(read_output(tmp_path / name)) == 20
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@FORMATS
+@pytest.mark.parametrize("finished", [True, False])
+def test_rows_stay_where_the_run_that_would_replace_them_writes_none(
+    tmp_path: Path, source: Path, name: str, finished: bool
+):
+    if finished:
+        write(tmp_path / name, source)
+    else:
+        killed_after(tmp_path / name, source, 7)
+        (tmp_path / f"{name}.early.jsonl").write_bytes(b"rows that wait")
+    before = contents(tmp_path)
+    writer = RecordWriter(tmp_path / name, source=source, settings={}, overwrite=True).__enter__()
+    assert list(writer.written_rows()) == []
+    assert next(iter(writer.remaining(read_rows(source)))).id == "row-1"
+    assert contents(tmp_path).items() >= before.items(), "a kill would have lost rows"
+    writer.__exit__(KeyError, KeyError(), None)
+    assert contents(tmp_path) == before
+
+
+@FORMATS
+@pytest.mark.parametrize("early", [True, False])
+def test_the_first_row_replaces_all_that_was_there(tmp_path: Path, source: Path, name: str, early: bool):
+    out = tmp_path / name
+    killed_after(out, source, 7)
+    (tmp_path / f"{name}.early.jsonl").write_bytes(b"rows that wait\n")
+    row = output_row(next(iter(read_rows(source))))
+    writer = RecordWriter(out, source=source, settings={"seed": 1}, overwrite=True).__enter__()
+    (writer.early.keep if early else writer.write)(row)
+    writer.__exit__(KeyError, KeyError(), None)
+    assert json.loads((tmp_path / f"{name}.run.json").read_text())["seed"] == 1
+    with RecordWriter(out, source=source, settings={"seed": 1}, resume=True) as writer:
+        assert len(list(writer.written_rows())) == (0 if early else 1)
+        assert bool(writer.early.find(next(iter(read_rows(source))))) is early
+        assert b"wait" not in b"".join(contents(tmp_path).values())
+
+
+@FORMATS
+def test_an_input_without_rows_replaces_what_was_there(tmp_path: Path, source: Path, name: str):
+    write(tmp_path / name, source)
+    source.write_text("")
+    assert write(tmp_path / name, source, overwrite=True) == []
+    assert read_output(tmp_path / name) == []
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -167,6 +215,29 @@ def test_other_input_does_not_resume(tmp_path: Path, source: Path):
     source.write_text(source.read_text().replace("0+1", "0+2"))
     with pytest.raises(ResumeError, match="input was 'sha256:"):
         write(tmp_path / "out.jsonl", source, resume=True)
+
+
+@FORMATS
+@pytest.mark.parametrize("field", ["question", "answer"])
+def test_a_row_of_other_input_does_not_resume(
+    tmp_path: Path, source: Path, name: str, field: str, monkeypatch: pytest.MonkeyPatch
+):
+    """As from a pipe, which has no identity, or behind the first MiB of a file, where only its size is looked at."""
+    monkeypatch.setattr("agent.output.input_identity", lambda _: "the same")
+    killed_after(tmp_path / name, source, 7)
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    rows[4][field] += "0"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ResumeError, match="row 5 was made from another row than the input's 'row-5'"):
+        write(tmp_path / name, source, resume=True)
+
+
+@FORMATS
+def test_rows_of_every_shape_are_known_again(tmp_path: Path, name: str):
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in MIXED) + '{"question": 1e999}\nbroken\n"a text"\n')
+    assert len(write(tmp_path / name, source)) == len(MIXED) + 3
+    assert write(tmp_path / name, source, resume=True) == []
 
 
 def test_an_output_without_its_run_file_does_not_resume(tmp_path: Path, source: Path):

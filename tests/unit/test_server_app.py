@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from agent.engine import EngineInfo
-from agent.exceptions import EngineClosedError
+from agent.exceptions import EngineClosedError, ModelError
 from server.app import create_app
 from server.auth import Keys
 from server.examples import ADAPTERS_ANSWER
@@ -325,6 +325,16 @@ async def test_an_engine_that_is_gone_is_503_with_retry_after(
         assert response.status_code == 503
         assert response.headers["retry-after"] == "7"
         assert _error(response)["message"] == "the engine is starting"
+
+
+async def test_a_model_of_the_gate_that_is_not_there_is_told(
+    client: httpx.AsyncClient, backend: ScriptedBackend
+) -> None:
+    backend.error = ModelError("embedding model 'x' cannot be loaded")
+    response = await client.post("/v1/rewrites", json={"demonstrations": [ROW]})
+    assert (response.status_code, response.headers["retry-after"]) == (503, "7")
+    assert _error(response)["message"] == "embedding model 'x' cannot be loaded"
+    assert _error(response)["code"] == "model_unavailable"
 
 
 async def test_ready_says_which_model_answers(client: httpx.AsyncClient) -> None:

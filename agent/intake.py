@@ -14,9 +14,9 @@ import itertools
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from io import BufferedIOBase, BufferedReader, RawIOBase
+from io import BufferedIOBase, BufferedReader, BytesIO, RawIOBase
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from agent.demonstrations import BadRow, Demonstration
 from agent.exceptions import InputFileError, RowError
@@ -25,6 +25,9 @@ from agent.rows import own_id, parse_row
 from agent.strict_json import JsonValueError, check_json_value, parse_json
 from agent.tables import HUB_NAME, TABLE_SUFFIXES, Row, read_hub, read_table
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 MAX_ROW_BYTES = 16 * 2**20
 
 _LINE_SUFFIXES = (".jsonl", ".ndjson")
@@ -32,6 +35,7 @@ _SUFFIXES = (*_LINE_SUFFIXES, ".json", *TABLE_SUFFIXES)
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _NOTES = ("state.json", "dataset_info.json", "dataset_dict.json")  # what `datasets` writes beside the rows
 _GENERATED_ID = re.compile(r"row-([1-9]\d{0,8})", re.ASCII)
+_ESCAPED = re.compile(rb"\\.", re.DOTALL)
 _PEEK = 1 << 12
 
 
@@ -236,9 +240,56 @@ def _read_bytes(stream: BufferedReader, file: Path, max_row_bytes: int) -> Itera
         raise InputFileError(f"{file}: this is Parquet: give it as a file whose name ends in .parquet")
     if start.startswith(_UTF16_MARKS):
         raise InputFileError(f"{file}: this is UTF-16: save it as UTF-8")
-    is_array = _format_suffix(file) not in _LINE_SUFFIXES and _first_mark(start) == b"["
-    pieces = array_elements(stream, max_row_bytes) if is_array else lines(stream, max_row_bytes)
+    may_be_array = _format_suffix(file) not in _LINE_SUFFIXES and _first_mark(start) == b"["
+    pieces = _array_or_lines(stream, max_row_bytes) if may_be_array else lines(stream, max_row_bytes)
     return map(_parse_piece, pieces)
+
+
+def _array_or_lines(stream: BufferedReader, max_row_bytes: int) -> Iterator[Piece]:
+    """The pieces of what begins with `[`: of an array, unless its first line is one row among lines, and broken.
+
+    No string of JSON spans two lines, and no value begins a line where the one before left no bracket, comma or
+    colon. A first line that is too long is no row, so it may be an array.
+    """
+    first = _through_next_line(stream, max_row_bytes)
+    if not first.endswith(b"\n") or (not _in_string(first) and first.rstrip(BLANK).endswith((b"[", b",", b":"))):
+        return array_elements(_rejoined(first, stream), max_row_bytes)
+    second = _through_next_line(stream, max_row_bytes)
+    cut = lines if second.lstrip(BLANK).startswith((b"{", b"[")) else array_elements
+    return cut(_rejoined(first + second, stream), max_row_bytes)
+
+
+def _through_next_line(stream: BufferedReader, max_row_bytes: int) -> bytes:
+    """What there is up to the end of the next line that is not blank."""
+    read = bytearray()
+    while len(read) <= max_row_bytes and (line := stream.readline(max_row_bytes + 1)):
+        read += line
+        if line.removeprefix(BYTE_ORDER_MARK).strip(BLANK):
+            break
+    return bytes(read)
+
+
+def _in_string(json_line: bytes) -> bool:
+    """Whether the line ends inside a string."""
+    return _ESCAPED.sub(b"", json_line).count(b'"') % 2 == 1
+
+
+class _Rejoined(RawIOBase):
+    """What was read already, before the rest of its stream."""
+
+    def __init__(self, read: bytes, rest: BufferedReader) -> None:
+        self._read = BytesIO(read)
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        return self._read.readinto(buffer) or self._rest.readinto1(buffer)
+
+
+def _rejoined(read: bytes, rest: BufferedReader) -> BufferedReader:
+    return BufferedReader(_Rejoined(read, rest))
 
 
 def _read_one_object(stream: BufferedReader, max_row_bytes: int) -> Iterator[Row]:

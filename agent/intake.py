@@ -34,6 +34,12 @@ _LINE_SUFFIXES = (".jsonl", ".ndjson")
 _SUFFIXES = (*_LINE_SUFFIXES, ".json", *TABLE_SUFFIXES)
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _NOTES = ("state.json", "dataset_info.json", "dataset_dict.json")  # what `datasets` writes beside the rows
+_SIDE_FILES = (
+    ".run.json",
+    ".early.jsonl",
+    ".failed.jsonl",
+    ".parquet.journal.jsonl",
+)  # what `rewrite` writes beside OUT
 _GENERATED_ID = re.compile(r"row-([1-9]\d{0,8})", re.ASCII)
 _ESCAPED = re.compile(rb"\\.", re.DOTALL)
 _PEEK = 1 << 12
@@ -47,8 +53,8 @@ def read_rows(
     Args:
         path: JSON lines (`.jsonl`, `.ndjson`), JSON (`.json`: an array, one object, or lines), Parquet, an
             Arrow file of `datasets`, any JSON form with `.gz`; a folder of such files, read in the order of
-            their names (a folder saved by `datasets` is one); or `org/name` or `org/name:split`, a data set
-            of the hub, when no such path exists. Other files are told by their first bytes.
+            their names, without hidden ones and what `rewrite` writes beside OUT (a folder saved by `datasets`
+            is one); or a data set of the hub (`on_hub`). Other files are told by their first bytes.
         limit: rows read at most.
         max_row_bytes: longest JSON text of one row; a longer one is skipped and reported.
 
@@ -72,6 +78,11 @@ def read_stream(
 def read_json_rows(rows: Iterable[object]) -> Iterator[Demonstration | BadRow]:
     """Read rows that are parsed already; `line` counts them from 1."""
     return _Intake().rows(Row(number, value) for number, value in enumerate(rows, 1))
+
+
+def on_hub(path: Path) -> bool:
+    """Whether `path` names a data set of the hub: it has the form `org/name[/config][:split]`, and does not exist."""
+    return bool(HUB_NAME.fullmatch(str(path))) and path.suffix not in (*_SUFFIXES, ".gz") and not path.exists()
 
 
 def input_identity(path: Path, *, whole: bool = False) -> str:
@@ -137,12 +148,12 @@ class _Intake:
         except RowError as error:
             return self._bad(row, number, str(error), error.field)
         if demonstration.source.get("id") is None:
-            return dataclasses.replace(demonstration, id=self._generate(number))
+            return dataclasses.replace(demonstration, id=self._generate(row, number))
         holder = self._claim(demonstration.id, row.line)
         if holder is None:
             return demonstration
         message = f"'id': duplicate id {demonstration.id!r}, {holder}; make it unique or leave it out"
-        return BadRow(self._generate(number), row.line, message, "id", demonstration.source)
+        return BadRow(self._generate(row, number), row.line, message, "id", demonstration.source)
 
     def _bad(self, row: Row, number: int, message: str, field: str | None = None, *, whole: bool = True) -> BadRow:
         """A bad row, under its own id if that is usable; `whole` is False when its value must not be kept."""
@@ -152,7 +163,7 @@ class _Intake:
         except RowError:
             stated = None
         if stated is None or self._claim(stated, row.line) is not None:
-            stated = self._generate(number)
+            stated = self._generate(row, number)
         return BadRow(stated, row.line, message, field, source if whole else None)
 
     def _claim(self, stated: str, line: int) -> str | None:
@@ -166,17 +177,19 @@ class _Intake:
         self._first_line[hash(stated)] = line
         return None
 
-    def _generate(self, number: int) -> str:
+    def _generate(self, row: Row, number: int) -> str:
         self._generated[number - 1] = True
         generated = f"row-{number}"
         while hash(generated) in self._first_line:  # an earlier row states it
             generated += "'"
+        if generated.endswith("'"):  # a later row may state this one
+            self._first_line[hash(generated)] = row.line
         return generated
 
 
 def _read_path(path: Path, max_row_bytes: int) -> Iterator[Row]:
     try:
-        if HUB_NAME.fullmatch(str(path)) and path.suffix not in (*_SUFFIXES, ".gz") and not path.exists():
+        if on_hub(path):
             yield from read_hub(str(path))
             return
         files = _files(path)
@@ -212,12 +225,18 @@ def _files(path: Path) -> list[Path]:
         raise InputFileError(f"{path}: a device, which may never end; give a file or a pipe")
     if not path.is_dir():
         return [path]
-    files = sorted(f for f in path.iterdir() if f.is_file() and _format_suffix(f) in _SUFFIXES and f.name not in _NOTES)
+    files = sorted(f for f in path.iterdir() if f.is_file() and _holds_rows(f))
     if not files:
         inside = ", ".join(sorted(f.name for f in path.iterdir() if f.is_dir()))
         hint = f"; name one of its folders: {inside}" if inside else ""
         raise InputFileError(f"{path}: no {', '.join(_SUFFIXES)} file in this folder{hint}")
     return files
+
+
+def _holds_rows(file: Path) -> bool:
+    """Whether the name of a file in a folder is one of data: neither hidden nor of notes on other files."""
+    notes = file.name.startswith(".") or file.name in _NOTES or file.name.endswith(_SIDE_FILES)
+    return not notes and _format_suffix(file) in _SUFFIXES
 
 
 def _format_suffix(file: Path) -> str:

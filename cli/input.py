@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from agent.demonstrations import BadRow, Demonstration
-from agent.intake import read_rows, read_stream
+from agent.intake import on_hub, read_rows, read_stream
 from cli.console import say
 
 STANDARD_INPUT = Path("-")
@@ -28,16 +28,18 @@ def is_pipe(source: Path) -> bool:
 
 
 def count_rows(source: Path, limit: int | None) -> int | None:
-    """How many rows there will be, None for a pipe; none at all is said, since it is seldom what was meant.
+    """How many rows there will be, None for a pipe or the hub; none at all is said, since it is seldom what was meant.
 
-    Reads everything: little beside the work on the rows, and an unreadable file is told before any work.
+    Reads everything: little beside the work on the rows, and an unreadable file is told before any work. A data set of
+    the hub, which would be fetched twice, shows its first row only.
 
     Raises:
         InputFileError: missing, unreadable, or not what it claims to be.
     """
     if is_pipe(source):
         return None
-    count = sum(1 for _ in read_rows(source, limit=limit))
+    fetched = on_hub(source)
+    count = sum(1 for _ in read_rows(source, limit=1 if fetched else limit))
     if not count:
         say(f"{source} holds no rows")
-    return count
+    return None if fetched else count

@@ -13,7 +13,12 @@ def _unless_dash(output: Path | None) -> Path | None:
 
 
 Input = Annotated[
-    Path, typer.Argument(metavar="IN", help="JSONL, JSON array, Parquet or datasets folder; - for standard input.")
+    Path,
+    typer.Argument(
+        metavar="IN",
+        help="JSONL, JSON array, Parquet, datasets folder, "
+        "or org/name[/config][:split] of the hub; - for standard input.",
+    ),
 ]
 Output = Annotated[
     Path | None,

@@ -169,6 +169,15 @@ def test_generated_and_stated_ids_never_meet(write: Write):
     assert "'row-3', given to row 3 for want of its own" in rows[4].message
 
 
+def test_an_id_made_up_beside_a_stated_one_is_kept_from_later_rows(write: Write):
+    stated = [{"id": "row-3"}, {}, {}, {"id": "row-3'"}]
+    data = "\n".join(json.dumps({**json.loads(GOOD), **row}) for row in stated)
+    rows = list(read_rows(write(data.encode())))
+    assert [row.id for row in rows] == ["row-3", "row-2", "row-3'", "row-4"]
+    assert isinstance(rows[3], BadRow)
+    assert rows[3].message.startswith("'id': duplicate id \"row-3'\", first used on line 3")
+
+
 def test_a_json_array_is_read_element_by_element(write: Write):
     data = b'\xef\xbb\xbf \n[\n  {"question": "a, [b] \\"{", "answer": "4"},\n\n ' + GOOD + b",\n]\n"
     rows = list(read_rows(write(data, "rows.json")))
@@ -304,6 +313,15 @@ def test_a_folder_is_read_in_the_order_of_its_names(write: Write):
     assert [row.id for row in rows] == ["1", "2", "row-3"]
     assert isinstance(rows[2], BadRow)
     assert rows[2].message.startswith("b.jsonl: not valid JSON")
+
+
+def test_a_folder_is_read_without_hidden_files_and_what_lies_beside_an_output(write: Write):
+    folder = write(GOOD, "in/out.jsonl").parent
+    write(GOOD, "in/journal.jsonl")
+    for name in ("out.jsonl.run.json", "out.jsonl.early.jsonl", "out.failed.jsonl", "out.parquet.journal.jsonl"):
+        write(GOOD, f"in/{name}")
+    write(GOOD, "in/.out.jsonl")
+    assert [row.id for row in read_rows(folder)] == ["row-1", "row-2"]
 
 
 def test_a_folder_without_rows_names_its_folders(write: Write):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from io import BufferedIOBase
 from pathlib import Path
-from typing import cast
 
 from agent.demonstrations import BadRow, Demonstration
 from agent.intake import on_hub, read_rows, read_stream
@@ -18,7 +15,8 @@ STANDARD_INPUT = Path("-")
 def open_rows(source: Path, limit: int | None) -> Iterator[Demonstration | BadRow]:
     """The rows of `source`, at most `limit` of them. Raises InputFileError at the first."""
     if source == STANDARD_INPUT:
-        return read_stream(cast(BufferedIOBase, sys.stdin.buffer), limit=limit)
+        # Not `sys.stdin`: a thread may still wait for it when the process ends, which would then abort.
+        return read_stream(open(0, "rb", closefd=False), limit=limit)
     return read_rows(source, limit=limit)
 
 

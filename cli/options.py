@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+STANDARD_OUTPUT = Path("-")
+
 
 def _unless_dash(output: Path | None) -> Path | None:
-    return None if output == Path("-") else output
+    return None if output == STANDARD_OUTPUT else output
 
 
 Input = Annotated[

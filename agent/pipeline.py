@@ -50,8 +50,8 @@ async def map_in_order(
 
     try:
         while window or not reader.ended:
-            while reader.read and len(window) < ahead:
-                window.append(asyncio.create_task(run(reader.read.popleft())))
+            while reader.ready and len(window) < ahead:
+                window.append(asyncio.create_task(run(reader.ready.popleft())))
                 window[-1].add_done_callback(lambda _: changed.set())
             if window and window[0].done():
                 yield await window.popleft()
@@ -70,6 +70,9 @@ async def map_in_order(
 class _Reader(Generic[T]):
     """Items, read in a daemon thread: a read may block for as long as a producer likes, even beyond our end.
 
+    Attributes:
+        ready: what was read and nobody has taken yet.
+
     Args:
         items: touched by the thread alone; a sequence needs none.
         ahead: how many may be read before `make_room`.
@@ -77,30 +80,34 @@ class _Reader(Generic[T]):
     """
 
     def __init__(self, items: Iterable[T], ahead: int, changed: asyncio.Event) -> None:
-        self.read: deque[T] = deque()
+        self.ready: deque[T] = deque()
         self._room = threading.Semaphore(ahead)
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._stopped = self._over = False
         self._failure: BaseException | None = None
         if isinstance(items, Sequence):
-            self.read.extend(items)
+            self.ready.extend(items)
             self._over = True
         else:
             threading.Thread(target=self._run, args=(items,), name="reader", daemon=True).start()
 
     @property
     def ended(self) -> bool:
-        return self._over and not self.read  # in this order: nothing is read once it is over
+        """Whether all items were read and taken."""
+        return self._over and not self.ready  # in this order: nothing is read once it is over
 
     def make_room(self) -> None:
+        """Let one more be read."""
         self._room.release()
 
     def stop(self) -> None:
+        """Read no more; does not wait for the read that is under way."""
         self._stopped = True
         self._room.release()
 
     def raise_failure(self) -> None:
+        """Raise what reading has ended with, if that was no end of the items."""
         if self._failure:
             raise self._failure
 
@@ -108,7 +115,7 @@ class _Reader(Generic[T]):
         try:
             rest = iter(items)
             while self._room.acquire() and not self._stopped:
-                self.read.append(next(rest))
+                self.ready.append(next(rest))
                 self._tell()
         except StopIteration:
             pass

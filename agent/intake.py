@@ -14,9 +14,9 @@ import itertools
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from io import BufferedIOBase, BufferedReader, RawIOBase
+from io import BufferedIOBase, BufferedReader, BytesIO, RawIOBase
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from agent.demonstrations import BadRow, Demonstration
 from agent.exceptions import InputFileError, RowError
@@ -25,13 +25,23 @@ from agent.rows import own_id, parse_row
 from agent.strict_json import JsonValueError, check_json_value, parse_json
 from agent.tables import HUB_NAME, TABLE_SUFFIXES, Row, read_hub, read_table
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 MAX_ROW_BYTES = 16 * 2**20
 
 _LINE_SUFFIXES = (".jsonl", ".ndjson")
 _SUFFIXES = (*_LINE_SUFFIXES, ".json", *TABLE_SUFFIXES)
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _NOTES = ("state.json", "dataset_info.json", "dataset_dict.json")  # what `datasets` writes beside the rows
+_SIDE_FILES = (
+    ".run.json",
+    ".early.jsonl",
+    ".failed.jsonl",
+    ".parquet.journal.jsonl",
+)  # what `rewrite` writes beside OUT
 _GENERATED_ID = re.compile(r"row-([1-9]\d{0,8})", re.ASCII)
+_ESCAPED = re.compile(rb"\\.", re.DOTALL)
 _PEEK = 1 << 12
 
 
@@ -43,8 +53,8 @@ def read_rows(
     Args:
         path: JSON lines (`.jsonl`, `.ndjson`), JSON (`.json`: an array, one object, or lines), Parquet, an
             Arrow file of `datasets`, any JSON form with `.gz`; a folder of such files, read in the order of
-            their names (a folder saved by `datasets` is one); or `org/name` or `org/name:split`, a data set
-            of the hub, when no such path exists. Other files are told by their first bytes.
+            their names, without hidden ones and what `rewrite` writes beside OUT (a folder saved by `datasets`
+            is one); or a data set of the hub (`on_hub`). Other files are told by their first bytes.
         limit: rows read at most.
         max_row_bytes: longest JSON text of one row; a longer one is skipped and reported.
 
@@ -68,6 +78,11 @@ def read_stream(
 def read_json_rows(rows: Iterable[object]) -> Iterator[Demonstration | BadRow]:
     """Read rows that are parsed already; `line` counts them from 1."""
     return _Intake().rows(Row(number, value) for number, value in enumerate(rows, 1))
+
+
+def on_hub(path: Path) -> bool:
+    """Whether `path` names a data set of the hub: it has the form `org/name[/config][:split]`, and does not exist."""
+    return bool(HUB_NAME.fullmatch(str(path))) and path.suffix not in (*_SUFFIXES, ".gz") and not path.exists()
 
 
 def input_identity(path: Path, *, whole: bool = False) -> str:
@@ -133,12 +148,12 @@ class _Intake:
         except RowError as error:
             return self._bad(row, number, str(error), error.field)
         if demonstration.source.get("id") is None:
-            return dataclasses.replace(demonstration, id=self._generate(number))
+            return dataclasses.replace(demonstration, id=self._generate(row, number))
         holder = self._claim(demonstration.id, row.line)
         if holder is None:
             return demonstration
         message = f"'id': duplicate id {demonstration.id!r}, {holder}; make it unique or leave it out"
-        return BadRow(self._generate(number), row.line, message, "id", demonstration.source)
+        return BadRow(self._generate(row, number), row.line, message, "id", demonstration.source)
 
     def _bad(self, row: Row, number: int, message: str, field: str | None = None, *, whole: bool = True) -> BadRow:
         """A bad row, under its own id if that is usable; `whole` is False when its value must not be kept."""
@@ -148,7 +163,7 @@ class _Intake:
         except RowError:
             stated = None
         if stated is None or self._claim(stated, row.line) is not None:
-            stated = self._generate(number)
+            stated = self._generate(row, number)
         return BadRow(stated, row.line, message, field, source if whole else None)
 
     def _claim(self, stated: str, line: int) -> str | None:
@@ -162,17 +177,19 @@ class _Intake:
         self._first_line[hash(stated)] = line
         return None
 
-    def _generate(self, number: int) -> str:
+    def _generate(self, row: Row, number: int) -> str:
         self._generated[number - 1] = True
         generated = f"row-{number}"
         while hash(generated) in self._first_line:  # an earlier row states it
             generated += "'"
+        if generated.endswith("'"):  # a later row may state this one
+            self._first_line[hash(generated)] = row.line
         return generated
 
 
 def _read_path(path: Path, max_row_bytes: int) -> Iterator[Row]:
     try:
-        if HUB_NAME.fullmatch(str(path)) and path.suffix not in (*_SUFFIXES, ".gz") and not path.exists():
+        if on_hub(path):
             yield from read_hub(str(path))
             return
         files = _files(path)
@@ -208,12 +225,18 @@ def _files(path: Path) -> list[Path]:
         raise InputFileError(f"{path}: a device, which may never end; give a file or a pipe")
     if not path.is_dir():
         return [path]
-    files = sorted(f for f in path.iterdir() if f.is_file() and _format_suffix(f) in _SUFFIXES and f.name not in _NOTES)
+    files = sorted(f for f in path.iterdir() if f.is_file() and _holds_rows(f))
     if not files:
         inside = ", ".join(sorted(f.name for f in path.iterdir() if f.is_dir()))
         hint = f"; name one of its folders: {inside}" if inside else ""
         raise InputFileError(f"{path}: no {', '.join(_SUFFIXES)} file in this folder{hint}")
     return files
+
+
+def _holds_rows(file: Path) -> bool:
+    """Whether the name of a file in a folder is one of data: neither hidden nor of notes on other files."""
+    notes = file.name.startswith(".") or file.name in _NOTES or file.name.endswith(_SIDE_FILES)
+    return not notes and _format_suffix(file) in _SUFFIXES
 
 
 def _format_suffix(file: Path) -> str:
@@ -236,9 +259,56 @@ def _read_bytes(stream: BufferedReader, file: Path, max_row_bytes: int) -> Itera
         raise InputFileError(f"{file}: this is Parquet: give it as a file whose name ends in .parquet")
     if start.startswith(_UTF16_MARKS):
         raise InputFileError(f"{file}: this is UTF-16: save it as UTF-8")
-    is_array = _format_suffix(file) not in _LINE_SUFFIXES and _first_mark(start) == b"["
-    pieces = array_elements(stream, max_row_bytes) if is_array else lines(stream, max_row_bytes)
+    may_be_array = _format_suffix(file) not in _LINE_SUFFIXES and _first_mark(start) == b"["
+    pieces = _array_or_lines(stream, max_row_bytes) if may_be_array else lines(stream, max_row_bytes)
     return map(_parse_piece, pieces)
+
+
+def _array_or_lines(stream: BufferedReader, max_row_bytes: int) -> Iterator[Piece]:
+    """The pieces of what begins with `[`: of an array, unless its first line is one row among lines, and broken.
+
+    No string of JSON spans two lines, and no value begins a line where the one before left no bracket, comma or
+    colon. A first line that is too long is no row, so it may be an array.
+    """
+    first = _through_next_line(stream, max_row_bytes)
+    if not first.endswith(b"\n") or (not _in_string(first) and first.rstrip(BLANK).endswith((b"[", b",", b":"))):
+        return array_elements(_rejoined(first, stream), max_row_bytes)
+    second = _through_next_line(stream, max_row_bytes)
+    cut = lines if second.lstrip(BLANK).startswith((b"{", b"[")) else array_elements
+    return cut(_rejoined(first + second, stream), max_row_bytes)
+
+
+def _through_next_line(stream: BufferedReader, max_row_bytes: int) -> bytes:
+    """What there is up to the end of the next line that is not blank."""
+    read = bytearray()
+    while len(read) <= max_row_bytes and (line := stream.readline(max_row_bytes + 1)):
+        read += line
+        if line.removeprefix(BYTE_ORDER_MARK).strip(BLANK):
+            break
+    return bytes(read)
+
+
+def _in_string(json_line: bytes) -> bool:
+    """Whether the line ends inside a string."""
+    return _ESCAPED.sub(b"", json_line).count(b'"') % 2 == 1
+
+
+class _Rejoined(RawIOBase):
+    """What was read already, before the rest of its stream."""
+
+    def __init__(self, read: bytes, rest: BufferedReader) -> None:
+        self._read = BytesIO(read)
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        return self._read.readinto(buffer) or self._rest.readinto1(buffer)
+
+
+def _rejoined(read: bytes, rest: BufferedReader) -> BufferedReader:
+    return BufferedReader(_Rejoined(read, rest))
 
 
 def _read_one_object(stream: BufferedReader, max_row_bytes: int) -> Iterator[Row]:

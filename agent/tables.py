@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?", re.ASCII)
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?", re.ASCII)
 
 _BATCH_ROWS = 16  # few: each row becomes its own text, though a small file may store one of megabytes for all
 _AS_TEXT = (date, time, timedelta, Decimal, UUID)
@@ -64,21 +64,23 @@ def read_table(file: Path) -> Iterator[Row]:
 
 
 def read_hub(name: str) -> Iterator[Row]:
-    """Rows of `org/name[:split]` on the hub, streamed; `train` unless a split is named. Runs no code of it.
+    """Rows of `org/name[/config][:split]` on the hub, streamed; `train` unless a split is named. Runs no code of it.
 
     Raises:
-        InputFileError: there is no such data set or split, or it cannot be reached.
+        InputFileError: there is no such data set, configuration or split, or it cannot be reached.
     """
     import datasets
 
-    repository, _, split = name.partition(":")
+    path, _, split = name.partition(":")
+    owner, repository, *config = path.split("/")
     try:
-        rows = datasets.load_dataset(repository, split=split or "train", streaming=True)
+        rows = datasets.load_dataset(f"{owner}/{repository}", *config, split=split or "train", streaming=True)
         for number, row in enumerate(rows, 1):
             yield Row(number, _json_object(row))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        message = f"{name}: no such file or folder, and no data set of the hub that could be read: {reason}"
+        reason = " ".join(str(error).splitlines()[:2]) or type(error).__name__  # the second may list configurations
+        which = "data set of the hub (org/name[/config][:split])"
+        message = f"{name}: no such file or folder, and no {which} that could be read: {reason}"
         raise InputFileError(message) from None
 
 

@@ -57,6 +57,8 @@ def check(
 
     if task is not None and task not in TASKS:
         raise UsageError(f"--task {task!r}: known tasks are {', '.join(TASKS)}")
+    if calibrate and output is not None:
+        raise UsageError("--calibrate and -o exclude each other: the thresholds go to standard output")
     refuse_target(source, output)
     if calibrate:
         found = asyncio.run(_calibrate(settings, _rows(source, limit, task)))

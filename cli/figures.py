@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from agent.mismatch import Surprisal
-from cli.console import print_table, result_console
+from cli.console import print_table
 
 _TOKENS_SHOWN = 12
 
@@ -62,15 +63,14 @@ class Figures:
             ],
         }
 
-    def print(self) -> None:
-        """Two tables on standard output."""
-        out = result_console()
+    def print(self, to: Console) -> None:
+        """Two tables."""
         figures = self.as_dict()
         most = figures.pop("most_surprising", [])
-        print_table("Mismatch, nats/token", tuple(figures), [tuple(figures.values())], to=out)
+        print_table("Mismatch, nats/token", tuple(figures), [tuple(figures.values())], to=to)
         rows = [(repr(t["token"]), t["times"], t["nats"], f"{100 * t['share']:.1f} %") for t in most]
         if rows:
-            print_table("Tokens that carry most of it", ("token", "times", "mean nats", "share"), rows, to=out)
+            print_table("Tokens that carry most of it", ("token", "times", "mean nats", "share"), rows, to=to)
 
     def draw(self, file: Path, model: str) -> None:
         """Histograms over tokens and over rows, as PNG."""

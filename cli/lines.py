@@ -34,7 +34,7 @@ def json_lines(output: Path | None) -> Iterator[Callable[[dict[str, Any]], None]
     as it is.
     """
     if output is None:
-        yield lambda value: print(json.dumps(value, ensure_ascii=False))
+        yield lambda value: print(json.dumps(value, ensure_ascii=False), flush=True)
         return
     in_place = output.exists() and not output.is_file()
     place = nullcontext(output) if in_place else replacing(output)

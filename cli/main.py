@@ -42,17 +42,17 @@ app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 rows or the service failed, 2 wrong use, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 rows failed, 2 wrong use, 3 stopped by a failure, 130 interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # results are JSON, whatever the terminal's encoding
     try:
         app()
     except (ServiceError, StartError, EngineClosedError, JobError, DivergedError) as error:
-        _fail(error, code=1)
+        _fail(error, code=3)
     except RewrightError as error:
         _fail(error, code=2)
     except OSError as error:  # a disk that is full, a file that may not be written
-        _fail(error, code=1)
+        _fail(error, code=3)
 
 
 def _fail(error: Exception, *, code: int) -> NoReturn:

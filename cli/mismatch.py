@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import Callable
+from contextlib import AbstractContextManager, AsyncExitStack, aclosing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,8 @@ import typer
 from agent.demonstrations import BadRow, Demonstration
 from agent.exceptions import ChatError, EngineMemoryError, PromptTooLongError
 from cli import options
-from cli.console import counting, say
+from cli.console import console, counting, result_console, say
+from cli.exceptions import UsageError
 from cli.lines import json_lines, refuse_target
 from cli.settings import Given, Settings, load_settings
 
@@ -22,10 +24,15 @@ if TYPE_CHECKING:
     from agent.mismatch import Surprisal
     from cli.figures import Figures
 
+_Write = Callable[[dict[str, Any]], None]
+
 
 def mismatch(
     source: options.Input,
-    output: options.Output = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT", help="Where to write token by token; - for standard output."),
+    ] = None,
     model: options.Model = None,
     revision: options.Revision = None,
     limit: options.Limit = None,
@@ -45,20 +52,26 @@ def mismatch(
     if dry_run:
         print(settings.model_dump_json(indent=2))
         return
-    refuse_target(source, output, plot)
-    figures = asyncio.run(_score_all(settings, source, limit, output))
+    rows_to_stdout = output == options.STANDARD_OUTPUT
+    if as_json and rows_to_stdout:
+        raise UsageError("--json needs an output file for the rows: -o OUT")
+    file = None if rows_to_stdout else output
+    refuse_target(source, file, plot)
+    figures = asyncio.run(_score_all(settings, source, limit, json_lines(file) if output else nullcontext()))
     if plot and figures.rows > figures.errors:
         figures.draw(plot, settings.model.name)
         say(f"histograms in {plot}")
     if as_json:
         print(json.dumps(figures.as_dict()))
     else:
-        figures.print()
+        figures.print(console if rows_to_stdout else result_console())
     if figures.errors > max_errors:
         raise typer.Exit(1)
 
 
-async def _score_all(settings: Settings, source: Path, limit: int | None, output: Path | None) -> Figures:
+async def _score_all(
+    settings: Settings, source: Path, limit: int | None, rows_out: AbstractContextManager[_Write | None]
+) -> Figures:
     from agent.mismatch import surprisal
     from agent.pipeline import map_in_order
     from cli.engine import engine_of
@@ -78,7 +91,7 @@ async def _score_all(settings: Settings, source: Path, limit: int | None, output
             except (ChatError, PromptTooLongError, EngineMemoryError) as error:
                 return row.id, f"line {row.line}: {error}"
 
-        write = stack.enter_context(json_lines(output)) if output else None
+        write = stack.enter_context(rows_out)
         show = stack.enter_context(counting("scored", total))
         scored = map_in_order(score, open_rows(source, limit), settings.rewrite.concurrency)
         async for row_id, found in await stack.enter_async_context(aclosing(scored)):

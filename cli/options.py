@@ -7,13 +7,20 @@ from typing import Annotated
 
 import typer
 
+STANDARD_OUTPUT = Path("-")
+
 
 def _unless_dash(output: Path | None) -> Path | None:
-    return None if output == Path("-") else output
+    return None if output == STANDARD_OUTPUT else output
 
 
 Input = Annotated[
-    Path, typer.Argument(metavar="IN", help="JSONL, JSON array, Parquet or datasets folder; - for standard input.")
+    Path,
+    typer.Argument(
+        metavar="IN",
+        help="JSONL, JSON array, Parquet, datasets folder, "
+        "or org/name[/config][:split] of the hub; - for standard input.",
+    ),
 ]
 Output = Annotated[
     Path | None,

@@ -52,6 +52,7 @@ def rewrite(
     Every row of IN has one row in OUT, in order and with its id.
     OUT is Parquet when it is named .parquet, else JSON lines; without -o rows go to standard output.
     The exit code is 1 when more than --max-errors rows failed; OUT is complete all the same.
+    It is 3 when a failure stopped the run: --resume goes on.
     """
     settings = load_settings(
         config,

@@ -87,7 +87,7 @@ class AgentBackend:
         """See `Backend.rewrite`."""
         model = await self._model()
         rewriter = self._rewriter(body)
-        rows = counting_bad_rows(read_json_rows(body.demonstrations), self.metrics)
+        rows = list(counting_bad_rows(read_json_rows(body.demonstrations), self.metrics))
         data: list[dict[str, Any]] = []
         usage = Usage()
         try:
@@ -117,7 +117,7 @@ class AgentBackend:
     async def mismatch(self, body: MismatchBody) -> dict[str, Any]:
         """See `Backend.mismatch`."""
         model = await self._model()
-        rows = read_json_rows(body.demonstrations)
+        rows = list(read_json_rows(body.demonstrations))
         data = [row async for row in map_in_order(self._surprisal_row, rows, self._settings.concurrency)]
         return {"data": data, "model": model}
 

@@ -34,9 +34,18 @@ REWRITES_REQUESTS: dict[str, Any] = {
     },
 }
 ACTIVATE_REQUESTS: dict[str, Any] = {"third": {"summary": "The third version", "value": {"version": 3}}}
-MISMATCH_REQUESTS: dict[str, Any] = {"one": {"summary": "One word problem", "value": {"demonstrations": [_APPLES]}}}
+MISMATCH_REQUESTS: dict[str, Any] = {
+    "two": {
+        "summary": "One sum, and a row that lacks its answer",
+        "value": {
+            "demonstrations": [
+                {"id": "sum", "question": "What is 2 + 2?", "answer": "4"},
+                {"question": "What is 3 + 3?"},
+            ]
+        },
+    }
+}
 
-_UNREADABLE = {"line": 2, "field": "answer", "message": "the row has a question but no answer"}
 _TARGET = "There are 3 * 4 = 12 apples. After eating 2 there are 12 - 2 = 10 left. The answer is \\boxed{10}."
 
 REWRITES_ANSWER: dict[str, Any] = {
@@ -65,12 +74,21 @@ REWRITES_ANSWER: dict[str, Any] = {
 MISMATCH_ANSWER: dict[str, Any] = {
     "data": [
         {
-            "id": "apples",
-            "mismatch": {"nll": 1.62, "p95": 5.9, "tokens": 34},
-            "tokens": [{"text": "3", "nats": 3.4}, {"text": "*", "nats": 1.2}],
+            "id": "sum",
+            "mismatch": {"nll": 0.7, "p95": 1.15, "tokens": 2},
+            "tokens": [{"text": "4", "nats": 1.2}, {"text": "<|im_end|>", "nats": 0.2}],
             "error": None,
         },
-        {"id": "2", "mismatch": None, "tokens": [], "error": _UNREADABLE},
+        {
+            "id": "row-2",
+            "mismatch": None,
+            "tokens": [],
+            "error": {
+                "line": 2,
+                "field": "answer",
+                "message": "'answer': missing: the row has a question but neither 'solution' nor 'answer'",
+            },
+        },
     ],
     "model": "smollm2-135m",
 }

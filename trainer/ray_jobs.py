@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from agent.tables import HUB_NAME
+from agent.intake import on_hub
 from trainer.exceptions import JobError
 from trainer.ray_entry import JOB_VARIABLE
 from trainer.request import SftRequest, TrainingJob, TrainingRequest, WorkerResources
@@ -251,7 +251,7 @@ def _require_job_id(job_id: str) -> None:
 
 def _require_absolute_paths(request: TrainingRequest | SftRequest) -> None:
     for name, path in (("source", request.source), ("output", request.output)):
-        of_hub = name == "source" and HUB_NAME.fullmatch(str(path)) and not path.exists()
+        of_hub = name == "source" and on_hub(path)
         if not path.is_absolute() and not of_hub:
             raise JobError(f"{name} {str(path)!r}: paths are read by the cluster's machines and must be absolute")
 

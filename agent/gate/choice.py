@@ -11,14 +11,15 @@ from agent.gate.answers import boxes, not_meant, taken_back
 from agent.gate.notation import plain
 from agent.records import Check
 
-_LINE_OPTION = re.compile(r"^\s*[-*]?\s*\(?([A-JА-Д])\s?[).:]\s*\S", re.MULTILINE)
+# Prompts come from anywhere, so repetitions here are possessive or bounded: none may take the event loop for seconds.
+_LINE_OPTION = re.compile(r"^[^\S\n]*+(?:[-*][^\S\n]*+)?\(?([A-JА-Д])\s?[).:]\s*+\S", re.MULTILINE)
 _INLINE_OPTION = re.compile(r"(?:^|\s)\(([A-JА-Д])\)\s*\S|(?:^|\s)([A-JА-Д])\)\s*\S", re.MULTILINE)
 _LETTER = r"[A-JА-Д]"
 _ALONE = re.compile(rf"\W*({_LETTER})\W*")
 _LETTER_FIRST = re.compile(rf"\(?({_LETTER})(?:[).:]\s*\S.*|\)?)", re.DOTALL)
 _STATED = re.compile(
     rf"""\b(?i:answer|option|choice|ответ|вариант)\b
-         (?i:\s+(?:is|to\s[^.\n]{{1,80}}?\sis|letter|option|choice|номер|под\s+буквой))*
+         (?i:\s+(?:is|to\s[^.\n]{{1,80}}?\sis|letter|option|choice|номер|под\s+буквой)){{0,3}}
          [*_\s]{{0,4}}(?:равен\b|[:=—-])?[*_\s:$]*
          (?:\(({_LETTER})\)|\\text\{{\(?({_LETTER})\)?\}}
            |({_LETTER})(?=[*_$]*(?:[.,:;)!]|\s*$|\s+because\b|\s+is\s+correct)))""",

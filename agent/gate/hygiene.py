@@ -80,7 +80,7 @@ _NUMBERED_TIMES = 6  # an enumeration may go through a week's working days in th
 _SENTENCE_END = re.compile(r"\n|(?<=[.!?;])\s")
 _ITEM_MARK = re.compile(r"(?:[-*•]|\d{1,9}[.)])\s+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_DENSE_WORD = re.compile(r"(?=\S*\w)(\S{1,20}?)\1{19,}")
+_DENSE_WORD = re.compile(r"(\S{1,20}?)\1{19,}")
 
 
 def check_hygiene(candidate: str, expert: str, settings: GateSettings, *, finished: bool = True) -> Check:

@@ -17,9 +17,11 @@ from functools import lru_cache
 from agent.records import Check
 
 _MAX_CHARACTERS = 20_000
+# What opens is looked for to its end only so far: a text of openings alone would be read once for each.
 _NO_PROSE = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$(?![\d\s])[^$\n]*\$|\\\(.*?\\\)|\\\[.*?\\\]"
-    r"|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|\\[a-zA-Z]+|<[/a-zA-Z][^<>\n]*>|https?://\S+|\b[\w.+-]+@[\w-]+\.\w+|\b\w+\.\w+\b",
+    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$(?![\d\s])[^$\n]*\$|\\\((?:(?!\\\().)*?\\\)|\\\[(?:(?!\\\[).)*?\\\]"
+    r"|\\begin\{(\w{1,20}\*?)\}.{0,2000}?\\end\{\1\}|\\[a-zA-Z]+|<[/a-zA-Z][^<>\n]*>|https?://\S+"
+    r"|(?<![\w.+-])[\w.+-]++@[\w-]+\.\w+|\b\w+\.\w+\b",
     re.DOTALL,
 )
 _WORD = re.compile(r"[^\W\d_]+")

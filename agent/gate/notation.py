@@ -51,7 +51,7 @@ _SYNONYMS = (
     (re.compile(r"(?<!\\)\\(?:[,;:\s]|quad(?![a-zA-Z])|qquad(?![a-zA-Z]))|(?<=.)~"), " "),  # a leading ~ says "about"
 )
 _TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox)\s*\{([^{}]*)\}")
-_SPACED_POWER = re.compile(r"\s+\^(?!\\circ)")
+_SPACED_POWER = re.compile(r"(?<!\s)\s+\^(?!\\circ)")  # from where the spaces begin: no run is read twice
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _BARE_NUMERATOR = re.compile(r"\\frac\s*([0-9])")
 _BARE_DENOMINATOR = re.compile(r"(\\frac\{[^{}]*\})\s*([0-9])")

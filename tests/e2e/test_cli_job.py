@@ -118,7 +118,7 @@ def test_a_cancelled_job_is_told_and_not_taken_up_again(service: ScriptedProcess
     (job,) = jobs(service)
     assert service.http.post(f"/v1/jobs/{job['id']}/cancel").status_code == 200
     _, said = following.communicate(timeout=PATIENCE_S)
-    assert (following.returncode, f"{job['id']} cancelled: somebody ended it" in " ".join(said.split())) == (1, True)
+    assert (following.returncode, f"{job['id']} cancelled: somebody ended it" in " ".join(said.split())) == (3, True)
     service.kill()
     service.start(pause_s=0)
     code, _, said = run(service, source, "--resume")
@@ -132,5 +132,5 @@ def test_a_service_that_refuses_the_file_says_why(service: ScriptedProcess, sour
     service.start(pause_s=0)
     source.write_text("no rows\n")
     code, _, said = run(service, source)
-    assert (code, "is not JSON lines" in said) == (1, True)
+    assert (code, "is not JSON lines" in said) == (3, True)
     assert jobs(service) == []

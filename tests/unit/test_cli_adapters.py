@@ -174,7 +174,7 @@ def test_a_service_lists_its_adapters_and_switches_them(run: Run, url: str) -> N
 
 def test_what_a_service_refuses_is_said(run: Run, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = run("activate", "math", "3", "--url", url)
-    assert (code, err) == (1, f"error: {url} answered 404: no version 3; there are 1, 2")
+    assert (code, err) == (3, f"error: {url} answered 404: no version 3; there are 1, 2")
     monkeypatch.delenv("REWRIGHT_API_KEY")
     assert "answered 401" in run("list", "--url", url)[2]
 
@@ -195,5 +195,5 @@ def test_arguments_that_make_no_sense_are_wrong_use(run: Run, arguments: tuple[s
 
 def test_a_service_that_is_not_there_is_said(run: Run) -> None:
     code, _, err = run("list", "--url", "http://127.0.0.1:1")
-    assert code == 1
+    assert code == 3
     assert "cannot be reached" in err

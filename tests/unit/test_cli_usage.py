@@ -95,6 +95,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["mismatch", "in.jsonl", "-o", "none/p.jsonl"], "none/p.jsonl: there is no folder"),
         (["mismatch", ".", "-o", "o.jsonl"], "o.jsonl: lies in the input folder"),
         (["rewrite", ".", "-o", "o.jsonl"], "o.jsonl: lies in the input folder"),
+        (["mismatch", "in.jsonl", "-o", "-", "--json"], "--json needs an output file for the rows: -o OUT"),
+        (["check", "in.jsonl", "--calibrate", "-o", "o.jsonl"], "--calibrate and -o exclude each other"),
         (["check", "in.jsonl", "-o", "."], ".: is a folder: name a file"),
         (["check", ".", "-o", "o.jsonl"], "o.jsonl: lies in the input folder"),
         (["check", "none.jsonl"], "none.jsonl: no such file or folder"),
@@ -228,7 +230,7 @@ def test_a_file_without_rows_is_done_and_said(run: Run, tmp_path: Path, text: st
 def test_an_unreachable_service_is_a_failure_not_wrong_use(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cli.rewrite._PATIENCE_S", 0.0)
     code, _, err = run("rewrite", "in.jsonl", "-o", "o.jsonl", "--url", "http://127.0.0.1:1")
-    assert code == 1
+    assert code == 3
     assert "http://127.0.0.1:1 cannot be reached" in err
 
 

@@ -169,6 +169,15 @@ def test_generated_and_stated_ids_never_meet(write: Write):
     assert "'row-3', given to row 3 for want of its own" in rows[4].message
 
 
+def test_an_id_made_up_beside_a_stated_one_is_kept_from_later_rows(write: Write):
+    stated = [{"id": "row-3"}, {}, {}, {"id": "row-3'"}]
+    data = "\n".join(json.dumps({**json.loads(GOOD), **row}) for row in stated)
+    rows = list(read_rows(write(data.encode())))
+    assert [row.id for row in rows] == ["row-3", "row-2", "row-3'", "row-4"]
+    assert isinstance(rows[3], BadRow)
+    assert rows[3].message.startswith("'id': duplicate id \"row-3'\", first used on line 3")
+
+
 def test_a_json_array_is_read_element_by_element(write: Write):
     data = b'\xef\xbb\xbf \n[\n  {"question": "a, [b] \\"{", "answer": "4"},\n\n ' + GOOD + b",\n]\n"
     rows = list(read_rows(write(data, "rows.json")))
@@ -225,6 +234,42 @@ def test_a_broken_first_line_of_a_json_file_hides_no_other(write: Write, broken:
     assert rows[0].line == 1
 
 
+@pytest.mark.parametrize("name", ["rows.json", "rows.txt", "rows.json.gz"])
+@pytest.mark.parametrize(
+    ("broken", "bad"),
+    [
+        (b'["half', 1),
+        (b'["half,', 1),
+        (b'["half\n["half', 2),
+        (b"[1]", 1),
+        (b"[1, 2", 1),
+        (b"[" + GOOD, 1),
+        (b"\xef\xbb\xbf[1]\r", 1),
+        (b"\n[1]\n\n ", 1),
+    ],
+)
+def test_a_broken_first_line_that_begins_as_an_array_hides_no_other(write: Write, broken: bytes, bad: int, name: str):
+    data = broken + b"\n" + GOOD + b"\n" + GOOD
+    rows = list(read_rows(write(gzip.compress(data) if name.endswith("gz") else data, name)))
+    assert kinds(rows) == "b" * bad + "gg"
+    assert [row.line for row in rows[-2:]] == [data.count(b"\n"), data.count(b"\n") + 1]
+
+
+@pytest.mark.parametrize(
+    "shape", ["[%s,%s]", "[%s\n,%s\n]", "[%s,\n%s]\n", "[\n%s,\n%s]", "\n[\n\n%s\n\n,\n%s]", "[%s,%s]\n\n"]
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_array_is_one_however_its_lines_are_cut(shape: str, indent: int | None):
+    text = json.dumps({**json.loads(GOOD), "tags": [{"a": {}}, [1]]}, indent=indent)
+    assert kinds(list(read_stream(io.BytesIO((shape % (text, text)).encode())))) == "gg"
+
+
+def test_an_array_of_one_line_may_be_longer_than_a_row(write: Write):
+    text = b"[" + b",".join([GOOD] * 1000) + b"]"
+    for limit in (40, 200, 201, 202, 203, 10**6):
+        assert kinds(list(read_rows(write(text, "rows.json"), max_row_bytes=limit))) == "g" * 1000
+
+
 def test_gzip_is_decompressed_and_its_rows_bounded(write: Write):
     data = gzip.compress(GOOD + b"\n" + b" " * 100 + b"x" * 10**7 + b"\n" + GOOD)
     assert kinds(list(read_rows(write(data, "rows.jsonl.gz"), max_row_bytes=10**5))) == "gbg"
@@ -268,6 +313,15 @@ def test_a_folder_is_read_in_the_order_of_its_names(write: Write):
     assert [row.id for row in rows] == ["1", "2", "row-3"]
     assert isinstance(rows[2], BadRow)
     assert rows[2].message.startswith("b.jsonl: not valid JSON")
+
+
+def test_a_folder_is_read_without_hidden_files_and_what_lies_beside_an_output(write: Write):
+    folder = write(GOOD, "in/out.jsonl").parent
+    write(GOOD, "in/journal.jsonl")
+    for name in ("out.jsonl.run.json", "out.jsonl.early.jsonl", "out.failed.jsonl", "out.parquet.journal.jsonl"):
+        write(GOOD, f"in/{name}")
+    write(GOOD, "in/.out.jsonl")
+    assert [row.id for row in read_rows(folder)] == ["row-1", "row-2"]
 
 
 def test_a_folder_without_rows_names_its_folders(write: Write):

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from agent.demonstrations import BadRow, Demonstration
 from agent.exceptions import InputFileError
 from agent.intake import read_rows
+from agent.tables import read_hub
+from tests.data_sets import write_data_set
 
 ROWS = [{"question": f"{n}+1?", "answer": f"It is {n + 1}."} for n in range(600)]
 
@@ -115,6 +117,20 @@ def test_a_data_set_that_the_hub_does_not_give_is_an_error(monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputFileError, match="nobody/nothing:test: no such file or folder, and no data set of the hub"):
         list(read_rows(Path("nobody/nothing:test")))
+
+
+def test_a_data_set_of_several_configurations_is_named_with_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    write_data_set(tmp_path / "org" / "name", {"main": {"train": ["m"], "test": ["t"]}, "other": {"train": ["o"]}})
+    monkeypatch.chdir(tmp_path)
+    named = {name: [row.id for row in read_rows(Path(name))] for name in ("org/name/main:test", "org/name/other")}
+    assert named == {"org/name/main:test": ["t"], "org/name/other": ["o"]}
+
+
+def test_a_missing_configuration_is_answered_with_those_there_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    write_data_set(tmp_path / "org" / "name", {"main": {"train": ["m"]}, "other": {"train": ["o"]}})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputFileError, match=r"pick one among the available configs: \['main', 'other'\]"):
+        list(read_hub("org/name"))
 
 
 @settings(deadline=None, max_examples=60)

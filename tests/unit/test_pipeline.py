@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import aclosing
 from typing import Any
@@ -77,7 +78,56 @@ async def test_items_are_read_ahead_only_so_far() -> None:
 
     async with aclosing(map_in_order(same, endless(), 2)) as results:
         assert [await anext(results) for _ in range(3)] == [0, 1, 2]
-    assert len(read) == 10
+    assert 3 <= len(read) <= 11
+
+
+async def test_an_item_is_worked_on_before_the_next_one_is_there() -> None:
+    first_is_out = threading.Event()
+
+    def producer_that_waits_for_output() -> Iterator[int]:
+        yield 1
+        assert first_is_out.wait(timeout=30), "nothing came out of the first item"
+        yield 2
+
+    async def same(item: int) -> int:
+        return item
+
+    results = map_in_order(same, producer_that_waits_for_output(), 2)
+    assert await anext(results) == 1
+    first_is_out.set()
+    assert [r async for r in results] == [2]
+
+
+async def test_nobody_waits_for_an_item_that_never_comes() -> None:
+    asked, end = threading.Event(), threading.Event()
+
+    def stuck() -> Iterator[int]:
+        yield 1
+        asked.set()
+        end.wait()
+
+    async def same(item: int) -> int:
+        return item
+
+    async with aclosing(map_in_order(same, stuck(), 2)) as results:
+        assert await anext(results) == 1
+        await asyncio.to_thread(asked.wait)
+    end.set()
+
+
+async def test_an_input_that_breaks_off_has_the_results_of_what_was_read() -> None:
+    def broken() -> Iterator[int]:
+        yield from (1, 2)
+        raise OSError("the pipe broke")
+
+    async def same(item: int) -> int:
+        await asyncio.sleep(0.001)
+        return item
+
+    results = map_in_order(same, broken(), 2)
+    assert [await anext(results), await anext(results)] == [1, 2]
+    with pytest.raises(OSError, match="the pipe broke"):
+        await anext(results)
 
 
 async def test_no_items_give_no_results() -> None:

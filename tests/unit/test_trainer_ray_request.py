@@ -92,7 +92,7 @@ def test_settings_too_long_for_an_environment_variable_are_refused() -> None:
         job_environment(job)
 
 
-@pytest.mark.parametrize("source", ["rows.jsonl", "./rows.jsonl", "a/b/rows.jsonl"])
+@pytest.mark.parametrize("source", ["rows.jsonl", "./rows.jsonl", "a/rows.jsonl", "a/b/rows.jsonl"])
 def test_a_relative_source_is_refused_before_anything_is_sent(source: str) -> None:
     with pytest.raises(JobError, match=r"source .* must be absolute"):
         submit(NOWHERE, request_of(source))

@@ -1,0 +1,55 @@
+"""Text that once kept a pattern of the gate busy for minutes to hours: each test ends at once, or hardly ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from agent.gate.choice import options, stated_letters
+from agent.gate.hygiene import check_hygiene
+from agent.gate.language import check_language
+from agent.gate.notation import plain
+from agent.settings import GateSettings
+
+
+@pytest.mark.parametrize("text", ["\n " * 5_000, "\n" * 10_000, " " * 10_000, "\n- " * 5_000])
+def test_blank_lines_are_read_once_in_search_of_options(text: str) -> None:
+    assert options(f"Which?{text}A) Mars\nB) Venus") == {"A", "B"}
+
+
+@pytest.mark.parametrize("words", ["option ", "the answer to ", "to answer is ", "ответ под буквой "])
+def test_words_that_lead_to_an_option_are_read_a_few_times_each(words: str) -> None:
+    text = words * 30_000 + "\nThe answer is B."
+    assert stated_letters(text) == [(len(text) - 1, "B")]
+
+
+@pytest.mark.parametrize("space", [" ", "\n", "\u00a0"])
+def test_spaces_before_a_power_are_read_once(space: str) -> None:
+    assert plain(f"a{space * 500_000}b") == "a b"
+
+
+@pytest.mark.parametrize("opening", ["\\(", "\\[", "1-", "\\begin{align}"])
+def test_what_opens_and_never_closes_is_not_read_to_the_end_for_each(
+    monkeypatch: pytest.MonkeyPatch, opening: str
+) -> None:
+    monkeypatch.setattr("agent.gate.language._MAX_CHARACTERS", 10**6)
+    text = "The boxes are with the apples. " + opening * 30_000
+    assert check_language(text, "There are two boxes.", "How many?").passed
+
+
+def test_long_words_of_signs_alone_are_searched_for_loops_once() -> None:
+    text = "Two boxes. " + " ".join("(" * (1_000 + n) for n in range(1_000))
+    assert check_hygiene(text, text, GateSettings()).passed
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "found"),
+    [
+        (options, "Which?\n  - (A) Mars\n\n\t* B. Venus\n\n  (C): Earth", {"A", "B", "C"}),
+        (stated_letters, "The answer to the question is option letter B.", [(45, "B")]),
+        (plain, "x  ^{2}", "x^{2}"),
+    ],
+)
+def test_what_is_meant_is_read_as_before(read: Callable[[str], object], text: str, found: object) -> None:
+    assert read(text) == found

@@ -71,7 +71,8 @@ _TAKEN_BACK = re.compile(
 # After the answer: another one, without the word.
 _RIVAL = re.compile(
     r"\b(?:final|correct|right|true)\s(?:answer|result|total|value|number|amount|sum|count|solution)"
-    r"\s(?:is|was|equals|must be|would be|has to be)\s(?:actually\s|really\s|in fact\s)?\$?(?P<answer>\d(?:[\d,.]{0,40}\d)?)(?![\w/%])",
+    r"\s(?:is|was|equals|must be|would be|has to be)\s(?:actually\s|really\s|in fact\s)?"
+    r"\$?(?P<answer>\d(?:[\d,.]{0,40}\d)?)(?![\w/%])",
     re.IGNORECASE,
 )
 

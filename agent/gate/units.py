@@ -27,11 +27,12 @@ _MEASURES = {
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _PRICE = re.compile(r"\\?\$\s?(\d[\d,]{0,20}(?:\.\d{1,10})?)")
 # Formulas: a dollar sign may only delimit them.
-_TYPESET = re.compile(r"\\(?!\$|boxed)|[\w)=]\s?\$(?!\s?\d)")
+_TYPESET = re.compile(r"\\(?!\$|boxed)|[\w)=]\s?\$(?!\s?\.?\d)")
 _COUNTED = re.compile(r"(?<=\d)[ -]([^\W\d_]{4,})")
 _QUANTITY = re.compile(r"(\d[\d,]{0,20}(?:\.\d{1,10})?)[\s}-]{0,2}([^\W\d_]*)(?:\s([^\W\d_]+))?")
 _ASKED = re.compile(
-    r"\b(?:how many|сколько) (?:(?:more|fewer|total|additional|extra|whole|full|different) ){0,2}([^\W\d_]+)", re.IGNORECASE
+    r"\b(?:how many|сколько) (?:(?:more|fewer|total|additional|extra|whole|full|different) ){0,2}([^\W\d_]+)",
+    re.IGNORECASE,
 )
 _MONEY_ASKED = re.compile(
     r"\bhow much (?:money\b|(?!time\b|longer\b)[^.?!]{1,80}\b(?:earn|pay|spend|cost|charge|owe|save)\b)", re.IGNORECASE
@@ -49,41 +50,36 @@ def wrong_unit(candidate: str, expert: str, question: str, answer: Fraction | No
         question: everything that was asked.
         answer: the final answer where it is a plain number.
     """
+    candidate, expert = _CALCULATOR.sub("", candidate), _CALCULATOR.sub("", expert)
     if _TYPESET.search(candidate) or _TYPESET.search(expert):
         return None
-    things = {word for word in _COUNTED.findall(question.casefold()) if word.endswith("s") or not word.isascii()} - _NO_THINGS
-    ours, theirs = list(_equations(candidate)), list(_equations(expert))
-    said = _amounts(candidate)
+    things = {
+        word for word in _COUNTED.findall(question.casefold()) if word.endswith("s") or not word.isascii()
+    } - _NO_THINGS
+    ours, theirs, said = list(_equations(candidate)), list(_equations(expert)), _amounts(candidate)
     for equation in ours:
-        if (named := _kind(equation.unit, things)) is None:
-            continue
         alike = [e for e in theirs if e.result == equation.result]
         same = {_MEASURES.get(e.unit) for e in alike if sorted(e.operands) == sorted(equation.operands)}
         expected = same.pop() if len(same) == 1 else None
-        if expected is None or named in {_MEASURES.get(e.unit) for e in alike} or (equation.result, expected) in said:
+        named = _kind(equation.unit, things)
+        if expected is None or named is None or named in {_MEASURES.get(e.unit) for e in alike}:
             continue
-        return f"{float(equation.result):g} is {expected} for the expert, not {equation.unit}"
-    return _answer_unit([e for e in ours if e.result == answer], said | _amounts(expert), question, things)
-
-
-def _answer_unit(
-    arriving: list[Equation], said: set[tuple[Fraction, str]], question: str, things: set[str]
-) -> str | None:
-    """What is wrong with the unit of the equations that arrive at the answer, None where nothing is for certain."""
-    units = [e.unit for e in arriving if _kind(e.unit, things) is not None]
-    asked = _asked(question)
-    if asked is None or not units or (arriving[0].result, asked) in said:
+        if (equation.result, expected) not in said:
+            return f"{float(equation.result):g} is {expected} for the expert, not {equation.unit}"
+    if answer is None or (asked := _asked(question)) is None or (answer, asked) in said:
         return None
-    measured = asked in _MEASURES.values()
-    for unit in units:
-        if _kind(unit, things) == asked or (not measured and (unit not in _MEASURES or unit in _sentence(question))):
-            return None
-    return f"the question is for {asked}, not {units[-1]}"
+    units = {e.unit: kind for e in ours if e.result == answer and (kind := _kind(e.unit, things)) is not None}
+    if not units or asked in units.values() or any((answer, kind) in _amounts(expert) for kind in units.values()):
+        return None
+    # Things have several names; only a measure that the question does not speak of is surely no thing.
+    if asked in _MEASURES.values() or all(u in _MEASURES and u not in _sentence(question) for u in units):
+        return f"the question is for {asked}, not {' or '.join(units)}"
+    return None
 
 
 def _equations(text: str) -> Iterator[Equation]:
     """The equations of `text`, prices as dollars."""
-    return equations(_PRICE.sub(r"\1 dollars", _CALCULATOR.sub("", text)))
+    return equations(_PRICE.sub(r"\1 dollars", text))
 
 
 def _kind(unit: str, things: set[str]) -> str | None:
@@ -93,7 +89,7 @@ def _kind(unit: str, things: set[str]) -> str | None:
 
 def _amounts(text: str) -> set[tuple[Fraction, str]]:
     """The quantities that `text` names, each with what it may be counted in."""
-    text = _PRICE.sub(r"\1 dollars", _CALCULATOR.sub("", text))[:_MAX_CHARACTERS].casefold()
+    text = _PRICE.sub(r"\1 dollars", text)[:_MAX_CHARACTERS].casefold()
     found = set()
     for match in _QUANTITY.finditer(text):
         value = Fraction(match[1].replace(",", ""))

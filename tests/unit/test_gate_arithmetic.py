@@ -104,7 +104,13 @@ def test_a_false_equation_with_functions_is_caught_and_asks_nothing_of_a_rewrite
 
 @pytest.mark.parametrize(
     "words",
-    ["Forget the last.", "Scratch that!", "Oh, never mind.", "Please ignore the previous line.", "Disregard what I said."],
+    [
+        "Forget the last.",
+        "Scratch that!",
+        "Oh, never mind.",
+        "Please ignore the previous line.",
+        "Disregard what I said.",
+    ],
 )
 def test_a_sum_that_is_taken_back_fails(words: str) -> None:
     check = check_arithmetic(f"18 * 3 = 54. 54 + 1 = 55. {words} 54 + 2 = 56. The answer is 56.", EXPERT, Fraction(56))
@@ -113,7 +119,12 @@ def test_a_sum_that_is_taken_back_fails(words: str) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["Do not forget the last two.", "We ignore the last digit.", "The root -2 is too small, so ignore it.", "Never mind the cups."],
+    [
+        "Do not forget the last two.",
+        "We ignore the last digit.",
+        "The root -2 is too small, so ignore it.",
+        "Never mind the cups.",
+    ],
 )
 def test_what_is_left_out_of_account_is_not_taken_back(words: str) -> None:
     assert check_arithmetic(f"18 * 3 = 54. {words} 54 + 2 = 56. The answer is 56.", EXPERT, Fraction(56)).passed

@@ -77,7 +77,13 @@ WORKED = "3 * 4 = 12, 5 * 2 = 10, 12 + 10 = 22, 30 - 22 = 8. The answer is \\box
 
 @pytest.mark.parametrize(
     "tail",
-    ["Check: 8 + 1 = 9.", "So 22 + 8 = 30.", "First 3 + 6 = 9, then 9 - 1 = 8.", "She pays 12 + 10 = 22.", "Well done!"],
+    [
+        "Check: 8 + 1 = 9.",
+        "So 22 + 8 = 30.",
+        "First 3 + 6 = 9, then 9 - 1 = 8.",
+        "She pays 12 + 10 = 22.",
+        "Well done!",
+    ],
 )
 def test_after_the_answer_a_check_and_known_numbers_may_follow(tail: str) -> None:
     assert "after its answer" not in detail(WORKED + tail)

@@ -2,7 +2,8 @@
 
 The answer check sees only the last line: a candidate that was told the answer can pass it with any nonsense above.
 This check reads every equation between plain numbers (`18 * 3 = 54 cups`, `25% of 16 = 4`, `$3 / 2 = $1.50`) and
-works it out exactly. Not here: algebra (an equation with a variable is not judged), prose without equations.
+works it out exactly, and the sums in words with it (`spoken`). Not here: algebra (an equation with a variable is not
+judged).
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ The arithmetic check sees `72 - 30 = 42` hold; it does not see that nobody said 
 that an equation starts from must have come up before: in the question, earlier in the candidate, or in the expert's
 solution without being a result there (a number that the question says in words, a conversion). What the expert works
 out the candidate must work out as well: told in prose, it may come with any story. And a number in the prose must be in
-the question, the expert's solution or an equation: "so she packs 43" does not follow from `7 * 6 = 42`. After the final
-answer nothing new is worked out. A result has the unit that the expert or the question gives it (`units`). Not here:
-whether the numbers stand for what the candidate says they do, and numbers that algebra leads to.
+the question, the expert's solution or an equation: "so she packs 43" does not follow from `7 * 6 = 42`. Nothing new is
+worked out from the answer, and no result has a unit that is certainly wrong (`units`). Not here: what else the numbers
+stand for, and numbers that algebra leads to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 from fractions import Fraction
 
 from agent.gate.answers import extract_answer
-from agent.gate.arithmetic import equations
+from agent.gate.arithmetic import Equation, equations
 from agent.gate.notation import plain
 from agent.gate.quantities import read_quantity
 from agent.gate.readable import readable
@@ -71,22 +71,24 @@ def check_grounding(candidate: str, expert: str, question: str) -> Check:
     if stray:
         return Check("grounding", False, f"{float(min(stray)):g} comes out of nowhere")
     stated = extract_answer(candidate)
-    if stated is not None and (after := _worked_out(candidate, stated.end, asked)) is not None:
-        return Check("grounding", False, f"works out {float(after):g} after its answer")
     quantity = read_quantity(plain(stated.text)) if stated is not None else None
-    unit = wrong_unit(candidate, expert, question, quantity.value if quantity is not None else None)
+    answer = quantity.value if quantity is not None else None
+    if stated is not None and (further := _reckoned_on(candidate, stated.end, answer, asked)) is not None:
+        return Check("grounding", False, f"{further.text[:80]} reckons on after the answer")
+    unit = wrong_unit(candidate, expert, question, answer)
     if unit is not None:
         return Check("grounding", False, unit)
     return Check("grounding", True, "every number was introduced")
 
 
-def _worked_out(candidate: str, end: int, asked: frozenset[Fraction]) -> Fraction | None:
-    """The result at which `candidate` arrives after `end`, None where it is known by then or belongs to a check."""
+def _reckoned_on(candidate: str, end: int, answer: Fraction | None, asked: frozenset[Fraction]) -> Equation | None:
+    """The equation that `candidate` closes with after the answer, from it to something new; None where it checks it."""
     if _CHECKS.search(candidate, end):
         return None
-    results = [equation.result for equation in equations(candidate[end:])]
-    known = asked | numbers(readable(candidate[:end]))
-    return results[-1] if results and results[-1] not in known else None
+    last = next(reversed(list(equations(candidate[end:]))), None)
+    if last is None or answer not in last.operands:
+        return None
+    return last if last.result not in asked | numbers(readable(candidate[:end])) else None
 
 
 def _reckoned(text: str) -> set[Fraction]:

@@ -33,6 +33,8 @@ _NUMBER_WORDS = re.compile(
 )
 _HYPHEN = re.compile(r"(?<=[a-z])-(?=[a-z])")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_WHICH_IS = re.compile(r",? which (?:is|equals|makes|gives) (?=\d)")
+_SIGN = re.compile(r"(?<=\d)\s?([*+/=])\s?(?=\d)")
 _BLANKS = re.compile(r"[^\S\n]+")
 # What ends a clause is kept: a question claims nothing.
 _CLAUSE_END = re.compile(
@@ -48,7 +50,9 @@ _DOES = re.compile(
 )
 # A clause that ends so goes on in the next one.
 _GOES_ON = re.compile(r"\b(?:and|or|plus|minus|times|of|than|to|from|by|adds?|adding|with|if|not)\Z")
-_EQUALS = re.compile(r" (?:(is|are) equal to|is|are|equals?|makes?|gives?|yields?|comes to|leaves|=) ")
+_EQUALS = re.compile(
+    r" (?:(is|are) equal to|is|are|equals?|makes?|gives?|yields?|totals?|leaves|=|(?:comes?|amounts?|adds? up) to) "
+)
 _FILLERS = re.compile(r"(?:exactly|just|only|simply|a total of) ")
 _THEN = re.compile(r" and (?:he|she|it|they|we|you|i|the|his|her|this|that)\b[^\d]*\Z")
 # Beside a quantity, besides the words that change an answer: it is another's share, or a difference.
@@ -119,7 +123,8 @@ def false_statement(text: str) -> str | None:
 def _clauses(text: str) -> Iterator[str]:
     """The clauses of `text` that stand alone, in lower case, with their numbers in digits."""
     text = _BLANKS.sub(" ", _HYPHEN.sub(" ", text.casefold()))
-    pieces = _CLAUSE_END.split(_THOUSANDS.sub("", _NUMBER_WORDS.sub(_in_digits, text)))
+    text = _THOUSANDS.sub("", _NUMBER_WORDS.sub(_in_digits, text))
+    pieces = _CLAUSE_END.split(_WHICH_IS.sub(" = ", _SIGN.sub(r" \1 ", text)))
     before, mark = "", "\n"
     for clause, end in zip(map(str.strip, pieces[::2]), [*pieces[1::2], "\n"], strict=True):
         # `(1/2) 278 + 11 = 150`, or: the sum of 5, 6 and half of 20.
@@ -161,9 +166,11 @@ def _work_out(told: str) -> tuple[Fraction, list[str]] | None:
         if (match := pattern.fullmatch(told)) is None:
             continue
         operands = match.groupdict()
-        b = Fraction(operands.get("b") or 0)
+        a, b = Fraction(match["a"]), Fraction(operands.get("b") or 0)
+        if operands.get("name") == "/" and a < b:  # a share of something: 2/5 is 13 hectares
+            return None
         try:
-            result = value(match, Fraction(match["a"]), b)
+            result = value(match, a, b)
         except (ZeroDivisionError, KeyError):
             return None
         return result, [operands[name].strip() for name in ("of_a", "of_b") if name in operands]

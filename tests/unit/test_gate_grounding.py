@@ -86,12 +86,12 @@ WORKED = "3 * 4 = 12, 5 * 2 = 10, 12 + 10 = 22, 30 - 22 = 8. The answer is \\box
     ],
 )
 def test_after_the_answer_a_check_and_known_numbers_may_follow(tail: str) -> None:
-    assert "after its answer" not in detail(WORKED + tail)
+    assert "after the answer" not in detail(WORKED + tail)
 
 
-@pytest.mark.parametrize("tail", ["8 + 1 = 9.", "So it is 30 + 8 = 38 in all.", "22 - 5 = 17"])
+@pytest.mark.parametrize("tail", ["8 + 1 = 9.", "So it is 30 + 8 = 38 in all.", "One more would be 8 + 1 = 9 dollars."])
 def test_after_the_answer_no_new_result_may_follow(tail: str) -> None:
-    assert detail(WORKED + tail).endswith("after its answer")
+    assert detail(WORKED + tail).endswith("after the answer")
 
 
 @given(st.text(max_size=200), st.text(max_size=100))

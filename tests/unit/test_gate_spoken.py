@@ -37,6 +37,9 @@ from agent.gate.spoken import false_statement
         "7 * 6 = 42 because half of 84 is 43.",
         "In total, seven plus six is fourteen.",
         "Half of 84 is 43 and he eats them.",
+        "He has half of 84, which is 43 rolls.",
+        "7*6 comes to 43 rolls.",
+        "42 divided by six yields 8",
     ],
 )
 def test_a_false_sum_in_words_is_caught(text: str) -> None:
@@ -70,6 +73,10 @@ def test_a_false_sum_in_words_is_caught(text: str) -> None:
         "two thousand plus five is 2005",
         "The square root of 50 is 7.07.",
         "(1/2) 278 + 11 = 150",
+        "Since 2/5 is equal to 12.8 hectares, he has 32.",
+        "He has 5 more than twice 20, which is 45.",
+        "He has twice 20 and 5 more, which is 45.",
+        "Of 84 he has half, which is 42.",
         "The cross product gives: 275 x = 33 * 100",
     ],
 )

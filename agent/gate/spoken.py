@@ -57,7 +57,7 @@ _FILLERS = re.compile(r"(?:exactly|just|only|simply|a total of) ")
 _THEN = re.compile(r" and (?:he|she|it|they|we|you|i|the|his|her|this|that)\b[^\d]*\Z")
 # Beside a quantity, besides the words that change an answer: it is another's share, or a difference.
 _COMPARES = re.compile(
-    "more|fewer|extra|additional|left|remaining|short|away|off|too|each|every|apiece|ago|binary|octal|hexadecimal"
+    "percent|per|cent|more|fewer|extra|additional|left|remaining|short|away|off|too|each|every|apiece|ago|binary|octal|hexadecimal"
     "|(?:bigg|great|high|larg|long|old|tall|young|heavi|cheap|small|low|short)er"
 )
 # Units that may change for others: half of 1 hour is 30 minutes.

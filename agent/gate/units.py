@@ -13,14 +13,15 @@ from fractions import Fraction
 
 from agent.gate.arithmetic import Equation, equations
 
+# The kinds are no single words, so that no counted thing (weights, times) is one of them.
 _MEASURES = {
     word: measure
     for measure, words in {
-        "money": "dollars cents euros рублей рубля",
-        "time": "minutes hours days weeks months years hrs mins минут минуты часов часа дней дня недель",
-        "length": "kilometers kilometres meters metres centimeters miles inches km cm км метров метра километров",
-        "weight": "kilograms grams ounces kg oz кг килограммов граммов",
-        "volume": "liters litres gallons milliliters ml литров литра",
+        "a price": "dollars cents euros рублей рубля",
+        "a time": "minutes hours days weeks months years hrs mins минут минуты часов часа дней дня недель",
+        "a length": "kilometers kilometres meters metres centimeters miles inches km cm км метров метра километров",
+        "a weight": "kilograms grams ounces kg oz кг килограммов граммов",
+        "a volume": "liters litres gallons milliliters ml литров литра",
     }.items()
     for word in words.split()
 }
@@ -108,8 +109,8 @@ def _asked(question: str) -> str | None:
     if len(re.findall(r"\bhow (?:many|much)\b|\bсколько\b", question, re.IGNORECASE)) != 1:
         return None
     if "$" in question and _MONEY_ASKED.match(asked):
-        return "money"
+        return "a price"
     match = _ASKED.match(asked)
-    if match is None or not (match[1] in _MEASURES or match[1].endswith("s")):
+    if match is None or match[1] in _NO_THINGS or not (match[1] in _MEASURES or match[1].endswith("s")):
         return None
     return _MEASURES.get(match[1]) or match[1].removesuffix("s")

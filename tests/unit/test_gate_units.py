@@ -19,9 +19,9 @@ LAPS = "Ella swims 20 laps an hour. How many laps does she swim in 5 hours?"
 @pytest.mark.parametrize(
     ("candidate", "wrong"),
     [
-        ("He washes 32 * 3 = 96 windows.", "96 is money for the expert, not windows"),
-        ("He washes for 3 * 32 = 96 hours.", "96 is money for the expert, not hours"),
-        ("That is 100 - 24 = 76 minutes.", "the question is for money, not minutes"),
+        ("He washes 32 * 3 = 96 windows.", "96 is a price for the expert, not windows"),
+        ("He washes for 3 * 32 = 96 hours.", "96 is a price for the expert, not hours"),
+        ("That is 100 - 24 = 76 minutes.", "the question is for a price, not minutes"),
     ],
 )
 def test_a_result_of_another_kind_than_the_experts_or_the_asked_is_named(candidate: str, wrong: str) -> None:
@@ -54,6 +54,11 @@ def test_what_may_be_meant_rightly_is_let_through(candidate: str) -> None:
 )
 def test_a_measure_is_no_count_of_what_is_asked_for(candidate: str, wrong: str | None) -> None:
     assert wrong_unit(candidate, "20*5=100\n#### 100", LAPS, Fraction(100)) == wrong
+
+
+def test_how_many_times_asks_for_no_time() -> None:
+    assert wrong_unit("30 / 5 = 6 meters", "30/5=6", "How many times is 5 in 30 m?", Fraction(6)) is None
+    assert wrong_unit("30 / 5 = 6 hours", "30/5=6", "How many weights of 5 make 30?", Fraction(6)) is not None
 
 
 def test_two_questions_ask_for_nothing_for_certain() -> None:

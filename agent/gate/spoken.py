@@ -51,13 +51,14 @@ _DOES = re.compile(
 # A clause that ends so goes on in the next one.
 _GOES_ON = re.compile(r"\b(?:and|or|plus|minus|times|of|than|to|from|by|adds?|adding|with|if|not)\Z")
 _EQUALS = re.compile(
-    r" (?:(is|are) equal to|is|are|equals?|makes?|gives?|yields?|totals?|leaves|=|(?:comes?|amounts?|adds? up) to) "
+    r" (?:(?:is|are) equal to|is|are|equals?|makes?|gives?|yields?|totals?|leaves|=|(?:comes?|amounts?|adds? up) to) "
 )
 _FILLERS = re.compile(r"(?:exactly|just|only|simply|a total of) ")
 _THEN = re.compile(r" and (?:he|she|it|they|we|you|i|the|his|her|this|that)\b[^\d]*\Z")
 # Beside a quantity, besides the words that change an answer: it is another's share, or a difference.
 _COMPARES = re.compile(
-    "percent|per|cent|more|fewer|extra|additional|left|remaining|short|away|off|too|each|every|apiece|ago|binary|octal|hexadecimal"
+    "percent|per|cent|more|fewer|extra|additional|left|remaining|remainder|rounded|whole|full|short|away|off|too|each"
+    "|every|apiece|ago|binary|octal|hexadecimal"
     "|(?:bigg|great|high|larg|long|old|tall|young|heavi|cheap|small|low|short)er"
 )
 # Units that may change for others: half of 1 hour is 30 minutes.

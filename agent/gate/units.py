@@ -18,9 +18,10 @@ _MEASURES = {
     word: measure
     for measure, words in {
         "a price": "dollars cents euros рублей рубля",
-        "a time": "minutes hours days weeks months years hrs mins минут минуты часов часа дней дня недель",
+        "a time": "seconds minutes hours days weeks months years decades centuries hrs mins nights evenings mornings"
+        " weekends weekdays seasons semesters sessions shifts минут минуты часов часа дней дня недель",
         "a length": "kilometers kilometres meters metres centimeters miles inches km cm км метров метра километров",
-        "a weight": "kilograms grams ounces kg oz кг килограммов граммов",
+        "a weight": "kilograms kilos grams milligrams ounces kg mg oz кг килограммов граммов",
         "a volume": "liters litres gallons milliliters ml литров литра",
     }.items()
     for word in words.split()
@@ -57,25 +58,36 @@ def wrong_unit(candidate: str, expert: str, question: str, answer: Fraction | No
     things = {
         word for word in _COUNTED.findall(question.casefold()) if word.endswith("s") or not word.isascii()
     } - _NO_THINGS
-    ours, theirs, said = list(_equations(candidate)), list(_equations(expert)), _amounts(candidate)
+    # What the expert's results are given in: by the sum, and by the result alone.
+    sums: dict[tuple[Fraction, ...], set[str | None]] = {}
+    results: dict[Fraction, set[str | None]] = {}
+    for equation in _equations(expert):
+        measure = _MEASURES.get(equation.unit)
+        sums.setdefault(_sum(equation), set()).add(measure)
+        results.setdefault(equation.result, set()).add(measure)
+    ours, said = list(_equations(candidate)), _amounts(candidate)
     for equation in ours:
-        alike = [e for e in theirs if e.result == equation.result]
-        same = {_MEASURES.get(e.unit) for e in alike if sorted(e.operands) == sorted(equation.operands)}
-        expected = same.pop() if len(same) == 1 else None
-        named = _kind(equation.unit, things)
-        if expected is None or named is None or named in {_MEASURES.get(e.unit) for e in alike}:
+        named, expected = _kind(equation.unit, things), sums.get(_sum(equation), {None})
+        if named is None or named in results.get(equation.result, ()) or len(expected) > 1:
             continue
-        if (equation.result, expected) not in said:
-            return f"{float(equation.result):g} is {expected} for the expert, not {equation.unit}"
+        if (measure := next(iter(expected))) is not None and (equation.result, measure) not in said:
+            return f"{float(equation.result):g} is {measure} for the expert, not {equation.unit}"
     if answer is None or (asked := _asked(question)) is None or (answer, asked) in said:
         return None
-    units = {e.unit: kind for e in ours if e.result == answer and (kind := _kind(e.unit, things)) is not None}
-    if not units or asked in units.values() or any((answer, kind) in _amounts(expert) for kind in units.values()):
+    kinds = {e.unit: kind for e in ours if e.result == answer and (kind := _kind(e.unit, things)) is not None}
+    told = _amounts(expert)
+    if not kinds or asked in kinds.values() or any((answer, kind) in told for kind in kinds.values()):
         return None
-    # Things have several names; only a measure that the question does not speak of is surely no thing.
-    if asked in _MEASURES.values() or all(u in _MEASURES and u not in _sentence(question) for u in units):
-        return f"the question is for {asked}, not {' or '.join(units)}"
+    # Things have several names and measures (kilograms of grapes); a time that the question does not name is none.
+    named_there = _sentence(question)
+    if asked in _MEASURES.values() or all(k == "a time" and unit not in named_there for unit, k in kinds.items()):
+        return f"the question is for {asked}, not {' or '.join(kinds)}"
     return None
+
+
+def _sum(equation: Equation) -> tuple[Fraction, ...]:
+    """What tells the sum apart: its operands in any order, and its result."""
+    return (*sorted(equation.operands), equation.result)
 
 
 def _equations(text: str) -> Iterator[Equation]:

@@ -63,6 +63,7 @@ def test_a_false_sum_in_words_is_caught(text: str) -> None:
         "Half of 20 is 5 apples each for two kids.",
         "Is half of 84 = 43?",
         "More than half of 84 is 43.",
+        "Half of 25 is 12 whole rolls, rounded down.",
         "10 percent more than 50 is 55.",
         "One hundred minus 20 percent is 80.",
         "Half of fifteen is seven and a half.",

@@ -49,6 +49,7 @@ def test_what_may_be_meant_rightly_is_let_through(candidate: str) -> None:
         ("She swims 20 * 5 = 100 days.", "the question is for lap, not days"),
         ("She swims 20 * 5 = 100 hours.", None),  # hours are in the question's sentence
         ("She swims 20 * 5 = 100 lengths.", None),
+        ("She swims 20 * 5 = 100 meters.", None),  # laps may be measured in meters
         ("She swims 20 * 5 = 100 minutes, that is 100 laps.", None),
     ],
 )
@@ -71,7 +72,9 @@ def test_the_check_never_raises(candidate: str, expert: str, question: str) -> N
     wrong_unit(f"2 + 3 = 5 {candidate}", f"2+3=$5 {expert}", f"5 days {question}", Fraction(5))
 
 
-@pytest.mark.parametrize("piece", ["$", "9", "9,", "= ", "how much ", "how many ", "9 a ", "<<", "$9 ", "\n", "9-"])
+@pytest.mark.parametrize(
+    "piece", ["$", "9", "9,", "= ", "how much ", "how many ", "9 a ", "<<", "$9 ", "\n", "9-", "1+1=2. ", "1+1=$2. "]
+)
 def test_hostile_texts_take_no_seconds(piece: str) -> None:
     text = piece * (20_000 // len(piece))
     began = time.process_time()

@@ -61,6 +61,7 @@ _SPELLED_ROOT = re.compile(r"(?<![a-zA-Z\\])sqrt\s?(?=\()")
 _BARE_FRACTION = re.compile(r"\\[dtc]?frac\s?(?:(\d)|\{(\d{1,30})\})\s?(?:(\d)|\{(\d{1,30})\})")
 _POWER = re.compile(r"\^\{(\d+)\}")
 _ROOT = re.compile(r"\\sqrt\s?\{([^{}]*)\}")
+_HIGHER_ROOT = re.compile(r"\\sqrt\s?\[([2-9])\]\s?\{(\d{1,30})\}")
 _BINOMIAL = re.compile(r"\\[dt]?binom\s?\{(\d{1,2})\}\s?\{(\d{1,2})\}")
 # An exclamation mark that an operation follows; `= 42!` only ends a sentence.
 _FACTORIAL = re.compile(r"(?<![\d.,!])(\d{1,2})!(?=\s?(?:[-+*/=)}^]|\\(?:times|cdot|div)))")
@@ -72,7 +73,7 @@ def readable(text: str, *, functions: bool = False) -> str:
     """`text` without LaTeX, currency signs, list marks and the denominators of rates, cut to a length that is read.
 
     What a calculator's annotations say (`<<7*6=42>>`) follows at the end, a line each. With `functions`, square roots
-    are spelled `√(2)`, and factorials and binomial coefficients as products: 5! as `(5*24)`.
+    are spelled `√(2)`; factorials, binomial coefficients and other roots that are integers as products, 5! as `(5*24)`.
     """
     text = _SPELLED_ROOT.sub("√", text[:_MAX_CHARACTERS].translate(_SIGNS))
     if functions:
@@ -91,7 +92,7 @@ def readable(text: str, *, functions: bool = False) -> str:
 
 def _with_functions(text: str) -> str:
     text = _SIZES.sub("", _SIZED_FACTOR.sub("*(", _SEPARATOR.sub(",", text)))
-    text = _STARS.sub("^", text)
+    text = _HIGHER_ROOT.sub(_integer_root, _STARS.sub("^", text))
     text = _BINOMIAL.sub(lambda m: f"(1*{math.comb(int(m[1]), int(m[2]))})", _FACTORIAL.sub(_product, text))
     text = _POWER.sub(r"^\1", text)
     text = _BARE_FRACTION.sub(lambda m: f"(({m[1] or m[2]})/({m[3] or m[4]}))", text)
@@ -103,3 +104,9 @@ def _with_functions(text: str) -> str:
 def _product(factorial: re.Match[str]) -> str:
     number = int(factorial[1])
     return f"({number}*{math.factorial(number - 1)})" if 0 < number <= _MAX_FACTORIAL else factorial[0]
+
+
+def _integer_root(root: re.Match[str]) -> str:
+    degree, radicand = int(root[1]), int(root[2])
+    value = round(radicand ** (1 / degree))
+    return f"(1*{value})" if value**degree == radicand else root[0]

@@ -240,7 +240,7 @@ def _compare(left: list[str], right: list[str]) -> tuple[str, bool, Fraction] | 
         decimals = len(right[0].rstrip("%").split(".")[1])
         tolerance = Fraction(1, 2 * 10**decimals)
     if "√" in left or "√" in right:
-        tolerance = max(tolerance, _ROOT_TOLERANCE * max(1, abs(a)))
+        tolerance = max(tolerance, _ROOT_TOLERANCE * max(Fraction(1), abs(a)))
     values = {b, b * 100} if right[-1].endswith("%") else {b}
     if left[-1].endswith("%") and len(left) == 1:
         values.add(b / 100)

@@ -68,6 +68,13 @@ _TAKEN_BACK = re.compile(
     r"|too\s\w+)\b",
     re.IGNORECASE,
 )
+# After the answer: another one, without the word.
+_RIVAL = re.compile(
+    r"\b(?:final|correct|right|true)\s(?:answer|result|total|value|number|amount|sum|count|solution)"
+    r"\s(?:is|was|equals|must be|would be|has to be)\s(?:actually\s|really\s|in fact\s)?"
+    r"\$?(?P<answer>\d(?:[\d,.]{0,40}\d)?)(?![\w/%])",
+    re.IGNORECASE,
+)
 
 _REASON = re.compile(r",?\s+(?:because|since|as|потому|так как)\b.*|[,:;].*", re.DOTALL | re.IGNORECASE)
 _DIGIT = re.compile(r"\d")
@@ -83,6 +90,7 @@ class ExtractedAnswer:
         rivals: the other final answers that the same text states; the text contradicts itself unless all equal `text`.
         retracted: what follows the answer takes it back ("Wait, …"), or what precedes it denies it.
         partial: it is an operand or a bound of what stands there: `x > \boxed{42}`, `\boxed{42} thousand`.
+        end: where it ends in the text.
         goes_on: it is only said in passing: later lines reckon on. A box or a `####` line is final wherever it stands.
     """
 
@@ -92,6 +100,7 @@ class ExtractedAnswer:
     retracted: bool = False
     partial: bool = False
     goes_on: bool = False
+    end: int = 0
 
 
 def extract_answer(text: str) -> ExtractedAnswer | None:
@@ -121,6 +130,7 @@ def extract_answer(text: str) -> ExtractedAnswer | None:
         return None
     start, end, answer = found[-1]
     others = [*sources[0][1], *hashes, *(p for p in phrases if p[0] > start), *(p for p in outright if p[0] < start)]
+    others += [(m.start(), m.end(), m["answer"]) for m in _RIVAL.finditer(text, end)]
     rivals = tuple(dict.fromkeys(other.strip() for a, _, other in others if a != start and other.strip() != answer))
     partial = False
     if source == "boxed":
@@ -136,6 +146,7 @@ def extract_answer(text: str) -> ExtractedAnswer | None:
         retracted=_denied(text, start) or taken_back(text[end if source == "boxed" else last :]),
         partial=partial,
         goes_on=source == "phrase" and _later_number(text, end),
+        end=end,
     )
 
 

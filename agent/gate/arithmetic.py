@@ -2,7 +2,8 @@
 
 The answer check sees only the last line: a candidate that was told the answer can pass it with any nonsense above.
 This check reads every equation between plain numbers (`18 * 3 = 54 cups`, `25% of 16 = 4`, `$3 / 2 = $1.50`) and
-works it out exactly. Not here: algebra (an equation with a variable is not judged), prose without equations.
+works it out exactly, and the sums in words with it (`spoken`). Not here: algebra (an equation with a variable is not
+judged).
 """
 
 from __future__ import annotations
@@ -15,27 +16,41 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from agent.gate.readable import readable
+from agent.gate.spoken import false_statement
 from agent.records import Check
 
 _MAX_DIGITS = 30
 _MAX_BRACKETS = 50
 _TOKEN = re.compile(
     r"(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?P<percent>\s?%)?(?P<glued>[^\W\d_]+)?"
-    r"|(?P<operator>[-+*/^×÷·−–()])|(?P<equals>=)|(?P<word>[^\W\d_]+(?:['’][^\W\d_]+|-[^\W\d_]{2,})*)|(?P<newline>\n)|(?P<other>\S)"
+    r"|(?P<operator>[-+*/^×÷·−–()√])|(?P<equals>=)|(?P<word>[^\W\d_]+(?:['’][^\W\d_]+|-[^\W\d_]{2,})*)|(?P<newline>\n)|(?P<other>\S)"
 )
 _MEANING = {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"}
 _SPOKEN = {"x": "*", "X": "*", "х": "*", "Х": "*", "times": "*", "plus": "+", "minus": "-", "плюс": "+", "минус": "-"}
 _EQUALS = frozenset({"equals", "is", "makes", "gives", "равно", "будет"})
 _FILLERS = frozenset({"a", "an", "the", "total", "of", "only", "exactly", "всего", "итого"})
 _PUNCTUATION = frozenset(",.;:!?\"'“”«»„…`|[]#→⇒")
-_FACTOR = re.compile(r"[ $]*(?:\.?\d|\()")
-_OPERAND = re.compile(r"[ $]*-?(?:\.?\d|\()")
+_FACTOR = re.compile(r"[ $]*(?:\.?\d|[(√])")
+_OPERAND = re.compile(r"[ $]*-?(?:\.?\d|[(√])")
 _UNIT_LETTERS = frozenset("gmlL")  # apart from its number; glued to it, a letter is a variable
 _JOINING = frozenset({"and", "or", "then", "so", "which", "because", "и", "а", "то"})
+# A sentence, or the beginning of one, that takes back what was said before.
+_RETRACTS = re.compile(
+    r"(?:\A|[.!?;:,(\n])[^\S\n]*(?:(?:oh|so|but|then|now|please|just|let's|actually|well),?\s){0,2}"
+    r"(?:(?:forget|scratch|strike)\s(?:about\s)?(?:that|this|it)|never\s?mind(?:\s(?:that|this|it))?"
+    r"|(?:forget|ignore|disregard|scratch|strike|never\s?mind)\s(?:what (?:i|we) (?:just )?(?:said|wrote|did)"
+    r"|(?:the|that|this|my)\s(?:very )?(?:last|previous|preceding|above|former|earlier)"
+    r"(?:\s(?:sentence|line|step|equation|calculation|computation|sum|statement|remark|bit|part|one))?"
+    r"|(?:that|this|the)\s(?:sentence|line|step|equation|calculation|computation|statement|remark)))\s?(?:[.!;,)\n]|\Z)",
+    re.IGNORECASE,
+)
 _UNIT_WORDS = 5
-_SIGNS = "+-*/^()"
+_SIGNS = "+-*/^()√"
 _MAX_POWER_DIGITS = 200
 _MAX_SIDE_DIGITS = 300  # any such number is a float, too
+_MAX_PRODUCT_DIGITS = 3000
+_ROOT_DECIMALS = 30
+_ROOT_TOLERANCE = Fraction(1, 10**20)  # of sides with irrational roots, relative
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +63,7 @@ class Equation:
         result: value of the right side.
         operands: the numbers that are computed with, at the beginning of the chain of equalities that this is part of.
         start: where that chain begins in `readable(text)`.
+        unit: the word after the chain, "" for none and for what is not its last equation.
     """
 
     text: str
@@ -55,10 +71,11 @@ class Equation:
     result: Fraction
     operands: tuple[Fraction, ...]
     start: int
+    unit: str = ""
 
 
 def check_arithmetic(candidate: str, expert: str, answer: Fraction | None) -> Check:
-    """Every equation must hold; and where the expert computes the answer, the candidate must compute it too.
+    """Every equation must hold and stand; where the expert computes the answer, the candidate must compute it too.
 
     Args:
         candidate: the solution to judge.
@@ -66,22 +83,31 @@ def check_arithmetic(candidate: str, expert: str, answer: Fraction | None) -> Ch
         answer: the reference answer when it is a plain number, else None.
     """
     found = list(equations(candidate))
-    wrong = next((e for e in found if not e.holds), None)
+    wrong = next((e for e in itertools.chain(found, equations(candidate, functions=True)) if not e.holds), None)
     if wrong is not None:
         return Check("arithmetic", False, f"{wrong.text[:80]} does not hold")
+    if (told := false_statement(readable(candidate))) is not None:
+        return Check("arithmetic", False, f"{told[:80]!r} is false")
+    if (retracted := _RETRACTS.search(candidate)) is not None:
+        return Check("arithmetic", False, f"takes back what it says: {retracted[0].strip(' .,;:!?()')!r}")
     if answer is not None and _computes(equations(expert), answer) and not _computes(found, answer):
         return Check("arithmetic", False, "no equation arrives at the answer, as one of the expert's does")
     return Check("arithmetic", True, f"{len(found)} equations hold")
 
 
-def equations(text: str) -> Iterator[Equation]:
-    """The equations between plain numbers in `text`, in order; what is not understood is passed over."""
-    for start, chain in _chains(readable(text)):
+def equations(text: str, *, functions: bool = False) -> Iterator[Equation]:
+    """The equations between plain numbers in `text`, in order; what is not understood is passed over.
+
+    With `functions`, also those with square roots, factorials and binomial coefficients.
+    """
+    for start, chain, unit in _chains(readable(text, functions=functions)):
+        if not functions and any("√" in side for side in chain):
+            continue
         operands = tuple(_number(token) for token in chain[0] if token not in _SIGNS and len(token) <= _MAX_DIGITS)
         for index, (left, right) in enumerate(itertools.pairwise(chain)):
             computed = any(_operands(side) > 1 for side in chain[: index + 1])
             if computed and (compared := _compare(left, right)) is not None:
-                yield Equation(*compared, operands, start)
+                yield Equation(*compared, operands, start, unit if index == len(chain) - 2 else "")
 
 
 def _computes(found: Iterable[Equation], answer: Fraction) -> bool:
@@ -96,22 +122,23 @@ class _Chains:
     """
 
     def __init__(self) -> None:
-        self.found: list[tuple[int, list[list[str]]]] = []  # where each begins, and its sides
+        self.found: list[tuple[int, list[list[str]], str]] = []  # where each begins, its sides, the word after it
         self.position = 0
         self._start = 0
         self._sides: list[list[str]] = [[]]
         self._words = 0
+        self._unit = ""
         self._spoilt = False
 
     @property
     def after_operand(self) -> bool:
-        return bool(self._sides[-1]) and self._sides[-1][-1] not in "+-*/^("
+        return bool(self._sides[-1]) and self._sides[-1][-1] not in "+-*/^(√"
 
     def end(self, *, spoilt: bool = False) -> None:
         """Close the run. A spoilt one is dropped, and what follows it too, up to the next clean end."""
         if not (spoilt or self._spoilt) and len(self._sides) > 1 and self.after_operand:
             _drop_outer_brackets(self._sides)
-            self.found.append((self._start, self._sides))
+            self.found.append((self._start, self._sides, self._unit if self._words else ""))
         self._sides, self._words, self._spoilt = [[]], 0, spoilt
 
     def operand(self, value: str) -> None:
@@ -122,7 +149,7 @@ class _Chains:
     def operator(self, symbol: str, *, opens_operand: bool) -> None:
         if symbol == "(" and self.after_operand:  # `5 apples (3 + 2 = 5)`
             self.end()
-        if self.after_operand or (opens_operand and symbol in "(-"):
+        if (self.after_operand and symbol != "√") or (opens_operand and symbol in "(-√"):
             self._append(symbol)
         else:
             self.end(spoilt=True)
@@ -156,6 +183,8 @@ class _Chains:
         elif len(word) == 1 and word not in "aA" and (glued or word not in _UNIT_LETTERS):
             self.end(spoilt=True)
         else:
+            if self._words == 0:
+                self._unit = word
             self._words += 1
 
 
@@ -166,8 +195,8 @@ def _is_fraction(side: list[str]) -> bool:
     return _number(side[0]) < _number(side[2])
 
 
-def _chains(text: str) -> list[tuple[int, list[list[str]]]]:
-    """The runs of expressions joined by `=` in `text`, each after the index where it begins."""
+def _chains(text: str) -> list[tuple[int, list[list[str]], str]]:
+    """The runs of expressions joined by `=` in `text`: the index where each begins, its sides, the word after it."""
     chains = _Chains()
     for token in _TOKEN.finditer(text):
         chains.position = token.start()
@@ -210,6 +239,8 @@ def _compare(left: list[str], right: list[str]) -> tuple[str, bool, Fraction] | 
     if len(right) == 1 and "." in right[0]:
         decimals = len(right[0].rstrip("%").split(".")[1])
         tolerance = Fraction(1, 2 * 10**decimals)
+    if "√" in left or "√" in right:
+        tolerance = max(tolerance, _ROOT_TOLERANCE * max(Fraction(1), abs(a)))
     values = {b, b * 100} if right[-1].endswith("%") else {b}
     if left[-1].endswith("%") and len(left) == 1:
         values.add(b / 100)
@@ -217,7 +248,8 @@ def _compare(left: list[str], right: list[str]) -> tuple[str, bool, Fraction] | 
 
 
 def _operands(side: list[str]) -> int:
-    return sum(token not in _SIGNS for token in side)
+    """Numbers and roots of a side: of two, or from one root, something is worked out."""
+    return sum(token not in _SIGNS or token == "√" for token in side)
 
 
 def _number(token: str) -> Fraction:
@@ -250,6 +282,8 @@ def _product(rest: list[str]) -> Fraction:
     value = _signed(rest)
     while rest and rest[-1] in "*/":
         value = value * _signed(rest) if rest.pop() == "*" else value / _signed(rest)
+        if _digits(value) > _MAX_PRODUCT_DIGITS:  # of thousands of roots, seconds each
+            raise _Unreadable
     return value
 
 
@@ -283,6 +317,16 @@ def _operand(rest: list[str]) -> Fraction:
         if not rest or rest.pop() != ")":
             raise _Unreadable
         return value
+    if token == "√":
+        return _root(_operand(rest))
     if token in "+-*/^)" or len(token) > _MAX_DIGITS:
         raise _Unreadable
     return _number(token)
+
+
+def _root(value: Fraction) -> Fraction:
+    """The square root, exact where it is rational, else to `_ROOT_DECIMALS` decimals."""
+    if value < 0 or _digits(value) > _MAX_POWER_DIGITS:
+        raise _Unreadable
+    scaled = value.numerator * value.denominator * 100**_ROOT_DECIMALS
+    return Fraction(math.isqrt(scaled), value.denominator * 10**_ROOT_DECIMALS)

@@ -4,8 +4,9 @@ The arithmetic check sees `72 - 30 = 42` hold; it does not see that nobody said 
 that an equation starts from must have come up before: in the question, earlier in the candidate, or in the expert's
 solution without being a result there (a number that the question says in words, a conversion). What the expert works
 out the candidate must work out as well: told in prose, it may come with any story. And a number in the prose must be in
-the question, the expert's solution or an equation: "so she packs 43" does not follow from `7 * 6 = 42`. Not here:
-whether the numbers stand for what the candidate says they do, and numbers that algebra leads to.
+the question, the expert's solution or an equation: "so she packs 43" does not follow from `7 * 6 = 42`. Nothing new is
+worked out from the answer, and no result has a unit that is certainly wrong (`units`). Not here: what else the numbers
+stand for, and numbers that algebra leads to.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from agent.gate.arithmetic import equations
+from agent.gate.answers import extract_answer
+from agent.gate.arithmetic import Equation, equations
+from agent.gate.notation import plain
+from agent.gate.quantities import read_quantity
 from agent.gate.readable import readable
+from agent.gate.units import wrong_unit
 from agent.records import Check
 
 _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+")
@@ -29,10 +34,12 @@ _NUMBER_WORDS = {word: n for n, word in enumerate(_COUNTING.split(), start=1)} |
     "quarter": 4,
 }
 _MAX_DIGITS = 30
-_CLAUSE_END = re.compile(r"\n|[.;:!?](?!\d)|,\s")
+_CLAUSE_END = re.compile(r"\n|[.;:?](?!\d)|!(?!\d|\s?[-+*/=])|,\s")  # no end: `3! = 6`
 _RECKONS = re.compile(r"=|\d\s*[-+*/x×÷]\s*\.?\d")
 # Numbers that only count: `3.` before a line, `Step 3:`, `Bag 3:`.
 _LABEL = re.compile(r"(?m)^[^\S\n]*\d{1,3}[.):](?!\d)|\b(?:[A-ZА-ЯЁ]\w+|step|шаг) \d{1,3}(?=[.:,)](?!\d)|\s*$)")
+# After the answer, what is worked out for a check is no further result.
+_CHECKS = re.compile(r"\b(?:check|verif|confirm|substitut|plug|test|prove|proof|провер)", re.IGNORECASE)
 _ALWAYS = frozenset(map(Fraction, (0, 1, 2, 100)))  # nobody says where halves, doubles and per cents come from
 
 
@@ -63,7 +70,25 @@ def check_grounding(candidate: str, expert: str, question: str) -> Check:
     stray = _in_digits(_LABEL.sub(" ", text)) - sound - _reckoned(text)
     if stray:
         return Check("grounding", False, f"{float(min(stray)):g} comes out of nowhere")
+    stated = extract_answer(candidate)
+    quantity = read_quantity(plain(stated.text)) if stated is not None else None
+    answer = quantity.value if quantity is not None else None
+    if stated is not None and (further := _reckoned_on(candidate, stated.end, answer, asked)) is not None:
+        return Check("grounding", False, f"{further.text[:80]} reckons on after the answer")
+    unit = wrong_unit(candidate, expert, question, answer)
+    if unit is not None:
+        return Check("grounding", False, unit)
     return Check("grounding", True, "every number was introduced")
+
+
+def _reckoned_on(candidate: str, end: int, answer: Fraction | None, asked: frozenset[Fraction]) -> Equation | None:
+    """The equation that `candidate` closes with after the answer, from it to something new; None where it checks it."""
+    if _CHECKS.search(candidate, end):
+        return None
+    last = next(reversed(list(equations(candidate[end:]))), None)
+    if last is None or answer not in last.operands:
+        return None
+    return last if last.result not in asked | numbers(readable(candidate[:end])) else None
 
 
 def _reckoned(text: str) -> set[Fraction]:

@@ -92,6 +92,11 @@ def read_quantity(text: str) -> Quantity | None:
     return None if unit is None else Quantity(value, unit)
 
 
+def changes_value(word: str) -> bool:
+    """Whether `word`, beside a number, makes it another number or no statement of one."""
+    return _CHANGES_VALUE.fullmatch(word) is not None
+
+
 def same_quantity(a: Quantity, b: Quantity, *, percent_asked: bool = False) -> bool:
     """Whether two quantities are equal; `percent_asked` says that the question wants a percentage."""
     if a.percent or b.percent:
@@ -130,7 +135,7 @@ def _unit(match: re.Match[str]) -> str | None:
     sign = (match["currency"] or "").removeprefix("\\")
     unit = (match["unit"] or "").removeprefix("\\")
     words = re.split(r"[ /-]", unit) if unit else []
-    if any(_CHANGES_VALUE.fullmatch(word) for word in words):
+    if any(map(changes_value, words)):
         return None
     if unit and unit not in _CURRENCY and not _is_unit(unit, glued=not match["gap"]):
         return None

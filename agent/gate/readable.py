@@ -5,6 +5,7 @@ Changes no value. Not here: reading the sums (`arithmetic`), typeset final answe
 
 from __future__ import annotations
 
+import math
 import re
 
 _MAX_CHARACTERS = 20_000
@@ -52,14 +53,31 @@ _RUSSIAN = (
     (re.compile(r"(?<=[\d)]):(?=[\d(])"), "/"),
 )
 _CALCULATOR = re.compile(r"<<([^<>]*)>>")
+_SEPARATOR = re.compile(r"\{,\}|,\\!")
+_SIZED_FACTOR = re.compile(r"(?<=[\d)}])\s?\\left\(|(?<=\))\s?\((?=[-√])|(?<=\d)\s?\((?=√)")
+_SIZES = re.compile(r"\\(?:left|right)(?=[()])")
+_STARS = re.compile(r"(?<=\d)\*\*(?=\d)")
+_SPELLED_ROOT = re.compile(r"(?<![a-zA-Z\\])sqrt\s?(?=\()")
+_BARE_FRACTION = re.compile(r"\\[dtc]?frac\s?(?:(\d)|\{(\d{1,30})\})\s?(?:(\d)|\{(\d{1,30})\})")
+_POWER = re.compile(r"\^\{(\d+)\}")
+_ROOT = re.compile(r"\\sqrt\s?\{([^{}]*)\}")
+_HIGHER_ROOT = re.compile(r"\\sqrt\s?\[([2-9])\]\s?\{(\d{1,30})\}")
+_BINOMIAL = re.compile(r"\\[dt]?binom\s?\{(\d{1,2})\}\s?\{(\d{1,2})\}")
+# An exclamation mark that an operation follows; `= 42!` only ends a sentence.
+_FACTORIAL = re.compile(r"(?<![\d.,!])(\d{1,2})!(?=\s?(?:[-+*/=)}^]|\\(?:times|cdot|div)))")
+_BEFORE_ROOT = re.compile(r"(?<=[\d)])\s?(?=√)")
+_MAX_FACTORIAL = 28  # of the next, a factor has more digits than are read
 
 
-def readable(text: str) -> str:
+def readable(text: str, *, functions: bool = False) -> str:
     """`text` without LaTeX, currency signs, list marks and the denominators of rates, cut to a length that is read.
 
-    What a calculator's annotations say (`<<7*6=42>>`) follows at the end, a line each.
+    What a calculator's annotations say (`<<7*6=42>>`) follows at the end, a line each. With `functions`, square roots
+    are spelled `√(2)`; factorials, binomial coefficients and other roots that are integers as products, 5! as `(5*24)`.
     """
-    text = text[:_MAX_CHARACTERS].translate(_SIGNS)
+    text = _SPELLED_ROOT.sub("√", text[:_MAX_CHARACTERS].translate(_SIGNS))
+    if functions:
+        text = _with_functions(text)
     noted = _CALCULATOR.findall(text)
     text = "\n".join((_CALCULATOR.sub("", text), *noted))
     for _ in range(_MAX_NESTING):
@@ -70,3 +88,25 @@ def readable(text: str) -> str:
         for pattern, spelling in _RUSSIAN:
             text = pattern.sub(spelling, text)
     return text
+
+
+def _with_functions(text: str) -> str:
+    text = _SIZES.sub("", _SIZED_FACTOR.sub("*(", _SEPARATOR.sub(",", text)))
+    text = _HIGHER_ROOT.sub(_integer_root, _STARS.sub("^", text))
+    text = _BINOMIAL.sub(lambda m: f"(1*{math.comb(int(m[1]), int(m[2]))})", _FACTORIAL.sub(_product, text))
+    text = _POWER.sub(r"^\1", text)
+    text = _BARE_FRACTION.sub(lambda m: f"(({m[1] or m[2]})/({m[3] or m[4]}))", text)
+    for _ in range(_MAX_NESTING):
+        text = _FRACTION.sub(r"((\1)/(\2))", _ROOT.sub(r"√(\1)", text))
+    return _SIZED_FACTOR.sub("*(", _BEFORE_ROOT.sub("*", text))
+
+
+def _product(factorial: re.Match[str]) -> str:
+    number = int(factorial[1])
+    return f"({number}*{math.factorial(number - 1)})" if 0 < number <= _MAX_FACTORIAL else factorial[0]
+
+
+def _integer_root(root: re.Match[str]) -> str:
+    degree, radicand = int(root[1]), int(root[2])
+    value = round(radicand ** (1 / degree))
+    return f"(1*{value})" if value**degree == radicand else root[0]

@@ -29,6 +29,12 @@ def test_escaped_braces_do_not_close_a_box() -> None:
     assert stated(r"So \boxed{\{1, 2\}}.") == r"\{1, 2\}"
 
 
+def test_a_result_by_another_name_after_the_answer_is_a_rival() -> None:
+    found = extract_answer(r"So \boxed{42}. The correct result would be $1,043. The right value is 42.")
+    assert found is not None
+    assert found.rivals == ("1,043",)
+
+
 def test_a_box_that_never_closes_is_no_answer() -> None:
     assert stated(r"First \boxed{1}, then \boxed{2") is None
 

@@ -63,6 +63,81 @@ def test_a_false_equation_is_caught(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
+    [
+        "$\\sqrt{49} = 7$",
+        "\\sqrt{50} = 5\\sqrt{2}",
+        "\\frac{\\sqrt{2}}{2} = \\frac{1}{\\sqrt{2}}",
+        "(2\\sqrt{2})^2 = 8",
+        "\\sqrt{3^2 + 4^2} = \\sqrt{25} = 5",
+        "√2 = 1.414",
+        "sqrt(9 + 16) = 5",
+        "\\sqrt[3]{27} + 1 = 4",
+        "5! = 120",
+        "\\frac{5!}{3! \\cdot 2!} = 10",
+        "7! \\times 2! = 10,\\!080",
+        "7 * 6 = 42!",
+        "\\binom{5}{2} = 10",
+        "35 \\left( \\frac15 \\right)^4 \\left( \\frac45 \\right)^3 = \\frac{448}{15625}",
+        "\\frac34 \\left( \\frac{\\sqrt{3}}{8} \\right)^2 = \\frac{9}{256}",
+    ],
+)
+def test_true_equations_with_functions_hold(text: str) -> None:
+    assert [e.holds for e in equations(text, functions=True)][-1:] == [True]
+    assert check_arithmetic(text, text, None).passed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\sqrt{49} = 6",
+        "√49 = 6",
+        "sqrt(9 + 16) = 6",
+        "\\sqrt{50} = 7",
+        "\\sqrt[3]{27} = 4",
+        "5! = 100",
+        "\\binom{5}{2} = 9",
+        "\\frac12 \\cdot 84 = 43",
+    ],
+)
+def test_a_false_equation_with_functions_is_caught_and_asks_nothing_of_a_rewrite(text: str) -> None:
+    assert list(equations(text)) == []
+    assert not check_arithmetic(text, text, None).passed
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Forget the last.",
+        "Scratch that!",
+        "Oh, never mind.",
+        "Please ignore the previous line.",
+        "Disregard what I said.",
+    ],
+)
+def test_a_sum_that_is_taken_back_fails(words: str) -> None:
+    check = check_arithmetic(f"18 * 3 = 54. 54 + 1 = 55. {words} 54 + 2 = 56. The answer is 56.", EXPERT, Fraction(56))
+    assert (check.passed, check.detail[:20]) == (False, "takes back what it s")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Do not forget the last two.",
+        "We ignore the last digit.",
+        "The root -2 is too small, so ignore it.",
+        "Never mind the cups.",
+    ],
+)
+def test_what_is_left_out_of_account_is_not_taken_back(words: str) -> None:
+    assert check_arithmetic(f"18 * 3 = 54. {words} 54 + 2 = 56. The answer is 56.", EXPERT, Fraction(56)).passed
+
+
+def test_thousands_of_roots_are_not_multiplied_out() -> None:
+    assert check_arithmetic("*".join(["√2"] * 6600) + " = 5", "", None).passed
+
+
+@pytest.mark.parametrize(
+    "text",
     ["2x + 3 = 7", "a + 2 = 5", "f(3) = 7", "14\n14 / 2", "x = 5"],
 )
 def test_what_is_no_plain_equation_is_not_judged(text: str) -> None:

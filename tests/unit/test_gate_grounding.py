@@ -72,6 +72,28 @@ def test_the_first_side_of_a_chain_is_what_it_starts_from() -> None:
     assert detail("30 - 3 * 4 = 30 - 12 = 18") == "every number was introduced"
 
 
+WORKED = "3 * 4 = 12, 5 * 2 = 10, 12 + 10 = 22, 30 - 22 = 8. The answer is \\boxed{8}. "
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "Check: 8 + 1 = 9.",
+        "So 22 + 8 = 30.",
+        "First 3 + 6 = 9, then 9 - 1 = 8.",
+        "She pays 12 + 10 = 22.",
+        "Well done!",
+    ],
+)
+def test_after_the_answer_a_check_and_known_numbers_may_follow(tail: str) -> None:
+    assert "after the answer" not in detail(WORKED + tail)
+
+
+@pytest.mark.parametrize("tail", ["8 + 1 = 9.", "So it is 30 + 8 = 38 in all.", "One more would be 8 + 1 = 9 dollars."])
+def test_after_the_answer_no_new_result_may_follow(tail: str) -> None:
+    assert detail(WORKED + tail).endswith("after the answer")
+
+
 @given(st.text(max_size=200), st.text(max_size=100))
 def test_the_check_never_raises(candidate: str, expert: str) -> None:
     assert check_grounding(candidate, expert, "").name == "grounding"

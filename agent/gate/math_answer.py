@@ -15,12 +15,15 @@ from agent.records import Check
 
 _NAME = "math_answer"
 # "20% of" in the question asks for no percentage.
-_PERCENT_ASKED = re.compile(r"(?<!\d)(?<!\d[\s\\])(?:\bpercent(?:age)?\b|%|\bпроцент\w*)[^.?!]*\?\s*\Z", re.IGNORECASE)
+_PERCENT = re.compile(r"(?<!\d)(?<!\d[\s\\])(?:\bpercent(?:age)?\b|%|\bпроцент\w*)", re.IGNORECASE)
 
 
 def percent_asked(demonstration: Demonstration) -> bool:
-    """Whether the question wants a percentage, so that 50% means 50 and not 0.5."""
-    return bool(_PERCENT_ASKED.search(demonstration.question))
+    """Whether the question wants a percentage, so that 50% means 50 and not 0.5: its last sentence names one."""
+    question = demonstration.question.rstrip()
+    end = len(question) - 1
+    begin = max(question.rfind(mark, 0, max(end, 0)) for mark in ".?!") + 1
+    return question.endswith("?") and _PERCENT.search(question, begin, end) is not None
 
 
 async def check_math_answer(

@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
+from agent.demonstrations import Demonstration
 from agent.gate.choice import options, stated_letters
 from agent.gate.hygiene import check_hygiene
 from agent.gate.language import check_language
+from agent.gate.math_answer import percent_asked
 from agent.gate.notation import plain
+from agent.intake import read_json_rows
 from agent.settings import GateSettings
 
 
@@ -53,3 +56,29 @@ def test_long_words_of_signs_alone_are_searched_for_loops_once() -> None:
 )
 def test_what_is_meant_is_read_as_before(read: Callable[[str], object], text: str, found: object) -> None:
     assert read(text) == found
+
+
+def row_of(question: str) -> Demonstration:
+    (row,) = read_json_rows([{"question": question, "answer": "3 #### 3"}])
+    assert isinstance(row, Demonstration)
+    return row
+
+
+def test_a_question_of_percent_signs_is_read_once() -> None:
+    assert not percent_asked(row_of("% " * 500_000))
+
+
+@pytest.mark.parametrize(
+    ("question", "asked"),
+    [
+        ("He ran 3 of 4 miles. What percent did he run?", True),
+        ("Сколько процентов он прошёл? ", True),
+        ("What % is left?", True),
+        ("A 20 % tax applies. How much is left?", False),
+        ("How much is a 20% tax?", False),
+        ("What percent is left", False),
+        ("?", False),
+    ],
+)
+def test_a_percentage_is_asked_for_by_the_last_question_alone(question: str, asked: bool) -> None:
+    assert percent_asked(row_of(question)) is asked

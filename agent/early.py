@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from agent.demonstrations import BadRow, Demonstration
 from agent.disk import replacing
-from agent.exceptions import OutputFileError
+from agent.exceptions import OutputFailedError
 from agent.records import file_row, made_of, read_file_row
 
 _SPENT_LINES = 1024  # lines of rows that have been written since; more of them, and the file is made anew
@@ -46,7 +46,7 @@ class EarlyRows:
         """Add a finished row; once this returns, it survives a kill of the process.
 
         Raises:
-            OutputFileError: the disk is full or failing.
+            OutputFailedError: the disk is full or failing.
         """
         line = f"{json.dumps(file_row(row), ensure_ascii=False, allow_nan=False)}\n".encode()
         try:
@@ -55,7 +55,7 @@ class EarlyRows:
             self._file.write(line)
             self._file.flush()
         except OSError as error:
-            raise OutputFileError(f"{self.path}: cannot be written: {error.strerror}; resume when it can") from None
+            raise OutputFailedError(f"{self.path}: cannot be written: {error.strerror}; resume when it can") from None
         self._lines[row["id"]] = line
         self.on_kept()
 

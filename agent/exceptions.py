@@ -29,6 +29,10 @@ class OutputFileError(RewrightError, OSError):
     """The output cannot be written, or exists already and was not asked to be replaced."""
 
 
+class OutputFailedError(OutputFileError):
+    """The disk of the output is full or failing; what was written before can be resumed."""
+
+
 class ResumeError(RewrightError, ValueError):
     """The output on disk does not belong to the input that is to be resumed."""
 

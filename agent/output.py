@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 from agent.demonstrations import BadRow, Demonstration
 from agent.disk import replacing
 from agent.early import EarlyRows
-from agent.exceptions import OutputFileError, ResumeError
+from agent.exceptions import OutputFailedError, OutputFileError, ResumeError
 from agent.intake import input_identity, overlap
 from agent.records import file_row, made_of, read_file_row
 
@@ -106,7 +107,7 @@ class RecordWriter:
                 if self._is_parquet:
                     self._write_parquet()
         except OSError as failure:
-            raise OutputFileError(f"{self.path}: cannot be written: {failure}; resume when it can") from None
+            raise _failed(self.path, failure) from None
         finally:
             self._close()
 
@@ -139,7 +140,7 @@ class RecordWriter:
         """Append one row; once this returns, it survives a kill of the process.
 
         Raises:
-            OutputFileError: the disk is full or failing.
+            OutputFailedError: the disk is full or failing.
         """
         assert self._file is not None, "RecordWriter is used outside of its with block"
         line = json.dumps(file_row(row), ensure_ascii=False, allow_nan=False)
@@ -149,7 +150,7 @@ class RecordWriter:
             self._file.flush()
             self.early.drop(row["id"])
         except OSError as error:
-            raise OutputFileError(f"{self.path}: cannot be written: {error.strerror}; resume when it can") from None
+            raise _failed(self.path, error) from None
 
     def written_rows(self) -> Iterator[dict[str, Any]]:
         """The rows in the output so far, in the form of `file_row`.
@@ -234,12 +235,19 @@ class RecordWriter:
             raise ResumeError(f"{self.path}: cannot be resumed, it is no Parquet output of ours: {error}") from None
 
     def _close(self) -> None:
-        self.early.close()
-        if self._file is not None:
-            if self._to_begin is not None and self._made_journal:
-                self._journal.unlink()  # beside a Parquet file that stays, it would stand for its rows
-            self._file.close()
-            self._file = None
+        """Close both files. Raises OutputFailedError when what a failed write has left cannot be written now either."""
+        file, self._file = self._file, None
+        try:
+            with file or nullcontext():
+                self.early.close()
+                if file and self._to_begin is not None and self._made_journal:
+                    self._journal.unlink()  # beside a Parquet file that stays, it would stand for its rows
+        except OSError as error:
+            raise _failed(self.path, error) from None
+
+
+def _failed(path: Path, error: OSError) -> OutputFailedError:
+    return OutputFailedError(f"{path}: cannot be written: {error.strerror or error}; resume when it can")
 
 
 def run_file(path: Path) -> Path:

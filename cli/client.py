@@ -101,7 +101,7 @@ class RewriteClient:
     async def rewrite(self, demonstrations: list[Demonstration], *, model: str) -> tuple[list[dict[str, Any]], Usage]:
         """Output rows of `demonstrations`, as the local rewriter would write them.
 
-        Where the service refuses a batch, its halves are sent, so that one bad row fails alone.
+        Where the service refuses a batch, or has no time for it, its halves are sent: one bad row fails alone.
 
         Raises:
             ServiceError: the service cannot be reached, fails, or refuses what is not about a row.
@@ -113,8 +113,9 @@ class RewriteClient:
         if answer.status_code == 200:
             return self._records(answer, demonstrations)
         failed = refusal(self._url, answer)
-        if answer.is_server_error:  # a defect that is about one row only, it answers with an error row
-            raise ServiceError(f"{failed}; the rows that are written are kept, --resume goes on once that is mended")
+        # A defect that is about one row only it answers with an error row.
+        if answer.is_server_error and not _took_too_long(answer):
+            raise ServiceError(f"{failed}; with an output file, --resume goes on once that is mended")
         if answer.status_code in _FATAL or answer.is_redirect or _about_options(answer, self._options):
             raise failed
         if len(demonstrations) == 1:
@@ -136,7 +137,7 @@ class RewriteClient:
             except httpx.RequestError as error:
                 pause = pauses.next(unreachable(self._url, error), self._patience_s)
             else:
-                if answer.status_code not in BUSY:
+                if answer.status_code not in BUSY or _took_too_long(answer):
                     return answer
                 pause = pauses.next(refusal(self._url, answer), _BUSY_PATIENCE_S, retry_after(answer))
             await asyncio.sleep(pause)
@@ -314,6 +315,11 @@ def _version_of(asked: str | None, listed: dict[str, Any]) -> str | None:
         return default
     active = {a.get("name"): a.get("active") for a in adapters if isinstance(a, dict)}.get(asked)
     return asked if active is None else f"{asked}@{active}"
+
+
+def _took_too_long(answer: httpx.Response) -> bool:
+    """Whether the service has stopped work at its own limit: the same again would end the same way."""
+    return answer.status_code == 504 and error_fields(answer).get("code") == "work_timeout"
 
 
 def _about_options(answer: httpx.Response, options: dict[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from agent.exceptions import EngineClosedError, RewrightError
+from agent.exceptions import EngineClosedError, OutputFailedError, RewrightError
 from cli import adapters, check, compare, demo, evaluate, jobs, keys, mismatch, models, rewrite, serve, sft, train
 from cli.console import say
 from cli.exceptions import ServiceError
@@ -47,11 +47,11 @@ def main() -> None:
         sys.stdout.reconfigure(encoding="utf-8")  # results are JSON, whatever the terminal's encoding
     try:
         app()
-    except (ServiceError, StartError, EngineClosedError, JobError, DivergedError) as error:
+    except (ServiceError, StartError, EngineClosedError, OutputFailedError, JobError, DivergedError) as error:
         _fail(error, code=3)
     except RewrightError as error:
         _fail(error, code=2)
-    except OSError as error:  # a disk that is full, a file that may not be written
+    except OSError as error:  # a file that may not be written, a disk that is full
         _fail(error, code=3)
 
 

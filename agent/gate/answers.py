@@ -68,11 +68,11 @@ _TAKEN_BACK = re.compile(
     r"|too\s\w+)\b",
     re.IGNORECASE,
 )
-# After the answer: another one, without the word.
+# After the answer: another one, without the word. A number and one word for what it counts, no longer formula.
 _RIVAL = re.compile(
     r"\b(?:final|correct|right|true)\s(?:answer|result|total|value|number|amount|sum|count|solution)"
     r"\s(?:is|was|equals|must be|would be|has to be)\s(?:actually\s|really\s|in fact\s)?"
-    r"\$?(?P<answer>\d(?:[\d,.]{0,40}\d)?)(?![\w/%])",
+    r"\$?(?P<answer>\d(?:[\d,.]{0,40}\d)?)(?=\$?(?:\s[a-z]{1,20})?[^\S\n]{0,3}(?:[.!)](?!\d)|[,;](?!\s?\d)|\n|\Z))",
     re.IGNORECASE,
 )
 

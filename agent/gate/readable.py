@@ -54,7 +54,7 @@ _RUSSIAN = (
 )
 _CALCULATOR = re.compile(r"<<([^<>]*)>>")
 _SEPARATOR = re.compile(r"\{,\}|,\\!")
-_SIZED_FACTOR = re.compile(r"(?<=[\d)}])\s?\\left\(|(?<=\))\s?\((?=[-√])|(?<=\d)\s?\((?=√)")
+_SIZED_FACTOR = re.compile(r"(?<=[\d)}])[^\S\n]?\\left\(|(?<=\))[^\S\n]?\((?=[-√])|(?<=\d)[^\S\n]?\((?=√)")
 _SIZES = re.compile(r"\\(?:left|right)(?=[()])")
 _STARS = re.compile(r"(?<=\d)\*\*(?=\d)")
 _SPELLED_ROOT = re.compile(r"(?<![a-zA-Z\\])sqrt\s?(?=\()")
@@ -63,9 +63,11 @@ _POWER = re.compile(r"\^\{(\d+)\}")
 _ROOT = re.compile(r"\\sqrt\s?\{([^{}]*)\}")
 _HIGHER_ROOT = re.compile(r"\\sqrt\s?\[([2-9])\]\s?\{(\d{1,30})\}")
 _BINOMIAL = re.compile(r"\\[dt]?binom\s?\{(\d{1,2})\}\s?\{(\d{1,2})\}")
-# An exclamation mark that an operation follows; `= 42!` only ends a sentence.
-_FACTORIAL = re.compile(r"(?<![\d.,!])(\d{1,2})!(?=\s?(?:[-+*/=)}^]|\\(?:times|cdot|div)))")
-_BEFORE_ROOT = re.compile(r"(?<=[\d)])\s?(?=√)")
+# An exclamation mark that an operation follows; `= 42!` only ends a sentence, `12! **Then` too.
+_FACTORIAL = re.compile(
+    r"(?<![\d.,!])(\d{1,2})!(?=[^\S\n]?(?:(?:[-+/=^]|\*(?!\*)|\\(?:times|cdot|div))[^\S\n]?[\d($\\√]|\}))"
+)
+_BEFORE_ROOT = re.compile(r"(?<=[\d)])(?=√)")  # with a space between, the number may be a label: `(2) √16 = 4`
 _MAX_FACTORIAL = 28  # of the next, a factor has more digits than are read
 
 

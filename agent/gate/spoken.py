@@ -50,6 +50,8 @@ _DOES = re.compile(
 )
 # A clause that ends so goes on in the next one.
 _GOES_ON = re.compile(r"\b(?:and|or|plus|minus|times|of|than|to|from|by|adds?|adding|with|if|not)\Z")
+# After a comma it says what the sum has left out: "half of 15 is 7, with 1 left over".
+_ROUNDED = re.compile(r"(?:with|remainder|rounding|rounded|leaving|and \d+ (?:left|remains?))\b")
 _EQUALS = re.compile(
     r" (?:(?:is|are) equal to|is|are|equals?|makes?|gives?|yields?|totals?|leaves|=|(?:comes?|amounts?|adds? up) to) "
 )
@@ -126,11 +128,13 @@ def _clauses(text: str) -> Iterator[str]:
     text = _BLANKS.sub(" ", _HYPHEN.sub(" ", text.casefold()))
     text = _THOUSANDS.sub("", _NUMBER_WORDS.sub(_in_digits, text))
     pieces = _CLAUSE_END.split(_WHICH_IS.sub(" = ", _SIGN.sub(r" \1 ", text)))
+    clauses = [piece.strip() for piece in pieces[::2]]
     before, mark = "", "\n"
-    for clause, end in zip(map(str.strip, pieces[::2]), [*pieces[1::2], "\n"], strict=True):
+    for clause, end, after in zip(clauses, [*pieces[1::2], "\n"], [*clauses[1:], ""], strict=True):
         # `(1/2) 278 + 11 = 150`, or: the sum of 5, 6 and half of 20.
         goes_on = mark == ")" or (mark == "," and any(map(str.isdigit, before))) or _GOES_ON.search(before)
-        if end != "?" and len(clause) <= _MAX_CLAUSE and not goes_on:
+        rounded = end == "," and _ROUNDED.match(after)
+        if end != "?" and len(clause) <= _MAX_CLAUSE and not goes_on and not rounded:
             yield clause
         before, mark = clause, end
 

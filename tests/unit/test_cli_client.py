@@ -61,9 +61,11 @@ def records(rows: list[dict[str, Any]]) -> Response:
     return JSONResponse({"data": data, "usage": usage, "model": "tiny"})
 
 
-def refuse(status: int, message: str = "no", *, param: str | None = None, retry_after: str | None = None) -> Answer:
+def refuse(
+    status: int, message: str = "no", *, param: str | None = None, code: str = "", retry_after: str | None = None
+) -> Answer:
     headers = {"Retry-After": retry_after} if retry_after else {}
-    return lambda rows: JSONResponse({"error": {"message": message, "param": param}}, status, headers)
+    return lambda rows: JSONResponse({"error": {"message": message, "param": param, "code": code}}, status, headers)
 
 
 @pytest.fixture
@@ -137,6 +139,12 @@ async def test_a_busy_service_is_asked_again(service: Service, status: int) -> N
     service.answers = [refuse(status)]
     assert [r["status"] for r in await send(service, rows(1))] == ["rewritten"]
     assert len(service.bodies) == 2
+
+
+async def test_a_batch_that_the_service_has_no_time_for_is_halved(service: Service) -> None:
+    service.answers = [refuse(504, code="work_timeout")]
+    assert [r["status"] for r in await send(service, rows(4))] == ["rewritten"] * 4
+    assert [len(body["demonstrations"]) for body in service.bodies] == [4, 2, 2]
 
 
 async def test_the_service_says_how_long_to_wait(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

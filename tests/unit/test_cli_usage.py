@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.exceptions import OutputFailedError
 from cli.lines import json_lines
 from cli.main import main
 from server.keys import KeyStore
@@ -232,6 +233,16 @@ def test_an_unreachable_service_is_a_failure_not_wrong_use(run: Run, monkeypatch
     code, _, err = run("rewrite", "in.jsonl", "-o", "o.jsonl", "--url", "http://127.0.0.1:1")
     assert code == 3
     assert "http://127.0.0.1:1 cannot be reached" in err
+
+
+def test_an_output_that_fails_on_the_way_is_a_failure_not_wrong_use(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OutputFailedError("o.jsonl: cannot be written: No space left on device; resume when it can")
+
+    monkeypatch.setattr("cli.rewrite._rewrite_rows", fail)
+    code, _, err = run("rewrite", "in.jsonl", "-o", "o.jsonl")
+    assert code == 3
+    assert "resume when it can" in err
 
 
 def test_settings_that_a_service_does_not_take_are_named(

@@ -85,6 +85,9 @@ def test_a_false_sum_in_words_is_caught(text: str) -> None:
         "He has twice 20 and 5 more, which is 45.",
         "Of 84 he has half, which is 42.",
         "The cross product gives: 275 x = 33 * 100",
+        "Half of 15 is 7, with 1 left over.",
+        "Half of 7 is 3, remainder 1.",
+        "Half of 15 students is 7, rounding down.",
     ],
 )
 def test_what_is_true_or_may_mean_something_else_is_let_through(text: str) -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from agent.demonstrations import BadRow, Demonstration
-from agent.exceptions import OutputFileError, ResumeError
+from agent.exceptions import OutputFailedError, OutputFileError, ResumeError
 from agent.intake import read_rows
 from agent.output import RecordWriter
 from agent.records import Check, Mismatch, Record, Verdict, error_row
@@ -53,6 +55,27 @@ def write(path: Path, source: Path, stop: int | None = None, **options: Any) -> 
 def killed_after(path: Path, source: Path, rows: int, **options: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         write(path, source, stop=rows, **options)
+
+
+@pytest.fixture
+def limit_files() -> Iterator[Callable[[int], None]]:
+    """Lets no file grow beyond a number of bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_write_that_the_disk_refuses_loses_no_earlier_row(
+    tmp_path: Path, source: Path, limit_files: Callable[[int], None]
+):
+    path = tmp_path / "out.jsonl"
+    killed_after(path, source, rows=1)
+    limit_files(path.stat().st_size + 10)
+    with pytest.raises(OutputFailedError, match="resume when it can"):
+        write(path, source, resume=True)
+    limit_files(resource.RLIM_INFINITY)
+    assert write(path, source, resume=True) == [f"row-{n}" for n in range(2, 21)]
+    assert [row["id"] for row in read_output(path)] == [f"row-{n}" for n in range(1, 21)]
 
 
 def read_output(path: Path) -> list[dict[str, Any]]:

@@ -105,6 +105,7 @@ class RewriteClient:
 
         Raises:
             ServiceError: the service cannot be reached, fails, or refuses what is not about a row.
+            UsageError: it refuses an option.
         """
         if not demonstrations:
             return [], Usage()
@@ -116,7 +117,9 @@ class RewriteClient:
         # A defect that is about one row only it answers with an error row.
         if answer.is_server_error and not _took_too_long(answer):
             raise ServiceError(f"{failed}; with an output file, --resume goes on once that is mended")
-        if answer.status_code in _FATAL or answer.is_redirect or _about_options(answer, self._options):
+        if _about_options(answer, self._options):
+            raise UsageError(str(failed))
+        if answer.status_code in _FATAL or answer.is_redirect:
             raise failed
         if len(demonstrations) == 1:
             only = demonstrations[0]

@@ -174,5 +174,5 @@ def test_a_service_gives_the_same_rows_as_this_machine(folder: Path, service: st
 
 def test_an_option_that_the_service_does_not_know_ends_the_work(folder: Path, service: str) -> None:
     code, _, err = run(folder, "rewrite", "in.jsonl", "-o", "x.jsonl", "--url", service, "--strategy", "magic")
-    assert code == 1
+    assert code == 2
     assert "unknown strategy 'magic'" in " ".join(err.split())

@@ -285,8 +285,6 @@ async def test_a_row_that_the_service_refuses_fails_alone(service: Service) -> N
     ("answer", "message"),
     [
         (refuse(401, "a key is needed"), "answered 401: a key is needed"),
-        (refuse(404, "no adapter x", param="adapter"), "answered 404: no adapter x"),
-        (refuse(422, "unknown strategy", param="strategy"), "answered 422: unknown strategy"),
         (lambda rows: PlainTextResponse("hello"), "something that is not JSON"),
         (lambda rows: JSONResponse([]), "JSON that is not an object"),
         (lambda rows: JSONResponse({}), "without data and usage"),
@@ -297,6 +295,14 @@ async def test_what_is_not_about_a_row_ends_the_work(service: Service, answer: A
     service.answers = [answer]
     with pytest.raises(ServiceError, match=message):
         await send(service, rows(2), {"strategy": "x", "adapter": "x"})
+
+
+@pytest.mark.parametrize(("status", "option"), [(404, "adapter"), (422, "strategy")])
+async def test_an_option_that_the_service_refuses_is_wrong_use(service: Service, status: int, option: str) -> None:
+    service.answers = [refuse(status, "unknown x", param=option)]
+    with pytest.raises(UsageError, match=f"answered {status}: unknown x"):
+        await send(service, rows(2), {"strategy": "x", "adapter": "x"})
+    assert len(service.bodies) == 1
 
 
 async def test_the_name_of_the_model_is_asked_for(service: Service) -> None:

@@ -55,7 +55,7 @@ class EarlyRows:
             self._file.write(line)
             self._file.flush()
         except OSError as error:
-            raise OutputFailedError(f"{self.path}: cannot be written: {error.strerror}; resume when it can") from None
+            raise failed_write(self.path, error) from None
         self._lines[row["id"]] = line
         self.on_kept()
 
@@ -93,6 +93,11 @@ class EarlyRows:
             unfinished.write_bytes(b"".join(self._lines.values()))
         self._file = self.path.open("ab")
         self._spent = 0
+
+
+def failed_write(path: Path, error: OSError) -> OutputFailedError:
+    """What to raise where an output that was open cannot be written any further."""
+    return OutputFailedError(f"{path}: cannot be written: {error.strerror or error}; resume when it can")
 
 
 def _read(path: Path) -> dict[str, bytes]:

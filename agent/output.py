@@ -20,8 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from agent.demonstrations import BadRow, Demonstration
 from agent.disk import replacing
-from agent.early import EarlyRows
-from agent.exceptions import OutputFailedError, OutputFileError, ResumeError
+from agent.early import EarlyRows, failed_write
+from agent.exceptions import OutputFileError, ResumeError
 from agent.intake import input_identity, overlap
 from agent.records import file_row, made_of, read_file_row
 
@@ -69,7 +69,6 @@ class RecordWriter:
         self._overwrite = overwrite
         self._is_parquet = path.suffix == ".parquet"
         self._journal = path.with_name(f"{path.name}.journal.jsonl") if self._is_parquet else path
-        self._sidecar = run_file(path)
         self.early = EarlyRows(path.with_name(f"{path.name}.early.jsonl"), before_row=self._begin)
         self._file: IO[bytes] | None = None
         self._to_begin: dict[str, Any] | None = None  # what is written to the sidecar when the old rows go
@@ -107,7 +106,7 @@ class RecordWriter:
                 if self._is_parquet:
                     self._write_parquet()
         except OSError as failure:
-            raise _failed(self.path, failure) from None
+            raise failed_write(self.path, failure) from None
         finally:
             self._close()
 
@@ -150,7 +149,7 @@ class RecordWriter:
             self._file.flush()
             self.early.drop(row["id"])
         except OSError as error:
-            raise _failed(self.path, error) from None
+            raise failed_write(self.path, error) from None
 
     def written_rows(self) -> Iterator[dict[str, Any]]:
         """The rows in the output so far, in the form of `file_row`.
@@ -199,8 +198,7 @@ class RecordWriter:
             run, self._to_begin = self._to_begin, None
             self._file.truncate(0)
             self.early.open(resume=False)
-            with replacing(self._sidecar) as unfinished:
-                unfinished.write_text(f"{json.dumps(run, indent=2)}\n")
+            write_run(self.path, run)
 
     def _write_parquet(self) -> None:
         import pyarrow as pa
@@ -243,15 +241,16 @@ class RecordWriter:
                 if file and self._to_begin is not None and self._made_journal:
                     self._journal.unlink()  # beside a Parquet file that stays, it would stand for its rows
         except OSError as error:
-            raise _failed(self.path, error) from None
+            raise failed_write(self.path, error) from None
 
 
-def _failed(path: Path, error: OSError) -> OutputFailedError:
-    return OutputFailedError(f"{path}: cannot be written: {error.strerror or error}; resume when it can")
+def write_run(path: Path, run: Mapping[str, Any]) -> None:
+    """Write down beside an output which input and settings its rows belong to, whole or not at all. Raises OSError."""
+    with replacing(_run_file(path)) as unfinished:
+        unfinished.write_text(f"{json.dumps(run, indent=2)}\n")
 
 
-def run_file(path: Path) -> Path:
-    """Where it says which input and settings the rows of an output belong to."""
+def _run_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.run.json")
 
 
@@ -262,9 +261,9 @@ def refuse_other_run(path: Path, run: Mapping[str, Any]) -> None:
         ResumeError: it is another, or nothing says which it was.
     """
     try:
-        before = dict(json.loads(run_file(path).read_text()))
+        before = dict(json.loads(_run_file(path).read_text()))
     except (OSError, ValueError, TypeError, RecursionError):
-        problem = f"{run_file(path).name} is not readable; overwrite it or write another output"
+        problem = f"{_run_file(path).name} is not readable; overwrite it or write another output"
         raise ResumeError(f"{path}: cannot be resumed, {problem}") from None
     for name in sorted({*before, *run}):
         if before.get(name) != run.get(name):

@@ -11,10 +11,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.disk import replacing
 from agent.exceptions import OutputFileError
 from agent.intake import input_identity
-from agent.output import refuse_other_run, run_file
+from agent.output import refuse_other_run, write_run
 from agent.records import read_file_row
 from agent.rewriter import Usage
 from cli.console import say
@@ -65,8 +64,7 @@ def rewrite_as_job(job: Job, asked: dict[str, Any], url: str) -> Summary:
         if ended["status"] in _UNDONE:
             raise ServiceError(f"{job_id} {ended['status']}: {ended['error'] or 'somebody ended it'}")
         with open_client(url) as client:
-            with replacing(run_file(job.output)) as unfinished:  # first: these rows never lie beside another's file
-                unfinished.write_text(f"{json.dumps(run, indent=2)}\n")
+            write_run(job.output, run)  # first: these rows never lie beside another's file
             client.save(ended["output_file"], job.output)
             failures.unlink(missing_ok=True)  # of an earlier run
             if ended["error_file"]:

@@ -21,7 +21,7 @@ from agent.exceptions import EngineClosedError
 from server.admission import Admission
 from server.auth import Keys
 from server.bodies import GuardedRoute, bearer
-from server.errors import install_error_handlers
+from server.errors import install_error_handlers, unavailable
 from server.examples import (
     MISMATCH_ANSWER,
     MISMATCH_REQUESTS,
@@ -30,7 +30,7 @@ from server.examples import (
     answer,
     error_responses,
 )
-from server.exceptions import BadRequestError, TooLargeError, UnavailableError, WorkTimeoutError
+from server.exceptions import BadRequestError, TooLargeError, WorkTimeoutError
 from server.headers import GuardHeaders
 from server.page import PAGE
 from server.rates import Rates
@@ -174,22 +174,22 @@ async def ready(request: Request) -> dict[str, Any]:
     admission: Admission = request.app.state.admission
     work: DurableWork | None = request.app.state.work
     if admission.closed:
-        raise _unavailable(request, "the service is shutting down", "shutting_down")
+        raise unavailable(request, "the service is shutting down", "shutting_down")
     try:
         async with asyncio.timeout(_READY_TIMEOUT_S):
             info = await request.app.state.backend.ping()
     except EngineClosedError as error:
-        raise _unavailable(request, str(error), "engine_unavailable") from error
+        raise unavailable(request, str(error), "engine_unavailable") from error
     except TimeoutError:
         message = f"the engine did not answer within {_READY_TIMEOUT_S:g} seconds"
-        raise _unavailable(request, message, "engine_unavailable") from None
+        raise unavailable(request, message, "engine_unavailable") from None
     try:
         async with asyncio.timeout(_READY_TIMEOUT_S):
             if work is not None:
                 await work.check()
     except TimeoutError:
         message = f"the database or the disk did not answer within {_READY_TIMEOUT_S:g} seconds"
-        raise _unavailable(request, message, "state_unavailable") from None
+        raise unavailable(request, message, "state_unavailable") from None
     return {"status": "ready", "model": info.model, "max_length": info.max_length, "queue_rows": admission.rows}
 
 
@@ -250,8 +250,3 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, T], timeo
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _unavailable(request: Request, message: str, code: str) -> UnavailableError:
-    limits: LimitSettings = request.app.state.limits
-    return UnavailableError(message, code=code, retry_after_s=limits.retry_after_s)

@@ -23,8 +23,8 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(EngineClosedError, _unavailable("engine_unavailable"))
-    app.add_exception_handler(ModelError, _unavailable("model_unavailable"))  # that of `gate.text_model`
+    app.add_exception_handler(EngineClosedError, _answer_unavailable("engine_unavailable"))
+    app.add_exception_handler(ModelError, _answer_unavailable("model_unavailable"))  # that of `gate.text_model`
 
 
 def error_response(error: ApiError) -> JSONResponse:
@@ -97,11 +97,16 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(body, error.status_code, error.headers)
 
 
-def _unavailable(code: str) -> Callable[[Request, Exception], Coroutine[Any, Any, JSONResponse]]:
+def unavailable(request: Request, message: str, code: str) -> UnavailableError:
+    """The error of what may be there again after the time that this service has clients wait."""
+    limits: LimitSettings = request.app.state.limits
+    return UnavailableError(message, code=code, retry_after_s=limits.retry_after_s)
+
+
+def _answer_unavailable(code: str) -> Callable[[Request, Exception], Coroutine[Any, Any, JSONResponse]]:
     """A handler: what the work needs is not there, and may be later."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
-        limits: LimitSettings = request.app.state.limits
-        return error_response(UnavailableError(str(error), code=code, retry_after_s=limits.retry_after_s))
+        return error_response(unavailable(request, str(error), code))
 
     return handle

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+from agent.gate.quantities import square_root
 from agent.gate.readable import readable
 from agent.gate.spoken import false_statement
 from agent.records import Check
@@ -49,7 +50,6 @@ _SIGNS = "+-*/^()√"
 _MAX_POWER_DIGITS = 200
 _MAX_SIDE_DIGITS = 300  # any such number is a float, too
 _MAX_PRODUCT_DIGITS = 3000
-_ROOT_DECIMALS = 30
 _ROOT_TOLERANCE = Fraction(1, 10**20)  # of sides with irrational roots, relative
 
 
@@ -325,8 +325,6 @@ def _operand(rest: list[str]) -> Fraction:
 
 
 def _root(value: Fraction) -> Fraction:
-    """The square root, exact where it is rational, else to `_ROOT_DECIMALS` decimals."""
     if value < 0 or _digits(value) > _MAX_POWER_DIGITS:
         raise _Unreadable
-    scaled = value.numerator * value.denominator * 100**_ROOT_DECIMALS
-    return Fraction(math.isqrt(scaled), value.denominator * 10**_ROOT_DECIMALS)
+    return square_root(value)

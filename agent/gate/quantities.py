@@ -10,12 +10,14 @@ words changes the value ("42 thousand", "42 or so", "42 squared").
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
 _MAX_DIGITS = 100
+_ROOT_DECIMALS = 30
 _SEPARATORS = str.maketrans("", "", ", ")
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:\ \d{3})+|\d+)"
 _NUMBER = rf"""
@@ -95,6 +97,12 @@ def read_quantity(text: str) -> Quantity | None:
 def changes_value(word: str) -> bool:
     """Whether `word`, beside a number, makes it another number or no statement of one."""
     return _CHANGES_VALUE.fullmatch(word) is not None
+
+
+def square_root(value: Fraction) -> Fraction:
+    """The square root of what is not negative, exact where it is rational, else to `_ROOT_DECIMALS` decimals."""
+    scaled = value.numerator * value.denominator * 100**_ROOT_DECIMALS
+    return Fraction(math.isqrt(scaled), value.denominator * 10**_ROOT_DECIMALS)
 
 
 def same_quantity(a: Quantity, b: Quantity, *, percent_asked: bool = False) -> bool:

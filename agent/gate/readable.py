@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 
-_MAX_CHARACTERS = 20_000
+MAX_CHARACTERS = 20_000
 _MAX_NESTING = 5
 _SIGNS = str.maketrans(
     {
@@ -77,7 +77,7 @@ def readable(text: str, *, functions: bool = False) -> str:
     What a calculator's annotations say (`<<7*6=42>>`) follows at the end, a line each. With `functions`, square roots
     are spelled `√(2)`; factorials, binomial coefficients and other roots that are integers as products, 5! as `(5*24)`.
     """
-    text = _SPELLED_ROOT.sub("√", text[:_MAX_CHARACTERS].translate(_SIGNS))
+    text = _SPELLED_ROOT.sub("√", text[:MAX_CHARACTERS].translate(_SIGNS))
     if functions:
         text = _with_functions(text)
     noted = _CALCULATOR.findall(text)

@@ -6,12 +6,11 @@ Read only where a whole clause is such a statement, so that nothing beside it ch
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 
-from agent.gate.quantities import changes_value
+from agent.gate.quantities import changes_value, square_root
 
 _MAX_CLAUSE = 160
 _UNITS = "one two three four five six seven eight nine"
@@ -91,7 +90,7 @@ _OPERATIONS: dict[str, _Operation] = {
     "difference": lambda a, b: abs(a - b),
 }
 _ONE_OPERAND: dict[str, Callable[[Fraction], Fraction]] = {
-    "square root": lambda a: _root(a),
+    "square root": square_root,
     **dict.fromkeys(("square", "squared"), lambda a: a * a),
     **dict.fromkeys(("cube", "cubed"), lambda a: a**3),
     "doubled": lambda a: 2 * a,
@@ -196,8 +195,3 @@ def _rounds_to(value: Fraction, stated: str) -> bool:
     decimals = len(stated.partition(".")[2])
     tolerance = Fraction(1, 2 * 10**decimals) if decimals else 0
     return abs(value - Fraction(stated)) <= tolerance
-
-
-def _root(value: Fraction) -> Fraction:
-    """The square root to 30 decimals, exact where it has fewer."""
-    return Fraction(math.isqrt(value.numerator * value.denominator * 100**30), value.denominator * 10**30)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from agent.gate.arithmetic import Equation, equations
+from agent.gate.readable import MAX_CHARACTERS
 
 # The kinds are no single words, so that no counted thing (weights, times) is one of them.
 _MEASURES = {
@@ -39,7 +40,6 @@ _ASKED = re.compile(
 _MONEY_ASKED = re.compile(
     r"\bhow much (?:money\b|(?!time\b|longer\b)[^.?!]{1,80}\b(?:earn|pay|spend|cost|charge|owe|save)\b)", re.IGNORECASE
 )
-_MAX_CHARACTERS = 20_000  # as many as `readable` reads
 _NO_THINGS = frozenset({"times", "less", "plus", "minus", "others", "points", "this", "does", "units", "parts"})
 
 
@@ -102,7 +102,7 @@ def _kind(unit: str, things: set[str]) -> str | None:
 
 def _amounts(text: str) -> set[tuple[Fraction, str]]:
     """The quantities that `text` names, each with what it may be counted in."""
-    text = _PRICE.sub(r"\1 dollars", text)[:_MAX_CHARACTERS].casefold()
+    text = _PRICE.sub(r"\1 dollars", text)[:MAX_CHARACTERS].casefold()
     found = set()
     for match in _QUANTITY.finditer(text):
         value = Fraction(match[1].replace(",", ""))

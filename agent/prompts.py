@@ -1,7 +1,9 @@
 """What each proposer is asked. Only the answer is kept: the target is always paired with the plain question.
 
 Mathematics is asked with worked examples: a small model learns the form from them, and the engine computes their
-keys and values once. `ChatFormat` breaks control tokens in data, so that a demonstration cannot open or close turns.
+keys and values once. They end in plain words: a `\\boxed{}` after prose costs the embedded model some 20 nats, a fifth
+of all the surprise of a solution. `ChatFormat` breaks control tokens in data, so that a demonstration cannot open or
+close turns.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ _EXAMPLES = (
         "How many muffins does she have left?",
         "4*6=24 muffins\n24-9=15 left",
         "15",
-        "To find how many muffins Lena has left, we first find how many she bakes. She bakes 4 trays with 6 muffins "
-        "on each tray, so she bakes 4 * 6 = 24 muffins. She gives 9 muffins to her neighbors, so she has "
-        "24 - 9 = 15 muffins left.\n\nThe answer is \\boxed{15}.",
+        "To find out how many muffins Lena has left, we need to find out how many she bakes. She bakes 4 trays with "
+        "6 muffins on each tray, so she bakes 4 * 6 = 24 muffins. She gives 9 muffins to her neighbors, so she has "
+        "24 - 9 = 15 muffins left.\n\nThe answer is 15.",
     ),
     _Example(
         "A notebook costs $3 and a pen costs half as much. How much do 2 notebooks and 4 pens cost?",
@@ -41,16 +43,16 @@ _EXAMPLES = (
         "12",
         "To solve this problem, first, we find the cost of one pen. A notebook costs $3 and a pen costs half as much, "
         "so a pen costs $3 / 2 = $1.50. Two notebooks cost 2 * $3 = $6, and four pens cost 4 * $1.50 = $6. "
-        "So the total cost is $6 + $6 = $12.\n\nThe answer is \\boxed{12}.",
+        "So the total cost is $6 + $6 = $12.\n\nThe answer is 12.",
     ),
     _Example(
         "Tom reads 20 pages a day. His book has 300 pages, and he has already read 120 pages. "
         "How many more days does he need to finish the book?",
         "300-120=180 pages\n180/20=9",
         "9",
-        "To solve this problem, we first find how many pages are left. The book has 300 pages, and Tom has already "
-        "read 120 pages, so he has 300 - 120 = 180 pages left to read. He reads 20 pages a day, so he needs "
-        "180 / 20 = 9 more days to finish the book.\n\nThe answer is \\boxed{9}.",
+        "To solve this problem, we need to find out how many pages are left. The book has 300 pages, and Tom has "
+        "already read 120 pages, so he has 300 - 120 = 180 pages left to read. He reads 20 pages a day, so he needs "
+        "180 / 20 = 9 more days to finish the book.\n\nThe answer is 9.",
     ),
 )
 

@@ -4,9 +4,11 @@ Pure functions over a whole group (arXiv 2602.11220, reward equation). Presets: 
 `paper` the terms as published, `rewright` terms of our own that give a signal where those do not.
 
 The published distance ranks feasible rewrites by a z-score: a lead of 0.01 nats counts as much as one of 1.0, and a
-single feasible rewrite has none. Means over a rewrite's own tokens also fall when it is padded with predictable words.
-The anchored distance compares with the expert, and by sums over as many tokens as the expert has: beyond the expert's
-length no appended token can lower them. Up to it, padding still does; the gate and the tail are what is against that.
+single feasible rewrite has none. The anchored distance compares with the expert. A plain mean over a rewrite's tokens
+also falls when it is padded with predictable words. So the mean is taken over at most twice the expert's tokens,
+beyond which nothing that is appended lowers it, and a tail term looks at a fixed number of the most surprising tokens.
+Within twice the expert's length, words that the base model expects do count: they are what it would have written.
+Published weights make the distance some 7 % of what passing the gate pays; ours are larger.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import numpy.typing as npt
 from agent.settings import RewardSettings
 
 _TAIL = 0.05
+# Of the expert's tokens: an explanation takes more than terse notes; our seed rewrites have 1.9 times as many.
+_ROOM = 2
 # Distances between rewrites of one problem are small: near-copies have 0.002 and less, other wordings 0.02 and more.
 _DIVERSITY_SCALE = 0.01
 
@@ -88,11 +92,11 @@ def anchored_distance(
     """How much nearer to the base model than the expert, in (0, 1); 0.5 for the expert itself.
 
     (1 - w) * sigmoid((body(expert) - body) / tau) + w * sigmoid((tail(expert) - tail) / tau_tail), with body the sum of
-    surprisals over the token count, of the expert where that is smaller, and tail the mean of as many of the largest
-    surprisals as make a twentieth of the expert's tokens. Nats per token. From the expert's length
-    on, appending tokens lowers neither.
+    surprisals over the token count, but at most twice that of the expert, and tail the mean of as many of the largest
+    surprisals as make a twentieth of the expert's tokens. Nats per token. From twice the expert's length on, appending
+    tokens lowers neither.
     """
-    length, tail = len(expert), max(1, math.ceil(_TAIL * len(expert)))
+    length, tail = _ROOM * len(expert), max(1, math.ceil(_TAIL * len(expert)))
     expert_body, expert_tail = _body(expert, length), _tail(expert, tail)
     weight = settings.tail_weight
     return [

@@ -75,13 +75,34 @@ def test_one_feasible_rewrite_alone_has_a_signal() -> None:
     assert standardised_distance([[0.5] * 40]) == standardised_distance([[2.5] * 40]) == [0.5]
 
 
-def test_appended_filler_never_raises_the_anchored_distance() -> None:
-    rewrite = [0.2, 3.0, 1.0, 0.1] * 10
+def test_beyond_twice_the_experts_length_appended_filler_never_raises_the_anchored_distance() -> None:
+    rewrite = [0.2, 3.0, 1.0, 0.1] * 20
     padded = [rewrite + [0.01] * filler for filler in (0, 1, 20, 400)]
     values = anchored_distance(padded, EXPERT, ANCHORED)
     assert all(later < earlier for earlier, later in pairwise(values))
     means = [sum(p) / len(p) for p in padded]
     assert all(later < earlier for earlier, later in pairwise(means)), "while it does lower the plain mean"
+
+
+def test_a_padded_copy_of_the_expert_loses_to_a_natural_rewrite_of_a_higher_mean() -> None:
+    surprising = [0.5, 0.5, 1.0, 4.0] * 10
+    padded, natural = surprising + [0.01] * 120, [0.2, 0.6, 0.9, 1.2] * 15
+    assert sum(padded) / len(padded) < sum(natural) / len(natural)
+    filler, rewrite = anchored_distance([padded, natural], surprising, ANCHORED)
+    assert rewrite - filler > 0.05
+
+
+def test_a_longer_rewrite_in_words_that_the_base_model_expects_beats_a_terse_one() -> None:
+    terse, longer = [1.2] * 40, [0.9] * 70
+    less, more = anchored_distance([terse, longer], EXPERT, ANCHORED)
+    assert more > less > 0.5
+
+
+def test_the_published_weights_are_those_of_the_published_reward() -> None:
+    published = RewardSettings.model_validate({"preset": "paper"})
+    assert (published.distance_weight, published.diversity_weight) == (0.35, 0.5)
+    given = RewardSettings.model_validate({"preset": "paper", "distance_weight": 1.0})
+    assert (given.distance_weight, given.diversity_weight) == (1.0, 0.5)
 
 
 def test_one_shocking_token_costs_more_than_its_share_of_the_mean() -> None:

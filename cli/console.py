@@ -126,9 +126,8 @@ def result_console() -> Console:
 
 
 def interrupt_when_terminated() -> None:
-    """Let SIGTERM end a long command as Ctrl-C does, so that it can say how to go on."""
+    """Let SIGTERM end a long command as Ctrl-C does, so that it can say how to go on.
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
+    As the very signal: asyncio cancels what is awaited on it, and would wait for it to end after an exception.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

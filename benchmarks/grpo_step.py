@@ -4,7 +4,10 @@
 
 Both train a LoRA of the same shape on the rewriting prompts of the first `--groups` rows, `--samples` rewrites each.
 Stock TRL generates with transformers and computes every completion with its own copy of the prompt; its reward
-function calls the same gate and the same engine for scoring. One JSON line; the ratio is stock over ours.
+function calls the same gate and the same engine for scoring. A new adapter seldom passes the gate, and of a group whose
+rewards are equal our update computes nothing: so every rewrite of both gets a bonus that only its place decides, and
+both compute all of them. `no_signal` is the share of our groups that were skipped nevertheless. One JSON line; the
+ratio is stock over ours.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ import argparse
 import asyncio
 import itertools
 import os
+import random
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +51,12 @@ from trainer.settings import LoraSettings, OptimizerSettings, TrainSettings
 POLICY = "policy"
 
 
+def with_bonus(rewards: list[float]) -> list[float]:
+    """The rewards of a group, different from each other."""
+    source = random.Random(0)
+    return [reward + source.random() for reward in rewards]
+
+
 class StepClock(TrainerCallback):  # type: ignore[misc]
     """Wall-clock seconds of every optimiser step."""
 
@@ -67,9 +78,10 @@ def run_ours(
     s: TrainSettings,
     limit: int,
 ) -> dict[str, float]:
-    """Seconds of our steps, and of their parts, in the mean."""
+    """Seconds of our steps, and of their parts, in the mean; and the share of groups without a signal."""
     clock = StepClock()
     parts: dict[str, list[float]] = {}
+    skipped: list[bool] = []
     with asyncio.Runner() as runner:
 
         def collect(step: int, count: int) -> list[RolloutGroup]:
@@ -79,6 +91,9 @@ def run_ours(
             groups = runner.run(drawn)
             for name, seconds in worker.seconds.items():
                 parts.setdefault(name, []).append(seconds)
+            for group in groups:
+                group.reward = replace(group.reward, reward=with_bonus(group.reward.reward))
+                skipped.append(not group.has_signal)
             engine.hand_over(POLICY)
             return groups
 
@@ -98,7 +113,8 @@ def run_ours(
             trainer.train()
     means = {name: sum(seconds) / len(seconds) for name, seconds in parts.items()}
     step = sum(clock.seconds) / len(clock.seconds)
-    return {"step": step, **means, "update": step - sum(means.values())}
+    no_signal = sum(skipped) / len(skipped)
+    return {"step": step, **means, "update": step - sum(means.values()), "no_signal": no_signal}
 
 
 def run_stock(
@@ -121,7 +137,7 @@ def run_stock(
             ]
             groups.append(RolloutGroup(rows[row[start]], [], 0, drawn))
         runner.run(worker.reward(groups))
-        return [value for group in groups for value in group.reward.reward]
+        return [value for group in groups for value in with_bonus(group.reward.reward)]
 
     prompts = []
     for demonstration in rows:
@@ -129,7 +145,7 @@ def run_stock(
         assert prompt is not None
         prompts.append([{"role": turn.role, "content": turn.content} for turn in prompt])
     with tempfile.TemporaryDirectory() as folder:
-        config = grpo_config(s, Path(folder), s.groups, limit)
+        config = grpo_config(s, Path(folder), s.groups, limit, use_cpu=pick_device("auto").type == "cpu")
         trainer = GRPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(files.path, dtype=pick_dtype("auto", pick_device("auto"))),
             reward_funcs=[reward],
@@ -182,6 +198,7 @@ def main() -> None:
         "benchmark": "grpo_step",
         "groups": options.groups,
         "samples": options.samples,
+        "no_signal": ours.pop("no_signal"),
         "ours": ours,
         "trl": stock,
         "ratio": stock["step"] / ours["step"],

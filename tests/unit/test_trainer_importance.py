@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -200,16 +200,15 @@ def test_a_model_on_the_cpu_is_trained_there_though_a_gpu_is_seen(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[GRPOConfig] = []
-    plain = grpo_config
 
-    def config(*arguments: Any, **options: Any) -> GRPOConfig:
-        with monkeypatch.context() as seen:
-            seen.setattr(torch.cuda, "is_available", lambda: True)
-            made.append(plain(*arguments, **options))
-        return made[0]
+    def config(*arguments: Any, **options: Any) -> NoReturn:
+        made.append(grpo_config(*arguments, **options))
+        raise RuntimeError("as far as it goes without a GPU")
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("trainer.grpo.grpo_config", config)
-    logs_of_a_step(model_folder, tmp_path, "dapo")
+    with pytest.raises(RuntimeError, match="as far as it goes"):
+        logs_of_a_step(model_folder, tmp_path, "dapo")
     assert made[0].use_cpu
     assert made[0].device.type == "cpu"
     assert made[0].disable_dropout

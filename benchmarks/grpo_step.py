@@ -5,9 +5,9 @@
 Both train a LoRA of the same shape on the rewriting prompts of the first `--groups` rows, `--samples` rewrites each.
 Stock TRL generates with transformers and computes every completion with its own copy of the prompt; its reward
 function calls the same gate and the same engine for scoring. A new adapter seldom passes the gate, and of a group whose
-rewards are equal our update computes nothing: so every rewrite of both gets a bonus that only its place decides, and
-both compute all of them. `no_signal` is the share of our groups that were skipped nevertheless. One JSON line; the
-ratio is stock over ours.
+rewards are equal our update computes nothing: so in both every rewrite gets a bonus that only its place decides.
+`no_signal` is the share of our groups that were skipped nevertheless, `truncated` that of rewrites cut off at the
+limit, which both mask and ours alone need not compute. One JSON line; the ratio is stock over ours.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from agent.models import ModelFiles, resolve_model
 from agent.prompts import proposal_prompt
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewardSettings, RewriteSettings
 from trainer.grpo import RewriteTrainer, grpo_config
+from trainer.metrics import rollout_metrics
 from trainer.rollout import Rewrite, RolloutGroup, RolloutWorker
 from trainer.settings import LoraSettings, OptimizerSettings, TrainSettings
 
@@ -78,10 +79,10 @@ def run_ours(
     s: TrainSettings,
     limit: int,
 ) -> dict[str, float]:
-    """Seconds of our steps, and of their parts, in the mean; and the share of groups without a signal."""
+    """Seconds of our steps, and of their parts, in the mean; and the shares of what an update need not compute."""
     clock = StepClock()
     parts: dict[str, list[float]] = {}
-    skipped: list[bool] = []
+    drawn_groups: list[RolloutGroup] = []
     with asyncio.Runner() as runner:
 
         def collect(step: int, count: int) -> list[RolloutGroup]:
@@ -93,7 +94,7 @@ def run_ours(
                 parts.setdefault(name, []).append(seconds)
             for group in groups:
                 group.reward = replace(group.reward, reward=with_bonus(group.reward.reward))
-                skipped.append(not group.has_signal)
+            drawn_groups.extend(groups)
             engine.hand_over(POLICY)
             return groups
 
@@ -113,8 +114,8 @@ def run_ours(
             trainer.train()
     means = {name: sum(seconds) / len(seconds) for name, seconds in parts.items()}
     step = sum(clock.seconds) / len(clock.seconds)
-    no_signal = sum(skipped) / len(skipped)
-    return {"step": step, **means, "update": step - sum(means.values()), "no_signal": no_signal}
+    idle = {name: rollout_metrics(drawn_groups)[name] for name in ("no_signal", "truncated")}
+    return {"step": step, **means, "update": step - sum(means.values()), **idle}
 
 
 def run_stock(
@@ -199,6 +200,7 @@ def main() -> None:
         "groups": options.groups,
         "samples": options.samples,
         "no_signal": ours.pop("no_signal"),
+        "truncated": ours.pop("truncated"),
         "ours": ours,
         "trl": stock,
         "ratio": stock["step"] / ours["step"],

@@ -3,8 +3,9 @@
     python benchmarks/agent_table.py --data held-out.jsonl --rows 200 --adapter adapters/gate_only/1 adapters/math/1
 
 Every agent draws the same number of rewrites of every row with the same prompts, temperature and seeds; the figures
-are those of the held-out evaluation of a training (`trainer.evaluation`). Prints one JSON line an agent, as soon as it
-is measured; `of_untrained` is the pass rate over that of the base model.
+are those of the held-out evaluation of a training (`trainer.evaluation`). Rows that a training would leave out are left
+out. Prints one JSON line an agent, as soon as it is measured; `of_untrained` is the pass rate over that of the base
+model.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from agent.gate import Gate
 from agent.intake import read_rows
 from agent.models import resolve_model
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewardSettings, RewriteSettings
+from trainer.data import fits_in, unusable
 from trainer.evaluation import evaluate
 from trainer.rollout import RolloutWorker
 
@@ -32,16 +34,19 @@ async def measure(options: argparse.Namespace) -> None:
     engine, chat = await open_engine(files, EngineSettings()), open_chat(files)
     gate, embedder = Gate(GateSettings()), Embedder(GateSettings().text_model)
     worker = RolloutWorker(engine, chat, gate, embedder, RewriteSettings(), RewardSettings())
+    fits = fits_in(engine.info.max_length, chat, gate, RewriteSettings())
     readable = (row for row in read_rows(options.data) if isinstance(row, Demonstration))
-    rows = list(itertools.islice(readable, options.rows))
-    untrained = None
+    usable = (row for row in readable if unusable(row, gate, fits) is None)
+    rows = list(itertools.islice(usable, options.rows))
+    untrained = 0.0
     for folder in (None, *options.adapter):
         adapter = await load_adapter(engine, folder, files) if folder else None
         started = time.perf_counter()
         figures = await evaluate(
             worker, rows, embedder, samples=options.samples, temperature=options.temperature, adapter=adapter
         )
-        untrained = untrained or figures["pass_rate"]
+        if folder is None:
+            untrained = figures["pass_rate"]
         report = {
             "benchmark": "agent_table",
             "agent": adapter or "untrained",

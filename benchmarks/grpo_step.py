@@ -4,7 +4,10 @@
 
 Both train a LoRA of the same shape on the rewriting prompts of the first `--groups` rows, `--samples` rewrites each.
 Stock TRL generates with transformers and computes every completion with its own copy of the prompt; its reward
-function calls the same gate and the same engine for scoring. One JSON line; the ratio is stock over ours.
+function calls the same gate and the same engine for scoring. A new adapter seldom passes the gate, and of a group whose
+rewards are equal our update computes nothing: so in both every rewrite gets a bonus that only its place decides.
+`no_signal` is the share of our groups that were skipped nevertheless, `truncated` that of rewrites cut off at the
+limit, which both mask and ours alone need not compute. One JSON line; the ratio is stock over ours.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ import argparse
 import asyncio
 import itertools
 import os
+import random
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +45,17 @@ from agent.models import ModelFiles, resolve_model
 from agent.prompts import proposal_prompt
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewardSettings, RewriteSettings
 from trainer.grpo import RewriteTrainer, grpo_config
+from trainer.metrics import rollout_metrics
 from trainer.rollout import Rewrite, RolloutGroup, RolloutWorker
 from trainer.settings import LoraSettings, OptimizerSettings, TrainSettings
 
 POLICY = "policy"
+
+
+def with_bonus(rewards: list[float]) -> list[float]:
+    """The rewards of a group, different from each other."""
+    source = random.Random(0)
+    return [reward + source.random() for reward in rewards]
 
 
 class StepClock(TrainerCallback):  # type: ignore[misc]
@@ -67,9 +79,10 @@ def run_ours(
     s: TrainSettings,
     limit: int,
 ) -> dict[str, float]:
-    """Seconds of our steps, and of their parts, in the mean."""
+    """Seconds of our steps, and of their parts, in the mean; and the shares of what an update need not compute."""
     clock = StepClock()
     parts: dict[str, list[float]] = {}
+    drawn_groups: list[RolloutGroup] = []
     with asyncio.Runner() as runner:
 
         def collect(step: int, count: int) -> list[RolloutGroup]:
@@ -79,6 +92,9 @@ def run_ours(
             groups = runner.run(drawn)
             for name, seconds in worker.seconds.items():
                 parts.setdefault(name, []).append(seconds)
+            for group in groups:
+                group.reward = replace(group.reward, reward=with_bonus(group.reward.reward))
+            drawn_groups.extend(groups)
             engine.hand_over(POLICY)
             return groups
 
@@ -98,7 +114,8 @@ def run_ours(
             trainer.train()
     means = {name: sum(seconds) / len(seconds) for name, seconds in parts.items()}
     step = sum(clock.seconds) / len(clock.seconds)
-    return {"step": step, **means, "update": step - sum(means.values())}
+    idle = {name: rollout_metrics(drawn_groups)[name] for name in ("no_signal", "truncated")}
+    return {"step": step, **means, "update": step - sum(means.values()), **idle}
 
 
 def run_stock(
@@ -121,7 +138,7 @@ def run_stock(
             ]
             groups.append(RolloutGroup(rows[row[start]], [], 0, drawn))
         runner.run(worker.reward(groups))
-        return [value for group in groups for value in group.reward.reward]
+        return [value for group in groups for value in with_bonus(group.reward.reward)]
 
     prompts = []
     for demonstration in rows:
@@ -129,7 +146,7 @@ def run_stock(
         assert prompt is not None
         prompts.append([{"role": turn.role, "content": turn.content} for turn in prompt])
     with tempfile.TemporaryDirectory() as folder:
-        config = grpo_config(s, Path(folder), s.groups, limit)
+        config = grpo_config(s, Path(folder), s.groups, limit, use_cpu=pick_device("auto").type == "cpu")
         trainer = GRPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(files.path, dtype=pick_dtype("auto", pick_device("auto"))),
             reward_funcs=[reward],
@@ -182,6 +199,8 @@ def main() -> None:
         "benchmark": "grpo_step",
         "groups": options.groups,
         "samples": options.samples,
+        "no_signal": ours.pop("no_signal"),
+        "truncated": ours.pop("truncated"),
         "ours": ours,
         "trl": stock,
         "ratio": stock["step"] / ours["step"],

@@ -94,7 +94,7 @@ def _train_here(request: TrainingRequest, *, resume: bool, as_json: bool) -> Non
     interrupt_when_terminated()
     try:
         with _progress(request.train.optimizer_steps) as report:
-            adapter = run_training(request, resume=resume, on_report=report)
+            adapter = run_training(request, resume=resume, on_report=report, on_note=say)
     except KeyboardInterrupt:
         say("interrupted: the same command with --resume goes on from the last checkpoint")
         raise

@@ -1,9 +1,10 @@
 """In which order demonstrations are trained on: short experts first, then what sometimes passes.
 
 The first pass over the data goes from short experts to long ones, slightly shuffled; of more rows than the training has
-time for it begins with a random choice, or only the shortest would be seen. Later passes begin with rows of middling
-pass rate, since a group that always or never passes teaches nothing. The order depends on the seed and the pass rates
-alone.
+time for it begins with a random choice, or only the shortest would be seen. What a step may draw in place of rows that
+teach nothing lies beside them, so that the way from short to long takes the whole training. Later passes begin with
+rows of middling pass rate, since a group that always or never passes teaches nothing. The order depends on the seed and
+the pass rates alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Curriculum:
         lengths: how long the expert of each row is, in any unit.
         seed: of the shuffling.
         by_difficulty: False shuffles every pass.
-        planned: rows that the training will take.
+        planned: rows that the training will take or pass over.
     """
 
     def __init__(self, lengths: Sequence[int], seed: int, *, by_difficulty: bool, planned: int) -> None:
@@ -45,6 +46,11 @@ class Curriculum:
             taken += self._queue[:needed]
             del self._queue[:needed]
         return taken
+
+    def pass_over(self, count: int) -> None:
+        """Put the next `count` rows, a step's reserve, behind all others, where one pass is enough for the training."""
+        if not self._epoch and self._planned <= len(self._lengths):
+            self._queue = self._queue[count:] + self._queue[:count]
 
     def report(self, row: int, pass_rate: float) -> None:
         """Remember the share of a row's rewrites that passed."""

@@ -6,15 +6,19 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
-from agent.exceptions import GateError
+from agent.exceptions import ChatError, GateError
 from agent.gate import Gate
 from agent.intake import read_rows
+from agent.prompts import proposal_prompt
+from agent.rewriter import token_limit
+from agent.settings import RewriteSettings
 from trainer.exceptions import TrainingDataError
 
 Asked = tuple[tuple[str, str], ...]
@@ -40,6 +44,12 @@ class TrainingData:
     def rows(self) -> int:
         return len(self.train) + len(self.held_out)
 
+    @property
+    def note(self) -> str | None:
+        """What was left out and why, the commonest reasons first; None where nothing was."""
+        count = sum(self.left_out.values())
+        return f"{count} of {count + self.rows} rows left out: {_counts(self.left_out)}" if count else None
+
 
 def load_training_data(
     source: Path, gate: Gate, fits: Callable[[Demonstration], bool], *, limit: int | None, eval_rows: int, seed: int
@@ -49,7 +59,7 @@ def load_training_data(
     Args:
         source: demonstrations in any shape that intake reads.
         gate: rows it could not judge are left out.
-        fits: whether a row fits the model's context; others are left out.
+        fits: whether a row fits the model's context, see `fits_in`; others are left out, and what the template refuses.
         limit: first rows to read at most.
         eval_rows: rows to hold out.
         seed: of the draw.
@@ -69,7 +79,7 @@ def load_training_data(
             left_out["question seen before"] += 1
             continue
         seen.add(asked(row))
-        if (reason := _unusable(row, gate, fits)) is not None:
+        if (reason := unusable(row, gate, fits)) is not None:
             left_out[reason] += 1
         else:
             rows.append(row)
@@ -92,12 +102,30 @@ def asked(row: Demonstration) -> Asked:
     return tuple((turn.role, turn.content) for turn in row.prompt)
 
 
-def _unusable(row: Demonstration, gate: Gate, fits: Callable[[Demonstration], bool]) -> str | None:
+def unusable(row: Demonstration, gate: Gate, fits: Callable[[Demonstration], bool]) -> str | None:
+    """Why a row cannot be trained on or measured; None if it can. `fits`: see `fits_in`."""
     try:
         gate.task_of(row)
+        return None if fits(row) else "longer than the model's context"
     except GateError as error:
         return f"the gate cannot judge it: {error}"
-    return None if fits(row) else "longer than the model's context"
+    except ChatError as error:
+        return str(error)
+
+
+def fits_in(context: int, chat: ChatFormat, gate: Gate, rewrite: RewriteSettings) -> Callable[[Demonstration], bool]:
+    """Whether prompt and longest rewrite of a row take `context` tokens at most.
+
+    What is returned raises ChatError where the chat template refuses the row, and GateError where the gate does.
+    """
+
+    def fits(row: Demonstration) -> bool:
+        chat.prompt_text(row.prompt)  # under which rewrites are scored; the prompt that asks for them is another
+        limit = token_limit(rewrite, len(chat.completion_ids(row.expert)))
+        prompt = proposal_prompt("rewrite", row, gate.task_of(row), with_examples=False)
+        return prompt is not None and len(chat.prompt_ids(prompt)) + limit <= context
+
+    return fits
 
 
 def _digest(rows: Sequence[Demonstration]) -> str:
@@ -107,5 +135,5 @@ def _digest(rows: Sequence[Demonstration]) -> str:
     return digest.hexdigest()
 
 
-def _counts(left_out: Counter[str]) -> str:
-    return "; ".join(f"{count} x {reason}" for reason, count in left_out.most_common(3)) or "none"
+def _counts(left_out: Mapping[str, int]) -> str:
+    return "; ".join(f"{count} x {reason}" for reason, count in Counter(left_out).most_common(3)) or "none"

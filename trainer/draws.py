@@ -66,30 +66,31 @@ class Draws:
         useful: list[RolloutGroup] = []
         idle: list[RolloutGroup] = []
         seconds: dict[str, float] = {}
+        reserve = self._settings.groups * (1 + self._settings.refills)
         for attempt in range(1 + self._settings.refills):
-            rows = self._take(count - len(useful))
-            if rows is None:
+            counts: list[int] = gather_object([count - len(useful)])
+            if not any(counts):
                 break
+            reserve -= sum(counts)
+            rows = self._take(counts)
             groups = self._roll_out([self._rows[row] for row in rows], version.adapter, f"{step}/{attempt}")
-            for name, value in self._worker.seconds.items():
+            for name, value in self._worker.seconds.items() if rows else ():
                 seconds[name] = seconds.get(name, 0.0) + value
             for row, rate in gather_object([(row, g.pass_rate) for row, g in zip(rows, groups, strict=True)]):
                 self._curriculum.report(row, rate)
             useful += [group for group in groups if group.has_signal]
             idle += [group for group in groups if not group.has_signal]
+        self._curriculum.pass_over(reserve)
         drawn = useful + idle
         # Of all processes together, as loss and gradient are; the seconds are this process's.
         metrics = rollout_metrics(gather_object(drawn)) | {f"seconds/{name}": value for name, value in seconds.items()}
         return Draw(drawn, version.step, metrics)
 
-    def _take(self, count: int) -> list[int] | None:
-        """This process's next rows; None when no process needs any."""
-        counts: list[int] = gather_object([count])
-        if not any(counts):
-            return None
+    def _take(self, counts: list[int]) -> list[int]:
+        """This process's next rows, where the processes need `counts` of them."""
         rows = self._curriculum.take(sum(counts))
         first = sum(counts[: PartialState().process_index])
-        return rows[first : first + count]
+        return rows[first : first + counts[PartialState().process_index]]
 
     def _roll_out(self, rows: list[Demonstration], adapter: str, draw: str) -> list[RolloutGroup]:
         if not rows:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
 from agent.demonstrations import Demonstration
 from agent.embeddings import Embedder
 from agent.mismatch import summarise
@@ -25,7 +28,7 @@ async def evaluate(
     temperature: float,
     adapter: str | None,
 ) -> dict[str, float]:
-    """Rewrite `rows` as serving would, and measure.
+    """Rewrite `rows` as serving would, and measure. The processes of a training share the rows; each gets all figures.
 
     Returns:
         `pass_rate`: share of rewrites that pass the gate.
@@ -37,8 +40,13 @@ async def evaluate(
         `repetition`: mean share of repeated 4-grams in kept rewrites.
         `score`: 1 - mismatch / expert_mismatch; what the best adapter is chosen by.
     """
-    groups = await worker.groups(
-        rows, samples=samples, temperature=temperature, adapter=adapter, draw=_DRAW, score_experts=True
+    process = PartialState()
+    share = -(-len(rows) // process.num_processes)
+    own = rows[process.process_index * share :][:share]
+    groups: list[RolloutGroup] = gather_object(
+        await worker.groups(
+            own, samples=samples, temperature=temperature, adapter=adapter, draw=_DRAW, score_experts=True
+        )
     )
     experts = [summarise(group.expert) for group in groups]
     kept = [keep(group) for group in groups]

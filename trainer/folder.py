@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from agent.adapters import is_name
+from agent.intake import on_hub
 from trainer.checkpoints import checkpoints
 from trainer.data import TrainingData
 from trainer.devices import with_dtype
 from trainer.exceptions import CheckpointError, TrainingSettingsError
 from trainer.request import TrainingRequest
 
+_CLAIM = "request.json"
 _HOTTEST_VLLM = 2.0
 
 
 def process_count() -> int:
     """Data-parallel processes of this training, this one included."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def check_output(request: TrainingRequest, folder: Path, resume: bool) -> None:
@@ -37,7 +44,12 @@ def check_output(request: TrainingRequest, folder: Path, resume: bool) -> None:
         raise TrainingSettingsError(
             f"train.groups ({request.train.groups}) must be divisible by {processes} workers x {passes} groups a pass"
         )
-    open_folder(request.output, folder, resume)
+    file = request.train.warm_start.file
+    if file is not None and not checkpoints(folder) and not file.exists() and not on_hub(file):
+        raise TrainingSettingsError(f"train.warm_start.file {file}: there is no such file")
+    # Killed before its first checkpoint, a training begins again, with what its warm start has fitted.
+    begins = not checkpoints(folder) and (folder / _CLAIM).exists()
+    open_folder(request.output, folder, resume and not begins)
 
 
 def _check_vllm(request: TrainingRequest, processes: int) -> None:
@@ -81,10 +93,12 @@ def claim(folder: Path, request: TrainingRequest, data: TrainingData, base: str)
         data: its rows.
         base: SHA-256 of the base model's weights.
     """
-    # What decides how the next step comes out; more steps may be asked for where they do not change the schedule.
-    free = {"save_every", "keep_checkpoints", "engine_memory"}
+    # What decides how the next step comes out; more steps may be asked for where they do not change the schedule. The
+    # warm start is over when there is a checkpoint, and its rows may have come from wherever.
+    free: dict[str, Any] = {"save_every": True, "keep_checkpoints": True, "engine_memory": True}
+    free["warm_start"] = {"file"}
     if request.train.optimizer.schedule == "constant_with_warmup":
-        free.add("steps")
+        free["steps"] = True
     described = {
         "data": data.sha256,
         "weights of the base model": base,
@@ -100,16 +114,24 @@ def claim_as(folder: Path, described: Mapping[str, Any]) -> None:
     """Write down what decides how the steps of a training come out, or compare with what was written.
 
     Raises:
-        CheckpointError: the checkpoints in `folder` were made otherwise; says in what.
+        CheckpointError: the checkpoints in `folder` were made otherwise; names the settings.
     """
-    path = folder / "request.json"
+    path = folder / _CLAIM
     if checkpoints(folder) and path.exists():
-        known = json.loads(path.read_text())
-        # What an earlier version did not write down is taken as the same.
-        if different := [name for name in described if described[name] != known.get(name, described[name])]:
+        if different := list(_differing(described, json.loads(path.read_text()))):
             raise CheckpointError(
                 f"{folder}: the checkpoint was made with other {' and '.join(different)}; "
                 "resume with the same settings and data, or choose another output"
             )
-    elif os.environ.get("RANK", "0") == "0":
+    elif is_first_process():
         path.write_text(json.dumps(described, indent=2))
+
+
+def _differing(described: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[str]:
+    """Names of what differs, dotted; what an earlier version did not write down is taken as the same."""
+    for name, value in described.items():
+        before = known.get(name, value)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            yield from (f"{name}.{inner}" for inner in _differing(value, before))
+        elif value != before:
+            yield name

@@ -2,13 +2,16 @@
 
 TRL keeps the loss, the advantages, the optimiser and the loop. Replaced are: generation (`rollout_func`, through the
 engine), the log-probabilities (`trainer.packing`: a shared prompt is computed once, not once a completion), the
-shuffling of samples inside a generation (groups stay whole), and the writing of checkpoints (`trainer.staging`). Added
-is the correction for an engine that has a copy of the model to itself (`trainer.importance`).
+shuffling of samples inside a generation (groups stay whole), the warm-up of the learning rate (`trainer.schedule`), and
+the writing of checkpoints (`trainer.staging`). Added is the correction for an engine that has a copy of the model to
+itself (`trainer.importance`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -26,10 +31,14 @@ from trainer.diverging import EndsWhenDiverged
 from trainer.importance import correction_metrics, kl_terms, truncated_weights
 from trainer.packing import completion_logprobs
 from trainer.rollout import RolloutGroup
+from trainer.schedule import rate_factor
 from trainer.settings import TrainSettings
 from trainer.staging import StagedCheckpoints
 
 Collect = Callable[[int, int], list[RolloutGroup]]
+
+# Means over tokens, which TRL logs as 0 of a pass that has none.
+_OVER_TOKENS = ("entropy", "clip_ratio/low_mean", "clip_ratio/high_mean")
 
 
 class RewriteTrainer(EndsWhenDiverged, StagedCheckpoints, GRPOTrainer):  # type: ignore[misc]
@@ -71,13 +80,14 @@ class RewriteTrainer(EndsWhenDiverged, StagedCheckpoints, GRPOTrainer):  # type:
         self._collect, self._measures_kl, self._on_log, self._correct = collect, measures_kl, on_log, correct
         self.checkpoint_state, self.checkpoints_kept = state, settings.keep_checkpoints
         self._passes: list[dict[str, Tensor | None]] = []
+        self._rate = partial(rate_factor, optimizer=settings.optimizer, updates=settings.optimizer_steps)
         groups = settings.groups // processes
         # Demonstrations are chosen when a step begins (curriculum, refills): TRL only counts these rows.
         rows = settings.steps * settings.groups
         super().__init__(
             model=policy,
             reward_funcs=[_reward_of_rollout],
-            args=grpo_config(settings, folder, groups, max_tokens),
+            args=grpo_config(settings, folder, groups, max_tokens, use_cpu=policy.device.type == "cpu"),
             train_dataset=Dataset.from_dict({"prompt": [str(row) for row in range(rows)]}),
             processing_class=tokenizer,
             rollout_func=self._roll_out,
@@ -89,6 +99,11 @@ class RewriteTrainer(EndsWhenDiverged, StagedCheckpoints, GRPOTrainer):  # type:
         if "ref" in policy.peft_config:
             # Without this copy TRL takes the model with its adapter disabled as reference: the base model itself.
             policy.delete_adapter("ref")
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
+        """See `trainer.schedule`. Called by the loop, before a checkpoint's state is restored."""
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self._rate)
+        return self.lr_scheduler
 
     def _roll_out(self, prompts: list[str], _: GRPOTrainer) -> dict[str, list[Any]]:
         groups = self._collect(self.state.global_step, len(prompts) // self.num_generations)
@@ -145,11 +160,14 @@ class RewriteTrainer(EndsWhenDiverged, StagedCheckpoints, GRPOTrainer):  # type:
             with self.model.disable_adapter():
                 base = self._logprobs_of(inputs, mask)
         loss: Tensor = super()._compute_loss(model, inputs | {"completion_mask": mask})
-        if base is not None:
-            sums = torch.stack([(kl_terms(self._logprobs, base) * mask).sum(), mask.sum().float()])
-            total, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
-            if tokens:
-                self._metrics["train"]["kl"].append(total / tokens)
+        kl = mask.new_zeros(()) if base is None else (kl_terms(self._logprobs, base) * mask).sum()
+        total, tokens = self.accelerator.reduce(torch.stack([kl.float(), mask.sum().float()]), reduction="sum").tolist()
+        metrics = self._metrics["train"]
+        if base is not None and tokens:
+            metrics["kl"].append(total / tokens)
+        if not tokens:
+            for name in _OVER_TOKENS:
+                metrics[name][-1] = math.nan  # which the mean over the passes leaves out
         return loss
 
     def _get_per_token_logps_and_entropies(
@@ -187,12 +205,14 @@ class RewriteTrainer(EndsWhenDiverged, StagedCheckpoints, GRPOTrainer):  # type:
         self._on_log(self.state.global_step, logs)
 
 
-def grpo_config(settings: TrainSettings, folder: Path, groups: int, max_tokens: int) -> GRPOConfig:
-    """TRL's configuration for `groups` groups a step on this process, of completions of at most `max_tokens`."""
+def grpo_config(settings: TrainSettings, folder: Path, groups: int, max_tokens: int, *, use_cpu: bool) -> GRPOConfig:
+    """TRL's configuration for `groups` groups a step on this process, of completions of at most `max_tokens`.
+
+    `use_cpu` is said, since TRL would take a GPU that it sees and move the engine's model there.
+    """
     optimizer = settings.optimizer
     passes = groups // optimizer.groups_per_pass
     sequence_level = optimizer.loss == "gspo"
-    on_gpu = torch.cuda.is_available()
     return on_one_device(
         GRPOConfig(
             output_dir=str(folder),
@@ -212,8 +232,6 @@ def grpo_config(settings: TrainSettings, folder: Path, groups: int, max_tokens: 
             epsilon=optimizer.epsilon,
             epsilon_high=optimizer.epsilon_high,
             learning_rate=optimizer.learning_rate,
-            lr_scheduler_type=optimizer.schedule,
-            warmup_steps=optimizer.warmup_steps,
             weight_decay=optimizer.weight_decay,
             max_grad_norm=optimizer.max_grad_norm,
             gradient_checkpointing=optimizer.gradient_checkpointing,
@@ -225,8 +243,9 @@ def grpo_config(settings: TrainSettings, folder: Path, groups: int, max_tokens: 
             report_to=[],
             disable_tqdm=True,
             bf16=False,
-            use_cpu=not on_gpu,
-            dataloader_pin_memory=on_gpu,
+            use_cpu=use_cpu,
+            dataloader_pin_memory=not use_cpu,
+            disable_dropout=True,  # the engine draws from the very model, whatever mode the trainer left it in
         )
     )
 

@@ -82,7 +82,7 @@ class Training:
         rewarding = None if settings.reward.preset == "gate_only" else self._embedder
         self._worker = RolloutWorker(policy.engine, chat, gate, rewarding, request.rewrite, settings.reward)
         lengths = [len(row.expert) for row in data.train]
-        planned = settings.steps * settings.groups
+        planned = settings.steps * settings.groups * (1 + settings.refills)
         self._curriculum = Curriculum(lengths, settings.seed, by_difficulty=settings.curriculum, planned=planned)
         self._draws = Draws(policy, self._worker, data.train, self._curriculum, settings, runner)
         self.history = History(folder / "history.jsonl")
@@ -109,8 +109,9 @@ class Training:
         self.is_main: bool = self._trainer.accelerator.is_main_process
 
     def run(self, resume: bool) -> None:
-        """The loop, from the start or from the last checkpoint."""
-        checkpoint = checkpoints(self._folder)[-1] if resume else None
+        """The loop, from the last checkpoint if there is one and `resume` asks for it, else from the start."""
+        saved = checkpoints(self._folder) if resume else []
+        checkpoint = saved[-1] if saved else None
         if checkpoint is not None:
             state = json.loads((checkpoint / STATE).read_text())
             self._curriculum.restore(state["curriculum"])
@@ -197,8 +198,8 @@ class Training:
         return last or generation % self._settings.save_every == 0
 
     def _evaluate(self, step: int) -> None:
+        metrics = self._runner.run(self._measure_held_out(step))
         if self.is_main:
-            metrics = self._runner.run(self._measure_held_out(step))
             self.history.append(step, "eval", metrics)
             self._report(step, "eval", metrics)
             self.best.consider(step, metrics, self._policy.model)

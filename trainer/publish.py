@@ -58,6 +58,7 @@ class AdapterCard:
         name: of the adapter; the folder's name.
         base_model: name of the base model, as in records.
         base_revision: `weights_sha256` of the base model's folder.
+        left_out: how many rows were not used, by reason.
         settings: resolved settings of the training.
         reward: the reward's preset.
         curves: what each held-out evaluation measured, with its `step`.
@@ -71,6 +72,7 @@ class AdapterCard:
     base_model: str
     base_revision: str
     data: DataOfTraining
+    left_out: Mapping[str, int]
     settings: Mapping[str, Any]
     reward: str
     curves: Sequence[Mapping[str, float]]

@@ -75,7 +75,7 @@ def run_request(job: TrainingJob) -> Path:
         return run_sft(job.request, resume=job.resume, on_report=print_report, on_note=_print_note)
     from trainer.train import run_training
 
-    return run_training(job.request, resume=job.resume, on_report=print_report)
+    return run_training(job.request, resume=job.resume, on_report=print_report, on_note=_print_note)
 
 
 def _print_note(note: str) -> None:

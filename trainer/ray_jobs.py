@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from agent.intake import on_hub
@@ -250,10 +251,21 @@ def _require_job_id(job_id: str) -> None:
 
 
 def _require_absolute_paths(request: TrainingRequest | SftRequest) -> None:
-    for name, path in (("source", request.source), ("output", request.output)):
-        of_hub = name == "source" and on_hub(path)
-        if not path.is_absolute() and not of_hub:
+    for name, path in _paths(request):
+        if not path.is_absolute():
             raise JobError(f"{name} {str(path)!r}: paths are read by the cluster's machines and must be absolute")
+
+
+def _paths(request: TrainingRequest | SftRequest) -> Iterator[tuple[str, Path]]:
+    """The files and folders that a request names, each with its setting; what is meant for the hub is none."""
+    yield "output", request.output
+    files, models = {"source": request.source}, {"model.name": request.model.name}
+    if isinstance(request, TrainingRequest):
+        models["gate.text_model"] = request.gate.text_model
+        if request.train.warm_start.file is not None:
+            files["train.warm_start.file"] = request.train.warm_start.file
+    yield from ((name, file) for name, file in files.items() if not on_hub(file))
+    yield from ((name, Path(model)) for name, model in models.items() if model.startswith(".") or Path(model).is_dir())
 
 
 def _connect(address: str) -> JobSubmissionClient:

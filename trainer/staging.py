@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,10 +38,11 @@ class StagedCheckpoints(_Trainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(str(self.args.output_dir))
         name = checkpoint_name(self.state.global_step)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._staging = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
+        self._staging = folder / f"{UNFINISHED}{name}"  # one for all processes: each adds its random state
+        self._staging.mkdir(parents=True, exist_ok=True)
         try:
             Trainer._save_checkpoint(self, model, trial)  # TRL adds a card of its own
+            self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 (self._staging / name / STATE).write_text(json.dumps(self.checkpoint_state()))
                 sync_files(self._staging / name)
@@ -51,7 +51,8 @@ class StagedCheckpoints(_Trainer):  # type: ignore[misc]
                 sync(folder)
                 remove_old_checkpoints(folder, self.checkpoints_kept)
         finally:
-            shutil.rmtree(self._staging, ignore_errors=True)
+            if self.args.should_save:
+                shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
 
 

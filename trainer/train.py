@@ -13,17 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from agent.assembly import build_gate, open_chat
-from agent.chat import ChatFormat
-from agent.demonstrations import Demonstration
 from agent.engine.loading import context_length, load_config
 from agent.gate import Gate
-from agent.models import ModelFiles, resolve_model
-from agent.prompts import proposal_prompt
-from agent.rewriter import token_limit
+from agent.models import resolve_model
 from agent.weights import weights_sha256
 from trainer.curves import draw_curves
-from trainer.data import TrainingData, load_training_data
-from trainer.folder import check_output, claim
+from trainer.data import TrainingData, fits_in, load_training_data
+from trainer.folder import check_output, claim, is_first_process
 from trainer.loop import Training
 from trainer.policy import open_policy
 from trainer.publish import AdapterCard, DataOfTraining, publish, published_before
@@ -32,7 +28,11 @@ from trainer.request import TrainingRequest
 
 
 def run_training(
-    request: TrainingRequest, *, resume: bool, on_report: Callable[[StepReport], None] | None = None
+    request: TrainingRequest,
+    *,
+    resume: bool,
+    on_report: Callable[[StepReport], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Path:
     """Train, and publish the adapter that did best on the held-out rows; returns its folder.
 
@@ -40,8 +40,10 @@ def run_training(
 
     Args:
         request: what is to be trained, and where.
-        resume: go on from the last whole checkpoint of `request.output`.
+        resume: go on from the last whole checkpoint of `request.output`; where a training was begun and killed
+            before its first, begin again.
         on_report: called after each step and each evaluation.
+        on_note: called with what a person should know of the data, a sentence.
 
     Raises:
         TrainingSettingsError: the output exists and is not to be resumed, or the settings do not fit together.
@@ -57,11 +59,13 @@ def run_training(
     data = load_training_data(
         request.source,
         gate,
-        _fits(request, files, chat, gate),
+        fits_in(context_length(load_config(files.path), request.engine), chat, gate, request.rewrite),
         limit=request.limit,
         eval_rows=request.train.eval_rows,
         seed=request.train.seed,
     )
+    if on_note and data.note and is_first_process():
+        on_note(data.note)
     base = weights_sha256(files.path)
     claim(folder, request, data, base)
     with asyncio.Runner() as runner, open_policy(runner, files, chat, request, folder) as policy:
@@ -91,6 +95,7 @@ def _publish_best(training: Training, request: TrainingRequest, data: TrainingDa
         base_model=model,
         base_revision=base,
         data=DataOfTraining(file=request.source.name, rows=data.rows, sha256=data.sha256),
+        left_out=data.left_out,
         settings=_without_paths(request),
         reward=request.train.reward.preset,
         curves=[{"step": record.step, **record.metrics} for record in records if record.kind == "eval"],
@@ -98,18 +103,6 @@ def _publish_best(training: Training, request: TrainingRequest, data: TrainingDa
         step=best.step,
     )
     return published_before(best.path, request.output, card) or publish(best.path, request.output, card)
-
-
-def _fits(request: TrainingRequest, files: ModelFiles, chat: ChatFormat, gate: Gate) -> Callable[[Demonstration], bool]:
-    """Whether prompt and longest rewrite of a row fit the context."""
-    context = context_length(load_config(files.path), request.engine)
-
-    def fits(row: Demonstration) -> bool:
-        limit = token_limit(request.rewrite, len(chat.completion_ids(row.expert)))
-        prompt = proposal_prompt("rewrite", row, gate.task_of(row), with_examples=False)
-        return prompt is not None and len(chat.prompt_ids(prompt)) + limit <= context
-
-    return fits
 
 
 def _without_paths(request: TrainingRequest) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
-from agent.exceptions import GateError
+from agent.exceptions import ChatError, GateError
 from agent.gate import Gate
 from agent.intake import read_rows
 from agent.rewriter import proposal_ids
@@ -50,7 +50,7 @@ class Imitated:
 async def read_warm_start(
     file: Path, gate: Gate, chat: ChatFormat, *, context: int, held_out: AbstractSet[Asked]
 ) -> list[Imitated]:
-    """The rows of `file` whose `candidate` passes the gate, fits the context and asks no held-out question.
+    """The rows of `file` whose `candidate` passes the gate, fits chat format and context and asks nothing held out.
 
     Args:
         file: demonstrations with a `candidate` beside them, in any shape that intake reads.
@@ -69,7 +69,10 @@ async def read_warm_start(
     for row in (row for row, passes in zip(rows, passed, strict=True) if passes):
         completion_ids = chat.completion_ids(row.source["candidate"].strip())
         room = context - len(completion_ids)
-        prompt_ids = proposal_ids(chat, "rewrite", row, gate.task_of(row), room)
+        try:
+            prompt_ids = proposal_ids(chat, "rewrite", row, gate.task_of(row), room)
+        except ChatError:
+            continue
         if prompt_ids is not None and len(prompt_ids) <= room:
             imitated.append(Imitated(prompt_ids, completion_ids))
     if not imitated:
@@ -115,9 +118,9 @@ def warm_start(
         OSError: it cannot be written.
     """
     content = [[row.prompt_ids, row.completion_ids] for row in rows]
+    settings = [train.warm_start.model_dump(mode="json", exclude={"file"}), train.lora.model_dump(mode="json")]
     owner = [base, str(model.dtype), train.optimizer.max_grad_norm, train.seed]
-    described = content, train.warm_start, train.lora, owner
-    digest = hashlib.sha256(json.dumps(described, default=lambda section: section.model_dump(mode="json")).encode())
+    digest = hashlib.sha256(json.dumps([content, *settings, owner]).encode())
     kept = folder / f"warm-start-{digest.hexdigest()[:12]}"
     if kept.is_dir():
         set_peft_model_state_dict(model, load_peft_weights(str(kept), device=str(model.device)))

@@ -34,7 +34,7 @@ SCRIPTED_TRAINER = '''
 import json, os, sys, time, types
 from agent.exceptions import InputFileError
 
-def run_training(request, *, resume, on_report=None):
+def run_training(request, *, resume, on_report=None, on_note=None):
     if not request.source.exists():
         raise InputFileError(f"{request.source}: no such file")
     script = json.loads(request.source.read_text())

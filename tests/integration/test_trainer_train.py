@@ -120,22 +120,25 @@ def test_serving_loads_what_was_published(uninterrupted: Path, folder: Path) -> 
     assert all(row["adapter"] in ("whole@1", "") for row in rows)
 
 
-def test_after_a_kill_the_next_step_is_that_of_an_uninterrupted_run(uninterrupted: Path, folder: Path) -> None:
-    process = start(folder, "killed")
-    while not (folder / "killed" / "training" / "checkpoint-1").exists():
+@pytest.mark.parametrize(("name", "when"), [("early", "best-0"), ("killed", "checkpoint-1")])
+def test_after_a_kill_the_next_step_is_that_of_an_uninterrupted_run(
+    name: str, when: str, uninterrupted: Path, folder: Path
+) -> None:
+    process = start(folder, name)
+    while not (folder / name / "training" / when).exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    process = start(folder, "killed", "--resume")
+    process = start(folder, name, "--resume")
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    runs = uninterrupted, folder / "killed"
+    runs = uninterrupted, folder / name
     expected, resumed = (train_metrics(run) for run in runs)
     assert [record.step for record in resumed] == [1, 2]
-    for name in ("loss", "reward", "grad_norm", "length", "learning_rate"):
-        values: list[Any] = [record.metrics[name] for record in expected]
-        assert [record.metrics[name] for record in resumed] == pytest.approx(values, rel=1e-3, abs=1e-6), name
+    for metric in ("loss", "reward", "grad_norm", "length", "learning_rate"):
+        values: list[Any] = [record.metrics[metric] for record in expected]
+        assert [record.metrics[metric] for record in resumed] == pytest.approx(values, rel=1e-3, abs=1e-6), metric
     weights, again = (moved_weights(run / "training/checkpoint-2") for run in runs)
     assert torch.linalg.norm(again - weights) < 0.05 * torch.linalg.norm(weights), "the optimizer's state was lost"
 

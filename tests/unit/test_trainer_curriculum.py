@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain, pairwise
 
 import pytest
 
@@ -34,6 +35,25 @@ def test_a_short_training_sees_experts_of_every_length_and_the_short_ones_first(
     assert max(order[:20]) < 450
     assert min(order[80:100]) > 550
     assert sorted(order) == list(range(1000))
+
+
+def test_rows_that_are_passed_over_do_not_bring_the_short_ones_back() -> None:
+    queue = Curriculum(list(range(1000)), seed=0, by_difficulty=True, planned=800)
+    steps: list[list[int]] = []
+    for _ in range(20):  # of 20 rows each, with as many in reserve, of which every other step takes half
+        steps.append(queue.take(20 + 10 * (len(steps) % 2)))
+        queue.pass_over(40 - len(steps[-1]))
+    means = [sum(rows) / len(rows) for rows in steps]
+    assert means[0] < 100
+    assert means[-1] > 900
+    assert all(later > earlier - 50 for earlier, later in pairwise(means))
+    assert sorted([*chain(*steps), *queue.take(500)]) == list(range(1000))
+
+
+def test_of_few_rows_none_is_passed_over() -> None:
+    queue, plain = (Curriculum([1, 2, 3, 4], seed=0, by_difficulty=True, planned=5) for _ in range(2))
+    queue.pass_over(2)
+    assert queue.take(4) == plain.take(4)
 
 
 def test_without_difficulty_length_plays_no_part() -> None:

@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 
+from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
 from agent.gate import Gate
-from agent.settings import GateSettings
-from trainer.data import TrainingData, load_training_data
+from agent.prompts import proposal_prompt
+from agent.settings import GateSettings, RewriteSettings
+from tests.tiny_chat import NO_SYSTEM, tiny_tokenizer
+from trainer.data import TrainingData, fits_in, load_training_data
 from trainer.exceptions import TrainingDataError
+
+SYSTEM_FIRST = NO_SYSTEM.replace("m.role == 'system'", "m.role == 'system' and not loop.first")
 
 
 def load(rows: list[dict[str, Any] | str], folder: Path, **changed: Any) -> TrainingData:
@@ -79,3 +84,33 @@ def test_the_hash_follows_the_content_not_the_format(tmp_path: Path) -> None:
     spaced = [json.dumps(r, indent=None, separators=(" , ", " : ")) for r in rows]
     assert load(rows, tmp_path).sha256 == load(spaced, tmp_path).sha256
     assert load(rows, tmp_path).sha256 != load([*rows[:4], row(99)], tmp_path).sha256
+
+
+@pytest.mark.parametrize(
+    ("template", "roles"),
+    [
+        (NO_SYSTEM, ["system", "user"]),
+        (SYSTEM_FIRST, ["user", "assistant", "system", "user"]),  # the request has it first, the prompt itself has not
+    ],
+)
+def test_a_row_that_the_chat_template_refuses_is_left_out(template: str, roles: list[str], tmp_path: Path) -> None:
+    gate, chat = Gate(GateSettings()), ChatFormat(tiny_tokenizer(template))
+    turns = [{"role": role, "content": "What is 1 + 2 ?"} for role in roles]
+    rows = [row(i) for i in range(5)] + [{"prompt": turns, "completion": "#### 3"}]
+    data = load(rows, tmp_path, fits=fits_in(4096, chat, gate, RewriteSettings()))
+    reason = "the model's chat template refuses these turns: System role not supported"
+    assert data.left_out == {reason: 1}
+    assert data.rows == 5
+    assert data.note == f"1 of 6 rows left out: 1 x {reason}"
+
+
+def test_a_row_fits_where_its_request_and_longest_rewrite_do(tmp_path: Path) -> None:
+    chat, gate = ChatFormat(tiny_tokenizer()), Gate(GateSettings())
+    [one] = load([row(i) for i in range(4)], tmp_path).train
+    prompt = proposal_prompt("rewrite", one, "math", with_examples=False)
+    assert prompt is not None
+    needed = len(chat.prompt_ids(prompt)) + 10
+    limited = RewriteSettings(max_tokens=10)
+    assert fits_in(needed, chat, gate, limited)(one)
+    assert not fits_in(needed - 1, chat, gate, limited)(one)
+    assert load([row(i) for i in range(4)], tmp_path).note is None

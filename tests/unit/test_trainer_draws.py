@@ -82,3 +82,28 @@ def test_what_is_logged_is_of_the_groups_of_all_processes(draws: Draws, monkeypa
     drawn = draws.draw(0, 2)
     assert {group.pass_rate for group in drawn.groups} == {0}
     assert drawn.metrics["pass_rate"] == 0.5
+
+
+@pytest.fixture
+def _all_have_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RolloutGroup, "has_signal", True)
+
+
+@pytest.mark.usefixtures("_all_have_a_signal")
+def test_what_a_step_has_in_reserve_is_passed_over_when_it_is_not_needed(draws: Draws) -> None:
+    draws._settings = SETTINGS.model_copy(update={"groups": 1})
+    draws._curriculum = Curriculum(range(len(ROWS)), 0, by_difficulty=True, planned=len(ROWS))
+    drawn = [draws.draw(step, 1).groups for step in range(4)]
+    assert [group.demonstration.id for groups in drawn for group in groups] == ["row 0", "row 2", "row 4", "row 6"]
+
+
+@pytest.mark.usefixtures("_all_have_a_signal")
+def test_waiting_for_the_refill_of_another_process_costs_no_seconds_of_this_one(
+    draws: Draws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes, the other of which needs a row each time."""
+    monkeypatch.setattr(
+        "trainer.draws.gather_object", lambda found: [*found, 1] if found and isinstance(found[0], int) else found
+    )
+    metrics = draws.draw(0, 2).metrics
+    assert metrics["seconds/rollout"] == draws._worker.seconds["rollout"]

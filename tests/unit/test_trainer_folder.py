@@ -1,4 +1,4 @@
-"""Whose checkpoints a folder holds, and what makes another training of it."""
+"""Whose checkpoints a folder holds, what makes another training of it, and what is refused before any is loaded."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from trainer.data import TrainingData
-from trainer.exceptions import CheckpointError
-from trainer.folder import claim, claim_as
+from trainer.exceptions import CheckpointError, TrainingSettingsError
+from trainer.folder import check_output, claim, claim_as
 from trainer.request import TrainingRequest
+from trainer.settings import TrainSettings
 
 DATA = TrainingData([], [], "data", {})
 REQUEST = TrainingRequest(source=Path("rows.jsonl"), output=Path("math"))
@@ -51,3 +52,42 @@ def test_what_an_earlier_version_did_not_write_down_is_taken_as_the_same(tmp_pat
     claim_as(tmp_path, {"data": "1", "dtype": "float32"})
     with pytest.raises(CheckpointError, match="made with other data;"):
         claim_as(tmp_path, {"data": "2", "dtype": "float32"})
+
+
+def with_train(**changed: object) -> TrainingRequest:
+    return TrainingRequest(source=Path("rows.jsonl"), output=Path("math"), train=TrainSettings.model_validate(changed))
+
+
+def test_the_setting_that_differs_is_named(begun: Path) -> None:
+    other = with_train(seed=1, optimizer={"learning_rate": 0.5})
+    with pytest.raises(CheckpointError, match=r"made with other train\.seed and train\.optimizer\.learning_rate;"):
+        claim(begun, other, DATA, "base")
+
+
+def test_where_the_rows_of_the_warm_start_lie_makes_no_other_training(begun: Path) -> None:
+    claim(begun, with_train(warm_start={"file": "/elsewhere/seed.jsonl"}), DATA, "base")
+    with pytest.raises(CheckpointError, match=r"made with other train\.warm_start\.epochs;"):
+        claim(begun, with_train(warm_start={"file": "/elsewhere/seed.jsonl", "epochs": 9}), DATA, "base")
+
+
+def test_a_training_killed_before_its_first_checkpoint_begins_again_with_resume(tmp_path: Path) -> None:
+    request, folder = REQUEST.model_copy(update={"output": tmp_path / "math"}), tmp_path / "math" / "training"
+    with pytest.raises(CheckpointError, match="start without --resume"):
+        check_output(request, folder, resume=True)
+    check_output(request, folder, resume=False)
+    claim(folder, request, DATA, "base")
+    check_output(request, folder, resume=True)
+    (folder / "checkpoint-1").mkdir()
+    check_output(request, folder, resume=True)
+    with pytest.raises(TrainingSettingsError, match="pass --resume"):
+        check_output(request, folder, resume=False)
+
+
+def test_a_warm_start_that_is_not_there_is_refused_unless_it_is_over(tmp_path: Path) -> None:
+    absent = with_train(warm_start={"file": str(tmp_path / "seed.jsonl")})
+    request, folder = absent.model_copy(update={"output": tmp_path / "math"}), tmp_path / "math" / "training"
+    with pytest.raises(TrainingSettingsError, match=r"train\.warm_start\.file .*seed\.jsonl: there is no such file"):
+        check_output(request, folder, resume=False)
+    assert not request.output.exists()
+    (folder / "checkpoint-1").mkdir(parents=True)
+    check_output(request, folder, resume=True)

@@ -1,13 +1,16 @@
-"""Truncated importance weights, and the gradient that a trainer makes of them."""
+"""Truncated importance weights, and what a trainer makes of an update: its gradient, rate, device and figures."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
+from trl import GRPOConfig
 
 from agent.demonstrations import Demonstration, Message
 from agent.engine import Completion
@@ -17,7 +20,7 @@ from agent.reward import GroupReward
 from agent.settings import EngineSettings
 from tests.tiny_chat import tiny_tokenizer, write_tiny_model
 from trainer.exceptions import DivergedError
-from trainer.grpo import RewriteTrainer
+from trainer.grpo import RewriteTrainer, grpo_config
 from trainer.importance import correction_metrics, kl_terms, truncated_weights
 from trainer.packing import completion_logprobs
 from trainer.rollout import Rewrite, RolloutGroup
@@ -79,8 +82,13 @@ def logs_of_a_step(
     correct: bool = False,
     broken: bool = False,
     measured_at: int | None = None,
+    warmup_steps: int = 0,
+    idle_groups: int = 0,
 ) -> dict[str, float]:
-    """What is logged of one update on a group whose tokens are `likelier` times what they were drawn with."""
+    """What is logged of one update on a group whose tokens are `likelier` times what they were drawn with.
+
+    `idle_groups` more have equal rewards, each in a pass of its own.
+    """
     policy = new_policy(model_folder)
     trained = logprobs_of(policy)
     if broken:
@@ -93,9 +101,11 @@ def logs_of_a_step(
         [Rewrite(Completion(ids, "", of[: len(ids)], "stop")) for ids, of in zip(COMPLETIONS, drawn, strict=True)],
         reward=GroupReward([1.0, 0.0], [0.0, 0.0], [0.0, 0.0]),
     )
-    optimizer = {"groups_per_pass": 1, "warmup_steps": 0, "loss": loss}
+    idle = replace(group, reward=GroupReward([1.0, 1.0], [0.0, 0.0], [0.0, 0.0]))
+    groups = [group, *[idle] * idle_groups]
+    optimizer = {"groups_per_pass": 1, "warmup_steps": warmup_steps, "loss": loss}
     settings = TrainSettings.model_validate(
-        {"steps": 1, "groups": 1, "samples": 2, "temperature": 1.0, "optimizer": optimizer}
+        {"steps": 1, "groups": len(groups), "samples": 2, "temperature": 1.0, "optimizer": optimizer}
     )
     logged: dict[str, float] = {}
     trainer = RewriteTrainer(
@@ -103,7 +113,7 @@ def logs_of_a_step(
         tiny_tokenizer(),
         settings,
         folder,
-        collect=lambda step, count: [group],
+        collect=lambda step, count: groups,
         state=dict,
         on_log=lambda step, logs: logged.update(logs),
         callbacks=[],
@@ -164,3 +174,41 @@ def test_the_divergence_from_the_base_model_is_logged_of_the_steps_that_are_aske
 def test_an_update_that_is_no_number_ends_the_training_and_names_its_rows(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="step 1: the norm of the gradient is nan in the batch of rows row;"):
         logs_of_a_step(model_folder, tmp_path, "dapo", broken=True)
+
+
+@pytest.mark.usefixtures("silent")
+@pytest.mark.parametrize("loss", ["dapo", "gspo"])
+def test_passes_without_a_signal_do_not_look_like_a_collapse_of_the_entropy(
+    loss: str, model_folder: Path, tmp_path: Path
+) -> None:
+    alone, among_idle = (logs_of_a_step(model_folder, tmp_path, loss, idle_groups=idle) for idle in (0, 3))
+    assert alone["entropy"] > 1
+    assert among_idle["entropy"] == pytest.approx(alone["entropy"], rel=1e-6)
+
+
+@pytest.mark.usefixtures("silent")
+def test_the_first_update_of_a_warm_up_has_a_rate(model_folder: Path, tmp_path: Path) -> None:
+    full, first_of_four = (
+        logs_of_a_step(model_folder, tmp_path, "dapo", warmup_steps=steps)["learning_rate"] for steps in (0, 3)
+    )
+    assert full == pytest.approx(TrainSettings().optimizer.learning_rate)
+    assert first_of_four == pytest.approx(full / 4)
+
+
+@pytest.mark.usefixtures("silent")
+def test_a_model_on_the_cpu_is_trained_there_though_a_gpu_is_seen(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[GRPOConfig] = []
+
+    def config(*arguments: Any, **options: Any) -> NoReturn:
+        made.append(grpo_config(*arguments, **options))
+        raise RuntimeError("as far as it goes without a GPU")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("trainer.grpo.grpo_config", config)
+    with pytest.raises(RuntimeError, match="as far as it goes"):
+        logs_of_a_step(model_folder, tmp_path, "dapo")
+    assert made[0].use_cpu
+    assert made[0].device.type == "cpu"
+    assert made[0].disable_dropout

@@ -103,6 +103,23 @@ def test_a_relative_output_is_refused_before_anything_is_sent() -> None:
         submit(NOWHERE, request_of("org/dataset").model_copy(update={"output": Path("math")}))
 
 
+def test_no_setting_of_a_training_names_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    relative: dict[str, dict[str, object]] = {
+        r"train\.warm_start\.file 'seed\.jsonl'": {"train": {"warm_start": {"file": "seed.jsonl"}}},
+        r"gate\.text_model 'models/mine'": {"gate": {"text_model": "models/mine"}},
+        r"model\.name 'models/mine'": {"model": {"name": "models/mine"}},
+        r"model\.name 'absent'": {"model": {"name": "./absent"}},
+    }
+    for said, fields in relative.items():
+        with pytest.raises(JobError, match=f"{said}: paths .* must be absolute"):
+            submit(NOWHERE, request_of("/data/x.jsonl", **fields))
+    names = {"model": {"name": "org/model"}, "gate": {"text_model": f"org/embedder@{'0' * 40}"}}
+    with pytest.raises(JobError, match="no Ray dashboard answers"):
+        submit(NOWHERE, request_of("/data/x.jsonl", train={"warm_start": {"file": "/data/seed.jsonl"}}, **names))
+
+
 @pytest.mark.parametrize("job_id", ["", "a b", "../version", "-x", "a/b", "x" * 65, "ü", "a\n"])
 def test_a_malformed_job_id_is_refused_before_anything_is_sent(job_id: str) -> None:
     with pytest.raises(JobError, match="job id"):

@@ -70,6 +70,17 @@ def test_what_was_fitted_before_an_interruption_is_taken_as_it_is(tmp_path: Path
     assert surprisal(again, ROWS[0]) == pytest.approx(surprisal(first, ROWS[0]), abs=1e-6)
 
 
+def test_the_same_rows_from_another_file_are_not_fitted_again(tmp_path: Path) -> None:
+    steps: list[int] = []
+    for file in ("seed.jsonl", "/elsewhere/seed.jsonl"):
+        warm = SETTINGS.warm_start.model_copy(update={"file": Path(file)})
+        settings = SETTINGS.model_copy(update={"warm_start": warm})
+        warm_start(
+            tiny_policy(), ROWS, settings, tmp_path, "base", is_main=True, on_step=lambda step, *_: steps.append(step)
+        )
+    assert steps == [*range(1, 21)]
+
+
 def test_other_rows_another_base_model_and_other_clipping_are_fitted_anew(tmp_path: Path) -> None:
     clipped = SETTINGS.model_copy(update={"optimizer": SETTINGS.optimizer.model_copy(update={"max_grad_norm": 0.1})})
     fits = [(ROWS, SETTINGS, "base"), (ROWS[:3], SETTINGS, "base"), (ROWS, clipped, "base"), (ROWS, SETTINGS, "other")]
@@ -117,3 +128,14 @@ async def test_a_file_without_any_usable_candidate_is_refused(tmp_path: Path, ch
     with pytest.raises(TrainingDataError, match="none of its 2 rows can be imitated"):
         await read_warm_start(file, gate, chat, context=2048, held_out=set())
     await gate.aclose()
+
+
+async def test_a_row_that_the_chat_template_refuses_is_not_imitated(tmp_path: Path, model_files: ModelFiles) -> None:
+    strict = open_chat(model_files)
+    refusal = "{% if '1 pens' in (messages | string) %}{{ raise_exception('no pens') }}{% endif %}"
+    strict.tokenizer.chat_template = refusal + str(strict.tokenizer.chat_template)
+    file = write(tmp_path / "rows.jsonl", good(0), good(1), good(2))
+    gate = Gate(GateSettings())
+    rows = await read_warm_start(file, gate, strict, context=2048, held_out=set())
+    await gate.aclose()
+    assert [row.completion_ids for row in rows] == [strict.completion_ids(good(i)) for i in (0, 2)]

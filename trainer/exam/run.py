@@ -164,7 +164,7 @@ class _Exam:
         started = time.monotonic()
         total = len(questions.asked)
         self._on_report(Progress(name, 0, total))
-        records, too_long = room.runner.run(
+        records, refused = room.runner.run(
             measure_accuracy(
                 room.engine,
                 room.chat,
@@ -176,12 +176,12 @@ class _Exam:
             )
         )
         if not records:
-            raise EvaluationError(f"task {name}: no question fits the model's context")
+            raise EvaluationError(f"task {name}: no question can be asked: {dict(refused)}")
         result = TaskResult(
             kind="accuracy",
             data=questions.identity,
-            rows=total - too_long.total(),
-            left_out={**questions.left_out, **too_long},
+            rows=total - refused.total(),
+            left_out={**questions.left_out, **refused},
             metrics=accuracy.accuracy_metrics(records, self._settings.samples),
             primary=accuracy.PRIMARY,
             chat_template=True,
@@ -196,7 +196,9 @@ class _Exam:
         if draws is None:
             draws = room.runner.run(draw_from_base(room.engine, room.chat, questions.asked, self._settings))
         if not draws:
-            raise EvaluationError(f"task {name}: no question fits the base model's context")
+            raise EvaluationError(
+                f"task {task}: every question is longer than the base model's context, or its chat template refuses it"
+            )
         total = len(draws)
         self._on_report(Progress(task, 0, total))
         records = room.runner.run(

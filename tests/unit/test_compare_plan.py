@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from agent.intake import read_rows
 from agent.pipeline import rewrite_rows
 from agent.rewriter import Rewriter, Rewritten
 from agent.settings import GateSettings, RewriteSettings, Step
-from cli.compare import compare
-from cli.settings import load_settings
+from cli.compare import compare, request_of
+from cli.settings import Settings, load_settings
 from tests.scripted_engine import ScriptedEngine
 from tests.tiny_chat import tiny_tokenizer
 from trainer.compare.cost import Cost, DataCost, train_cost
@@ -235,6 +236,59 @@ def test_a_folder_is_of_one_base_model_one_engine_and_one_type(tmp_path: Path) -
         claimed(tmp_path / "out", described(other, INPUTS, "other weights of the same name")),
     ):
         pass
+
+
+def test_another_context_makes_all_units_anew_and_more_threads_none() -> None:
+    asked = request(methods=["sft", "sdft"])
+    before, longer, faster = (
+        {unit.folder for unit in make_plan(CompareRequest.model_validate(asked.model_dump() | {"engine": e}), INPUTS)}
+        for e in ({}, {"max_length": 512}, {"threads": 7})
+    )
+    assert faster == before
+    assert not longer & before
+    assert len(longer) == len(before)
+
+
+def test_a_folder_is_of_one_quantization_and_of_one_version_of_what_decides_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with claimed(tmp_path / "out", described(request(), INPUTS, "base")):
+        pass
+    quantized = CompareRequest.model_validate(request().model_dump() | {"engine": {"vllm": {"quantization": "fp8"}}})
+    with (
+        pytest.raises(CheckpointError, match="made with other engine;"),
+        claimed(tmp_path / "out", described(quantized, INPUTS, "base")),
+    ):
+        pass
+    for package in ("rewright", "torch", "transformers", "trl", "peft", "lm-eval"):
+        with monkeypatch.context() as patch:
+            patch.setattr("trainer.publish.version", lambda name, p=package: "9" if name == p else version(name))
+            other = described(request(), INPUTS, "base")
+        with (
+            pytest.raises(CheckpointError, match=f"made with other version of {package};"),
+            claimed(tmp_path / "out", other),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("given", [{"kind": "none"}, {"kind": "mask"}, {"apply_to": "fallback"}])
+def test_what_each_method_decides_for_itself_is_refused_where_it_is_given(given: dict[str, Any]) -> None:
+    tree = {"compare": compare_settings(), "sft": {"weights": given}}
+    (name,) = given
+    with pytest.raises(SettingsError, match=rf"setting sft\.weights\.{name}: in a comparison each method decides"):
+        request_of(Settings.model_validate(tree), Path("out"))
+    tree["sft"] = {"weights": {"mask_perplexity": 3.0}}
+    assert request_of(Settings.model_validate(tree), Path("out")).sft.weights.mask_perplexity == 3.0
+
+
+def test_a_folder_does_not_depend_on_what_methods_decide() -> None:
+    def shared(weights: dict[str, Any]) -> dict[str, Any]:
+        return described(
+            CompareRequest.model_validate(request().model_dump() | {"sft": {"weights": weights}}), INPUTS, "b"
+        )
+
+    assert shared({"kind": "mask", "apply_to": "all"}) == shared({})
+    assert shared({"mask_perplexity": 3.0}) != shared({})
 
 
 def test_a_comparison_and_its_plan_name_the_type_that_auto_stands_for(

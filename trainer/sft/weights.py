@@ -81,25 +81,25 @@ def row_weights(settings: WeightSettings, rows: Sequence[SftRow], base: Iterable
 
 
 def base_tokens(
-    model: Any, rows: Sequence[SftRow], settings: WeightSettings, cache: Path, owner: Sequence[str]
+    model: Any, rows: Sequence[SftRow], top_k: int | None, cache: Path, owner: Sequence[str]
 ) -> list[BaseTokens]:
     """Ask the base model about `rows`, or read from `cache` what it said before.
 
     Args:
         model: the base model; several processes share the work and all get all of it.
-        rows: those that are weighted.
-        settings: how many tokens the entropy is taken of.
+        rows: those that it is asked about.
+        top_k: tokens that the entropy is taken of; None computes none.
         cache: folder for the answers.
         owner: what they depend on besides the rows: hash of the model's weights, its type.
     """
     content = [[row.prompt_ids, row.completion_ids] for row in rows]
-    key = hashlib.sha256(json.dumps([*owner, settings.entropy_top_k, content]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([*owner, top_k, content]).encode()).hexdigest()
     file = cache / f"base-tokens-{key[:16]}.safetensors"
     lengths = [len(row.completion_ids) for row in rows]
     if (known := _read(file, lengths)) is not None:
         return known
     processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    asked = list(_ask(model, rows[rank::processes], settings.entropy_top_k))
+    asked = list(ask(model, rows[rank::processes], top_k))
     if processes > 1:
         # As lists: a tensor that is part of another is sent with all of it.
         own = [(row.surprisal_T.tolist(), row.entropy_T.tolist()) for row in asked]
@@ -107,24 +107,29 @@ def base_tokens(
         spread = (shares[i % processes][i // processes] for i in range(len(rows)))
         asked = [BaseTokens(torch.tensor(surprisal), torch.tensor(entropy)) for surprisal, entropy in spread]
     if rank == 0:
+        cache.mkdir(parents=True, exist_ok=True)
         _write(file, asked)
     return asked
 
 
-def mean_surprisal(model: Any, rows: Sequence[SftRow]) -> float:
+def mean_surprisal(rows: Sequence[SftRow], said: Iterable[BaseTokens]) -> float:
     """Mean over all completion tokens of `rows`, nats per token: the loss without weights.
+
+    Args:
+        rows: which rows.
+        said: what a model makes of each.
 
     Raises:
         DivergedError: it is not finite; names the rows.
     """
-    nats = [row.surprisal_T.double().sum().item() for row in _ask(model, rows, None)]
+    nats = [row.surprisal_T.double().sum().item() for row in said]
     if broken := [row.id for row, value in zip(rows, nats, strict=True) if not math.isfinite(value)]:
         raise DivergedError("the measured loss is not a finite number", broken)
     return math.fsum(nats) / sum(len(row.completion_ids) for row in rows)
 
 
-def _ask(model: Any, rows: Sequence[SftRow], top_k: int | None) -> Iterator[BaseTokens]:
-    """One item a row, in order; without `top_k` no entropy is computed."""
+def ask(model: Any, rows: Sequence[SftRow], top_k: int | None = None) -> Iterator[BaseTokens]:
+    """What a model, the base or another, makes of each of `rows`, in order; without `top_k` the entropies are 0."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device

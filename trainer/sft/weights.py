@@ -138,8 +138,8 @@ def ask(model: Any, rows: Sequence[SftRow], top_k: int | None = None) -> Iterato
         for group in _passes(rows, _PASS_TOKENS[device.type]):
             batch = pack(group, device)
             with torch.no_grad():
-                hidden = completion_hidden(model, batch).split(CHUNK)
-                pieces = zip(hidden, batch.targets_T.split(CHUNK), strict=True)
+                hidden = torch.split(completion_hidden(model, batch), CHUNK)
+                pieces = zip(hidden, torch.split(batch.targets_T, CHUNK), strict=True)
                 said = [_said(head(states), targets, top_k) for states, targets in pieces]
             surprisal, entropy = (torch.cat(parts).cpu() for parts in zip(*said, strict=True))
             lengths = [len(row.completion_ids) for row in group]

@@ -8,6 +8,8 @@ Imports no torch.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from pathlib import Path
 
 from agent.exceptions import AdapterError
 from agent.strict_json import JsonValueError, check_json_value, parse_json
-from agent.weights import read_tensors, remembered_sha256
+from agent.weights import read_tensors, remembered_sha256, weights_sha256
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "rewright.json"
 MAX_RANK = 512
@@ -129,6 +131,17 @@ def open_adapter(path: Path, model: str, *, base: Path | None = None) -> Adapter
 def read_config(path: Path) -> dict[str, object]:
     """PEFT's configuration of the adapter in folder `path`. Raises AdapterError."""
     return _read_json(path / CONFIG)
+
+
+def adapter_sha256(path: Path) -> str:
+    """SHA-256 of all that decides what the adapter in folder `path` does: its weights, and its configuration's part.
+
+    Raises:
+        AdapterError: its configuration cannot be read.
+        OSError, ValueError: as `weights_sha256`.
+    """
+    config = {name: value for name, value in read_config(path).items() if name not in _WITHOUT_EFFECT}
+    return hashlib.sha256(json.dumps([weights_sha256(path), config], sort_keys=True).encode()).hexdigest()
 
 
 def read_card(path: Path) -> dict[str, object]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agent.exceptions import SettingsError
 from cli import options
 from cli.console import fetching, interrupt_when_terminated, say
 from cli.exceptions import UsageError
@@ -56,7 +57,16 @@ def compare(
 
 
 def request_of(settings: Settings, output: Path) -> CompareRequest:
-    """What `settings` ask for. `settings.compare` is there."""
+    """What `settings` ask for. `settings.compare` is there.
+
+    Raises:
+        SettingsError: they decide on what each method decides for itself.
+    """
+    if given := sorted({"kind", "apply_to"} & settings.sft.weights.model_fields_set):
+        raise SettingsError(
+            f"setting sft.weights.{given[0]}: in a comparison each method decides which tokens have a weight; leave it "
+            "out, and choose by compare.methods"
+        )
     shared = ("compare", "model", "engine", "gate", "rewrite", "sft", "evaluate")
     return CompareRequest(output=output, **{name: getattr(settings, name) for name in shared})
 

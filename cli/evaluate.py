@@ -157,10 +157,12 @@ def _print(result: EvaluationResult) -> None:
 
 
 def _tell_not_run(result: EvaluationResult) -> bool:
-    """Say why tasks have no figures, and rows none; whether a task has none."""
+    """Say why tasks have no figures, and rows none or doubtful ones; whether a task has none."""
     for name, task in result.tasks.items():
         for reason, count in task.left_out.items():
             say(f"{name}: {count} rows left out: {reason}")
+        if task.timeouts:
+            say(f"{name}: {task.timeouts} answer comparisons reached the time limit, and count as not equal")
         if task.not_run is not None:
             say(f"{name}: not run: {task.not_run}")
     return any(task.not_run is not None for task in result.tasks.values())

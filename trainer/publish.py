@@ -30,9 +30,9 @@ from trainer.exceptions import PublishError
 _EXTRAS = ("curves.png", "samples.md")
 
 
-def package_versions() -> dict[str, str]:
-    """Of what the weights depend on."""
-    packages = ("rewright", "torch", "transformers", "trl", "peft")
+def package_versions(*further: str) -> dict[str, str]:
+    """Of what the weights depend on, and of `further` packages."""
+    packages = ("rewright", "torch", "transformers", "trl", "peft", *further)
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 

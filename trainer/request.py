@@ -35,6 +35,9 @@ class SftRequest(Section):
     model: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
     sft: SftSettings = SftSettings()
+    base_tokens: Path | None = Field(
+        None, description="folder for what the frozen base model says of the rows; None keeps it with the training"
+    )
     limit: int | None = Field(None, ge=1, description="rows of the source that are read at most")
 
 

@@ -66,6 +66,7 @@ def test_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (run,) = found.runs
     assert (run.method, run.statuses) == ("sft", {"expert": 3})
     assert run.kl["sums"] != 0
+    assert len(list(Path("out/data/base-tokens").iterdir())) == 1, "what the base model says of the expert's rows"
     assert (Path("out") / run.model / "model.safetensors").exists()
     assert not list((Path("out") / run.model / "training").glob("checkpoint-*"))
 

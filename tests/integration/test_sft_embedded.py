@@ -23,7 +23,6 @@ from agent.settings import EngineSettings, ModelSettings
 from agent.weights import weights_sha256
 from tests.sums import SUMS
 from trainer.sft.data import load_sft_data
-from trainer.sft.settings import WeightSettings
 from trainer.sft.weights import base_tokens
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +80,7 @@ def test_the_command_lowers_the_loss_and_writes_a_model(folder: Path, model_file
     tuned = resolve_model(ModelSettings(name=str(folder / "tuned")))
     rows = load_sft_data(folder / "rows.jsonl", open_chat(tuned), max_length=512).rows
     model = load_model(tuned.path, ENGINE)
-    said = base_tokens(model, rows, WeightSettings(), folder, ["tuned"])
+    said = base_tokens(model, rows, 20, folder, ["tuned"])
     loss = torch.cat([row.surprisal_T for row in said]).mean().item()
     assert loss == pytest.approx(told["final_loss"], rel=1e-3)
 
@@ -100,6 +99,6 @@ def test_the_tokens_trained_on_are_those_that_mismatch_scores(folder: Path, mode
 
     scored = asyncio.run(score())
     assert [row.completion_ids for row in rows] == [found.ids for found in scored]
-    said = base_tokens(load_model(model_files.path, ENGINE), rows, WeightSettings(), folder, ["embedded"])
+    said = base_tokens(load_model(model_files.path, ENGINE), rows, 20, folder, ["embedded"])
     for row, found in zip(said, scored, strict=True):
         assert row.surprisal_T.tolist() == pytest.approx(found.nats, rel=1e-3, abs=1e-4)

@@ -24,6 +24,7 @@ from trainer.history import StepMetrics, read_history
 from trainer.request import SftRequest
 from trainer.sft.run import run_sft
 from trainer.sft.settings import SftSettings
+from trainer.sft.weights import ask
 
 ROOT = Path(__file__).parents[2]
 ROWS: list[dict[str, Any]] = [
@@ -185,6 +186,27 @@ def test_after_a_kill_training_goes_on_as_if_nothing_had_been(folder: Path) -> N
         run_sft(request_for(folder, "killed", **settings, seed=1), resume=True)
     with pytest.raises(TrainingSettingsError, match="already"):
         run_sft(request, resume=False)
+
+
+def test_trainings_that_share_a_folder_ask_the_base_model_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    def count(model: Any, rows: Any, top_k: int | None = None) -> Any:
+        asked.append(top_k)
+        yield from ask(model, rows, top_k)
+
+    monkeypatch.setattr("trainer.sft.weights.ask", count)
+    shared = {"weights": {"kind": "prob", "apply_to": "all"}, "steps": 1}
+    alone = run(request_for(folder, "alone-asked", **shared))
+    for name, kind, rate in (("first", "prob", 1e-2), ("second", "mask", 1e-3)):
+        sft = {**shared, "weights": {"kind": kind, "apply_to": "all", "mask_perplexity": 1e6}, "learning_rate": rate}
+        request = request_for(folder, name, **sft).model_copy(update={"base_tokens": tmp_path / "said"})
+        found = run(request)
+        assert found[0].metrics["nll"] == pytest.approx(alone[0].metrics["nll"], rel=1e-6)
+        assert not list((request.output / "training").glob("base-tokens-*"))
+    assert asked == [20, 20, None], "for the weights of the first alone, then for weights and loss of the others"
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from agent.adapters import adapter_versions, find_adapter, open_adapter, published_adapters, read_card
+from agent.adapters import adapter_sha256, adapter_versions, find_adapter, open_adapter, published_adapters, read_card
 from agent.exceptions import AdapterError
 from agent.weights import read_tensors, weights_sha256
 
@@ -75,6 +75,13 @@ def make(tmp_path: Path) -> Make:
         return folder
 
     return adapter
+
+
+def test_adapters_are_told_apart_by_all_that_decides_what_they_do(make: Make) -> None:
+    known = adapter_sha256(make("a"))
+    assert adapter_sha256(make("b", peft_version="0.99", base_model_name_or_path="elsewhere")) == known
+    others = [make("c", lora_alpha=16), make("d", tensors={n: t + 1 for n, t in lora_tensors().items()})]
+    assert len({known, *map(adapter_sha256, others)}) == 3
 
 
 def test_an_adapter_that_peft_saved_is_named_after_its_folder(make: Make) -> None:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from agent.chat import ChatFormat
+from agent.demonstrations import Demonstration
 from agent.exceptions import AdapterError, InputFileError, SettingsError
-from cli.compare import compare
-from cli.settings import load_settings
+from agent.gate import Gate
+from agent.intake import read_rows
+from agent.pipeline import rewrite_rows
+from agent.rewriter import Rewriter, Rewritten
+from agent.settings import GateSettings, RewriteSettings, Step
+from cli.compare import compare, request_of
+from cli.settings import Settings, load_settings
+from tests.scripted_engine import ScriptedEngine
+from tests.tiny_chat import tiny_tokenizer
 from trainer.compare.cost import Cost, DataCost, train_cost
 from trainer.compare.folder import claimed, is_done, mark_done
 from trainer.compare.inputs import read_inputs
 from trainer.compare.methods import METHODS, sft_settings
 from trainer.compare.plan import Inputs, Unit, described, make_plan
-from trainer.compare.rows import COSTS, ROWS, keep_accepted, open_costs, read_cost, sum_costs
+from trainer.compare.rows import COSTS, ROWS, keep_accepted, open_costs, or_fallback, read_cost, sum_costs
 from trainer.compare.run import run_comparison
 from trainer.compare.settings import CompareRequest, CompareSettings
 from trainer.exceptions import CheckpointError, EvaluationError, TrainingDataError, TrainingSettingsError
+from trainer.sft.data import load_sft_data
 from trainer.sft.settings import SftSettings
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "compare.toml"
@@ -226,6 +238,59 @@ def test_a_folder_is_of_one_base_model_one_engine_and_one_type(tmp_path: Path) -
         pass
 
 
+def test_another_context_makes_all_units_anew_and_more_threads_none() -> None:
+    asked = request(methods=["sft", "sdft"])
+    before, longer, faster = (
+        {unit.folder for unit in make_plan(CompareRequest.model_validate(asked.model_dump() | {"engine": e}), INPUTS)}
+        for e in ({}, {"max_length": 512}, {"threads": 7})
+    )
+    assert faster == before
+    assert not longer & before
+    assert len(longer) == len(before)
+
+
+def test_a_folder_is_of_one_quantization_and_of_one_version_of_what_decides_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with claimed(tmp_path / "out", described(request(), INPUTS, "base")):
+        pass
+    quantized = CompareRequest.model_validate(request().model_dump() | {"engine": {"vllm": {"quantization": "fp8"}}})
+    with (
+        pytest.raises(CheckpointError, match="made with other engine;"),
+        claimed(tmp_path / "out", described(quantized, INPUTS, "base")),
+    ):
+        pass
+    for package in ("rewright", "torch", "transformers", "trl", "peft", "lm-eval"):
+        with monkeypatch.context() as patch:
+            patch.setattr("trainer.publish.version", lambda name, p=package: "9" if name == p else version(name))
+            other = described(request(), INPUTS, "base")
+        with (
+            pytest.raises(CheckpointError, match=f"made with other version of {package};"),
+            claimed(tmp_path / "out", other),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("given", [{"kind": "none"}, {"kind": "mask"}, {"apply_to": "fallback"}])
+def test_what_each_method_decides_for_itself_is_refused_where_it_is_given(given: dict[str, Any]) -> None:
+    tree = {"compare": compare_settings(), "sft": {"weights": given}}
+    (name,) = given
+    with pytest.raises(SettingsError, match=rf"setting sft\.weights\.{name}: in a comparison each method decides"):
+        request_of(Settings.model_validate(tree), Path("out"))
+    tree["sft"] = {"weights": {"mask_perplexity": 3.0}}
+    assert request_of(Settings.model_validate(tree), Path("out")).sft.weights.mask_perplexity == 3.0
+
+
+def test_a_folder_does_not_depend_on_what_methods_decide() -> None:
+    def shared(weights: dict[str, Any]) -> dict[str, Any]:
+        return described(
+            CompareRequest.model_validate(request().model_dump() | {"sft": {"weights": weights}}), INPUTS, "b"
+        )
+
+    assert shared({"kind": "mask", "apply_to": "all"}) == shared({})
+    assert shared({"mask_perplexity": 3.0}) != shared({})
+
+
 def test_a_comparison_and_its_plan_name_the_type_that_auto_stands_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +342,37 @@ def test_success_only_rows_are_those_with_an_accepted_rewrite(tmp_path: Path) ->
     (tmp_path / "all" / ROWS).write_text('{"id": "a", "status": "fallback"}\n')
     with pytest.raises(TrainingDataError, match="no row has an accepted rewrite"):
         keep_accepted(tmp_path / "all", tmp_path)
+
+
+class Unhandling(Rewriter):
+    """Has no room for one question, and a defect for another."""
+
+    async def rewrite(self, demonstration: Demonstration) -> Rewritten:
+        if demonstration.id == "defect":
+            raise KeyError("a defect")
+        return await super().rewrite(demonstration)
+
+
+async def test_methods_that_rewrite_lose_no_question_that_plain_sft_trains_on(tmp_path: Path) -> None:
+    chat = ChatFormat(tiny_tokenizer())
+    engine = ScriptedEngine(chat, "It is 3", max_length=40)
+    rewriter = Unhandling(engine, chat, Gate(GateSettings()), (Step(proposer="solve"),), RewriteSettings())
+    source = tmp_path / "rows.jsonl"
+    long = {"id": "long", "question": "What is 1 + 2 ?", "answer": f"{'2 ' * 30}#### 3"}
+    source.write_text(
+        f'{{"id": "defect", "question": "What is 1 + 2 ?", "answer": "It is 3"}}\n{json.dumps(long)}\nno json\n'
+    )
+    asked = list(read_rows(source))
+    made = [row async for row, _ in rewrite_rows(rewriter, asked, model="m", concurrency=1)]
+    assert [row["status"] for row in made] == ["error"] * 3
+    rows = [or_fallback(row, one) for row, one in zip(made, asked, strict=True)]
+    assert [row["status"] for row in rows] == ["fallback", "fallback", "error"]
+    assert [bool(row["error"]["message"]) for row in rows] == [True] * 3
+    (tmp_path / "made.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    data = [load_sft_data(file, chat, max_length=500) for file in (source, tmp_path / "made.jsonl")]
+    plain, rewritten = ([(row.prompt_ids, row.completion_ids) for row in found.rows] for found in data)
+    assert rewritten == plain
+    assert data[1].statuses == {"fallback": 2}
 
 
 def test_a_row_that_was_made_again_after_a_kill_costs_what_it_cost_last() -> None:

@@ -8,9 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration, Message
 from agent.gate.answer_checker import AnswerChecker
-from trainer.exam.accuracy import Question, accuracy_metrics, grade, last_number, load_questions, subset
+from tests.scripted_engine import ScriptedEngine
+from tests.tiny_chat import NO_SYSTEM, tiny_tokenizer
+from trainer.exam.accuracy import (
+    Question,
+    accuracy_metrics,
+    grade,
+    last_number,
+    load_questions,
+    measure_accuracy,
+    subset,
+)
+from trainer.exam.settings import EvaluateSettings
 from trainer.exceptions import EvaluationError
 
 
@@ -59,6 +71,23 @@ async def test_strict_wants_a_stated_answer_and_lenient_takes_the_last_number(
     question = Question(Demonstration("1", (Message("user", "How many pears?"),), "3+4=7\n#### 7"), "7")
     found = await grade(answers, question, text)
     assert (found.strict, found.lenient, found.answer) == (strict, lenient, answer)
+
+
+async def test_questions_that_cannot_be_asked_are_counted_and_stop_no_others(answers: AnswerChecker) -> None:
+    def question(row: str, *turns: Message) -> Question:
+        return Question(Demonstration(row, turns, "It is 3"), "3")
+
+    asked, system = Message("user", "What is 1 + 2 ?"), Message("system", "Be brief")
+    questions = [question("a", system, asked), question("b", asked), question("c", Message("user", "2 " * 50))]
+    chat = ChatFormat(tiny_tokenizer(NO_SYSTEM))
+    engine = ScriptedEngine(chat, "The answer is 3", max_length=32)
+    done: list[int] = []
+    records, left_out = await measure_accuracy(
+        engine, chat, questions, answers, EvaluateSettings(), adapter=None, on_row=done.append
+    )
+    assert [(record["row"], record["strict"]) for record in records] == [("b", True)]
+    assert left_out == {"the model's chat template refuses it": 1, "longer than the model's context": 1}
+    assert done == [1, 2, 3]
 
 
 def test_means_are_over_questions_and_samples_count_as_their_mean() -> None:

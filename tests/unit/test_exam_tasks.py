@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
 
 from trainer.exam import retention
 from trainer.exam.benchmarks import load_local
 from trainer.exam.request import read_tasks
+from trainer.exam.settings import EvaluateSettings
 from trainer.exceptions import EvaluationError
 
 CHOICES = {"query": "Question: What is wet?\n", "choices": ["water", "sand"], "gold": 0}
@@ -108,3 +113,55 @@ def test_each_row_of_ifeval_is_judged_once_and_counted_by_its_reason(monkeypatch
     rows = [{"row": "1"}, {"row": "2", "why": "no punkt"}, {"row": "3"}, {"row": "4", "why": "no punkt"}]
     assert retention.usable(rows) == ([0, 2], {"no punkt": 2})
     assert judged == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "why"),
+    [
+        ({"relation": "at least", "num_words": 40}, None),
+        ({"relation": "at least", "num_words": 40, "language": None}, None),
+        ({"relation": "at least", "words": 40}, "do not take the arguments"),
+        ({"relation": "at leat", "num_words": 40}, "do not take the arguments"),
+        ({"relation": "at least", "num_words": "forty"}, "do not take the arguments"),
+        ({"relation": "at least"}, "at random"),
+        ({"relation": "at least", "num_words": 0}, "at random"),
+    ],
+)
+def test_a_row_of_ifeval_whose_checks_fail_or_are_drawn_is_not_asked(kwargs: dict[str, Any], why: str | None) -> None:
+    doc = {"key": 1, "prompt": "Write.", "instruction_id_list": ["length_constraints:number_words"]}
+    for given in ([kwargs], json.dumps([kwargs])):  # as on the hub, and as in a local file
+        found = retention.why_not_asked({**doc, "kwargs": given})
+        assert found is None if why is None else found is not None and why in found
+
+
+class Diverged(LM):  # type: ignore[misc]  # lm-eval is not typed
+    """A model that finds every text so unlikely that its perplexity is no number of a computer."""
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        return [(-1000.0, False)] * len(requests)
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
+        return [-1e6] * len(requests)
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "row", "figures"),
+    [
+        ("lambada", "lambada/test.jsonl", {"context": "a", "continuation": "b"}, {"acc": 0, "perplexity": math.inf}),
+        (
+            "wikitext",
+            "wikitext2/test.txt",
+            " = One two = \n",
+            {"word_perplexity": math.inf, "byte_perplexity": math.inf, "bits_per_byte": 1e6 / 14 / math.log(2)},
+        ),
+    ],
+)
+def test_a_model_that_diverged_has_an_infinite_perplexity_and_loses_no_figure(
+    tmp_path: Path, name: str, file: str, row: Any, figures: dict[str, float]
+) -> None:
+    found = retention.measure_local(name, load_local(name, write(tmp_path, file, row)), Diverged(), EvaluateSettings())
+    assert {metric: measure.value for metric, measure in found.metrics.items()} == pytest.approx(figures)
+    assert len(found.records) == 1

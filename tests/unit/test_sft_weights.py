@@ -16,7 +16,7 @@ from trainer.sft import weights as module
 from trainer.sft.data import SftRow
 from trainer.sft.loss import top_entropy
 from trainer.sft.settings import WeightSettings
-from trainer.sft.weights import BaseTokens, base_tokens, is_weighted, mean_surprisal, row_weights, token_weights
+from trainer.sft.weights import BaseTokens, ask, base_tokens, is_weighted, mean_surprisal, row_weights, token_weights
 
 # Probabilities 1, 1/2, 2/5 and 1/10 under the base model; 2/5 has a perplexity of exactly 2.5.
 BASE = BaseTokens(-torch.tensor([1.0, 0.5, 0.4, 0.1]).log(), torch.tensor([0.0, 0.25, 1.0, 0.5]))
@@ -90,7 +90,7 @@ def plain_logprobs(model: Any, row: SftRow) -> torch.Tensor:
 
 
 def test_the_base_model_says_of_packed_rows_what_it_says_of_each_alone(model: Any, tmp_path: Path) -> None:
-    said = base_tokens(model, ROWS, settings("prob", entropy_top_k=10**6), tmp_path, ["weights", "float32"])
+    said = base_tokens(model, ROWS, 10**6, tmp_path, ["weights", "float32"])
     for row, own in zip(ROWS, said, strict=True):
         logprobs = plain_logprobs(model, row)
         nats = -logprobs.gather(1, torch.tensor(row.completion_ids)[:, None])[:, 0]
@@ -98,35 +98,47 @@ def test_the_base_model_says_of_packed_rows_what_it_says_of_each_alone(model: An
         entropy = -(logprobs.exp() * logprobs).sum(-1) / math.log(logprobs.shape[-1])
         assert own.entropy_T.tolist() == pytest.approx(entropy.tolist(), rel=1e-4)
     nats = torch.cat([own.surprisal_T for own in said])
-    assert mean_surprisal(model, ROWS) == pytest.approx(nats.mean().item(), rel=1e-5)
+    assert mean_surprisal(ROWS, ask(model, ROWS)) == pytest.approx(nats.mean().item(), rel=1e-5)
+
+
+def test_few_tokens_have_logits_at_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = list(ask(model, ROWS, 10))
+    rows: list[int] = []
+    model.lm_head.register_forward_hook(lambda _, __, logits: rows.append(logits.shape[-2]))
+    monkeypatch.setattr(module, "CHUNK", 4)
+    pieces = list(ask(model, ROWS, 10))
+    assert rows == [4, 4, 1]
+    for one, other in zip(pieces, whole, strict=True):
+        assert one.surprisal_T.tolist() == pytest.approx(other.surprisal_T.tolist(), rel=1e-5)
+        assert one.entropy_T.tolist() == pytest.approx(other.entropy_T.tolist(), rel=1e-5)
 
 
 def test_it_is_asked_once_and_again_only_for_other_rows_or_weights(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = 0
-    original = module.completion_logits
+    original = module.completion_hidden
 
     def counted(*arguments: Any) -> Any:
         nonlocal asked
         asked += 1
         return original(*arguments)
 
-    monkeypatch.setattr(module, "completion_logits", counted)
-    first = base_tokens(model, ROWS, settings("prob"), tmp_path, ["weights"])
-    again = base_tokens(model, ROWS, settings("prob"), tmp_path, ["weights"])
+    monkeypatch.setattr(module, "completion_hidden", counted)
+    first = base_tokens(model, ROWS, 20, tmp_path, ["weights"])
+    again = base_tokens(model, ROWS, 20, tmp_path, ["weights"])
     assert asked == 1
     assert [row.surprisal_T.tolist() for row in again] == [row.surprisal_T.tolist() for row in first]
-    base_tokens(model, ROWS, settings("prob"), tmp_path, ["other weights"])
-    base_tokens(model, ROWS[:2], settings("prob"), tmp_path, ["weights"])
+    base_tokens(model, ROWS, 20, tmp_path, ["other weights"])
+    base_tokens(model, ROWS[:2], 20, tmp_path, ["weights"])
     assert asked == 3
 
 
 def test_a_broken_file_of_answers_is_replaced(model: Any, tmp_path: Path) -> None:
-    first = base_tokens(model, ROWS, settings("mask"), tmp_path, ["weights"])
+    first = base_tokens(model, ROWS, 20, tmp_path, ["weights"])
     (file,) = tmp_path.glob("base-tokens-*.safetensors")
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    again = base_tokens(model, ROWS, settings("mask"), tmp_path, ["weights"])
+    again = base_tokens(model, ROWS, 20, tmp_path, ["weights"])
     assert [row.surprisal_T.tolist() for row in again] == [row.surprisal_T.tolist() for row in first]
     assert file.read_bytes() == whole

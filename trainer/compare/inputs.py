@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.adapters import find_adapter, open_adapter
+from agent.adapters import adapter_sha256, find_adapter, open_adapter
 from agent.exceptions import AdapterError, InputFileError
 from agent.intake import input_identity
 from agent.models import resolve_model
@@ -81,7 +81,7 @@ def _adapters(request: CompareRequest) -> dict[str, str]:
     found = {}
     for name in _rewriters(request):
         try:
-            found[name] = weights_sha256(find_adapter(request.compare.adapters[name]))
+            found[name] = adapter_sha256(find_adapter(request.compare.adapters[name]))
         except (OSError, ValueError) as error:
             raise AdapterError(f"compare.adapters.{name}: {error}") from error
     return found

@@ -19,12 +19,14 @@ from agent.settings import RewriteSettings, Step
 from agent.strategies import find_strategy
 from trainer.compare.methods import BASE, METHODS, Method, sft_settings
 from trainer.compare.settings import CompareRequest, ShapeSettings
+from trainer.publish import package_versions
 from trainer.sft.settings import SftSettings
 
 UnitKind = Literal["data", "train", "exam"]
 
 # Settings of the fine-tuning that methods, shapes and lists decide, and those that change no weight.
-OF_SETUPS = {"method", "lora", "loss", "kl_weight", "learning_rate", "epochs", "steps", "seed"}
+_OF_METHODS = ("method", "lora", "loss", "kl_weight", "learning_rate", "epochs", "steps", "seed")
+OF_SETUPS: dict[str, Any] = {**dict.fromkeys(_OF_METHODS, True), "weights": {"kind", "apply_to"}}
 _OF_SAVING = {"save_every", "keep_checkpoints", "merge"}
 
 
@@ -35,7 +37,7 @@ class Inputs:
     Attributes:
         train: of the expert demonstrations.
         tasks: of each file of questions and each benchmark, by name.
-        adapters: of the weights of each rewriter, by name.
+        adapters: of each rewriter, its configuration included, by name.
     """
 
     train: str
@@ -128,13 +130,14 @@ def described(request: CompareRequest, inputs: Inputs, base: str) -> dict[str, A
     return {
         **request.model_dump(mode="json", include={"model", "gate"}),
         "rewrite": request.rewrite.model_dump(mode="json", include={"max_tokens", "top_p", "seed"}),
-        "sft": request.sft.model_dump(mode="json", exclude=OF_SETUPS | _OF_SAVING),
+        "sft": request.sft.model_dump(mode="json", exclude=OF_SETUPS | dict.fromkeys(_OF_SAVING, True)),
         "evaluate": request.evaluate.model_dump(mode="json", exclude={"concurrency"}),
         "weights of the base model": base,
         "dtype": request.engine.dtype,
-        "engine": request.engine.kind,
+        "engine": [request.engine.kind, request.engine.vllm.quantization],
         "training data": [inputs.train, request.compare.train_limit],
         "tasks": [dict(inputs.tasks), request.compare.limit],
+        **{f"version of {name}": version for name, version in package_versions("lm-eval").items()},
     }
 
 
@@ -149,7 +152,7 @@ def _data(request: CompareRequest, inputs: Inputs, method: Method) -> list[Unit]
         inputs.train,
         request.compare.train_limit,
         request.model_dump(mode="json", include={"model", "gate"}),
-        request.engine.dtype,
+        request.engine.model_dump(mode="json", include={"dtype", "max_length"}),
         rewrite.model_dump(mode="json", include={"max_tokens", "top_p", "seed"}),
         [Step.model_dump(step, mode="json") for step in steps],
         inputs.adapters[method.adapter] if method.adapter else None,

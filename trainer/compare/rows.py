@@ -37,6 +37,8 @@ def make_rows(
 ) -> None:
     """Rewrite the expert demonstrations into `folder`, going on where an earlier run stopped.
 
+    A demonstration that the rewriter cannot handle stays the expert's, so that all methods train on the same questions.
+
     Args:
         request: which demonstrations, model and gate.
         rewrite: the strategy.
@@ -72,6 +74,7 @@ async def _rewrite(
         rewriter = build_rewriter(engine, open_chat(files), request.gate, rewrite, adapter=name)
         try:
             results = rewrite_rows(rewriter, rows, model=files.name, concurrency=rewrite.concurrency)
+            asked = iter(rows)
             done, total, last = writer.done, writer.done + len(rows), time.monotonic()
             with open_costs(costs) as kept:
                 async with aclosing(results):
@@ -80,13 +83,28 @@ async def _rewrite(
                         # Before the row: a row that is written has its cost, and one that is not is made again.
                         kept.write(f"{json.dumps(_cost(row['id'], usage, now - last))}\n")
                         kept.flush()
-                        writer.write(row)
+                        writer.write(or_fallback(row, next(asked)))
                         done, last = done + 1, now
                         on_row(done, total)
         finally:
             await rewriter.aclose()
     finally:
         await engine.close()
+
+
+def or_fallback(row: dict[str, Any], asked: Demonstration | BadRow) -> dict[str, Any]:
+    """The output row of `asked`: in place of an error the expert's text, with the error kept for people.
+
+    A row that could not be read stays an error: no method can train on it.
+    """
+    if row["status"] != "error" or isinstance(asked, BadRow):
+        return row
+    return {
+        **row,
+        "prompt": [{"role": turn.role, "content": turn.content} for turn in asked.prompt],
+        "completion": [{"role": "assistant", "content": asked.expert}],
+        "status": "fallback",
+    }
 
 
 def open_costs(path: Path) -> TextIO:

@@ -127,6 +127,7 @@ def _train(request: CompareRequest, unit: Unit, rows: Path | None, folder: Path,
         engine=_for_training(request.engine),
         sft=unit.sft,
         limit=None if rows else request.compare.train_limit,
+        base_tokens=request.output / "data" / "base-tokens",
     )
     run_sft(
         asked,

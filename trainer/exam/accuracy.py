@@ -19,7 +19,7 @@ from typing import Any
 from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
 from agent.engine import Completion, Engine, Sampling
-from agent.exceptions import GateError, PromptTooLongError
+from agent.exceptions import ChatError, GateError, PromptTooLongError
 from agent.gate import expected_answer, task_of
 from agent.gate.answer_checker import AnswerChecker
 from agent.gate.answers import extract_answer
@@ -128,8 +128,8 @@ async def measure_accuracy(
     """
     greedy = Sampling(temperature=0, max_tokens=settings.max_tokens)
 
-    async def ask(question: Question) -> list[dict[str, Any]] | None:
-        prompt = chat.prompt_ids(question.row.prompt)
+    async def ask(question: Question) -> list[dict[str, Any]] | str:
+        """The records of a question, or why it cannot be asked."""
         sampled = Sampling(
             temperature=settings.temperature,
             top_p=settings.top_p,
@@ -137,11 +137,14 @@ async def measure_accuracy(
             seed=zlib.crc32(f"{settings.seed}/{question.row.id}".encode()),
         )
         try:
+            prompt = chat.prompt_ids(question.row.prompt)
             drawn = await engine.generate(prompt, greedy, adapter=adapter)
             if settings.samples:
                 drawn += await engine.generate(prompt, sampled, settings.samples, adapter)
+        except ChatError:
+            return "the model's chat template refuses it"
         except PromptTooLongError:
-            return None
+            return "longer than the model's context"
         return [
             _record(question, _GREEDY if i == 0 else i - 1, completion, await grade(answers, question, completion.text))
             for i, completion in enumerate(drawn)
@@ -153,8 +156,8 @@ async def measure_accuracy(
         done = 0
         async for found in answered:
             done += 1
-            if found is None:
-                left_out["longer than the model's context"] += 1
+            if isinstance(found, str):
+                left_out[found] += 1
             else:
                 records.extend(found)
             on_row(done)

@@ -16,7 +16,7 @@ from typing import Any
 
 from agent.chat import ChatFormat
 from agent.engine import Engine, Sampling
-from agent.exceptions import PromptTooLongError
+from agent.exceptions import ChatError, PromptTooLongError
 from agent.pipeline import map_in_order
 from trainer.exam.accuracy import Question
 from trainer.exam.results import Measure
@@ -51,16 +51,19 @@ class BaseDraw:
 async def draw_from_base(
     engine: Engine, chat: ChatFormat, questions: Sequence[Question], settings: EvaluateSettings
 ) -> list[BaseDraw]:
-    """Completions of the first `settings.kl_rows` questions; those that do not fit the context are left out."""
+    """Completions of the first `settings.kl_rows` questions.
+
+    Those that the chat template refuses or that do not fit the context are left out.
+    """
 
     async def draw(question: Question) -> list[BaseDraw]:
-        prompt = chat.prompt_ids(question.row.prompt)
         sampling = Sampling(
             max_tokens=settings.kl_max_tokens, seed=zlib.crc32(f"kl/{settings.seed}/{question.row.id}".encode())
         )
         try:
+            prompt = chat.prompt_ids(question.row.prompt)
             completions = await engine.generate(prompt, sampling, settings.kl_samples)
-        except PromptTooLongError:
+        except (ChatError, PromptTooLongError):
             return []
         scores = await asyncio.gather(*(engine.score(prompt, completion.ids) for completion in completions))
         return [
@@ -77,8 +80,16 @@ def check_same_tokens(chat: ChatFormat, base: ChatFormat, questions: Sequence[Qu
     if chat.tokenizer.get_vocab() != base.tokenizer.get_vocab():
         raise EvaluationError("--base has another vocabulary than the model; there is no divergence between the two")
     for question in questions:
-        if chat.prompt_ids(question.row.prompt) != base.prompt_ids(question.row.prompt):
+        if _ids(chat, question) != _ids(base, question):
             raise EvaluationError("--base has another chat template than the model; use the template of the base model")
+
+
+def _ids(chat: ChatFormat, question: Question) -> list[int] | None:
+    """The question as token ids, None where the chat template refuses it."""
+    try:
+        return chat.prompt_ids(question.row.prompt)
+    except ChatError:
+        return None
 
 
 async def measure_divergence(

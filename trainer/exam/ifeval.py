@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 MISSING = "its instructions need nltk's punkt_tab, which is not installed"
+_REFUSED = "lm-eval's checks do not take the arguments of its instructions"
+_DRAWN = "lm-eval would draw an argument of its instructions at random"
 
 _NEED_PUNKT = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
 
@@ -40,8 +43,22 @@ def unknown_instructions(doc: dict[str, Any]) -> bool:
     return not set(doc["instruction_id_list"]) <= set(INSTRUCTION_DICT)
 
 
+def why_not_checked(doc: dict[str, Any]) -> str | None:
+    """Why lm-eval's checks of a row's instructions would fail or decide at random, None when they do neither."""
+    process, _ = metrics()
+    before = random.getstate()
+    try:
+        process(doc, ["a"])
+    except Exception:  # whatever lm-eval makes of arguments of the wrong name, type or range
+        return _REFUSED
+    if random.getstate() != before:
+        random.setstate(before)
+        return _DRAWN
+    return None
+
+
 def metrics() -> tuple[Callable[[dict[str, Any], list[str]], dict[str, Any]], list[dict[str, Any]]]:
-    """lm-eval's `process_results`, for `kwargs` as JSON text, and its list of metrics."""
+    """lm-eval's `process_results`, which also takes `kwargs` as JSON text, and its list of metrics."""
     with _without_download():
         from lm_eval.tasks.ifeval import utils
     from langdetect import DetectorFactory
@@ -49,7 +66,9 @@ def metrics() -> tuple[Callable[[dict[str, Any], list[str]], dict[str, Any]], li
     DetectorFactory.seed = 0  # else the language of a short text changes from call to call
 
     def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
-        found: dict[str, Any] = utils.process_results({**doc, "kwargs": json.loads(doc["kwargs"])}, results)
+        kwargs = doc["kwargs"]
+        read = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
+        found: dict[str, Any] = utils.process_results({**doc, "kwargs": read}, results)
         return found
 
     aggregations = {

@@ -27,6 +27,7 @@ class TaskResult(Section):
     data: str = Field(description="what tells these rows from others: a SHA-256, or the data set of the hub")
     rows: int = Field(0, description="rows that were measured")
     left_out: dict[str, int] = Field(default_factory=dict, description="rows that were not, by reason")
+    timeouts: int = Field(0, description="answer comparisons that the time limit ended; each counts as not equal")
     metrics: dict[str, Measure] = Field(default_factory=dict)
     primary: str = Field(description="the metric that stands for the task")
     higher_is_better: bool = True
@@ -41,7 +42,7 @@ class ModelIdentity(Section):
     name: str
     weights_sha256: str
     adapter: str | None = None
-    adapter_sha256: str | None = None
+    adapter_sha256: str | None = Field(None, description="of its weights and its configuration")
 
 
 class EvaluationResult(Section):

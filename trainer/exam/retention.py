@@ -1,8 +1,8 @@
 """Retention: public benchmarks asked through lm-eval, with the engine as its model.
 
-lm-eval builds the prompts, and turns what the model says into metrics of a row and of the whole; standard errors are
-ours (`trainer.exam.statistics`). Rows of local files reach it as a JSON file of their own, so that a limit is a fixed
-subset and a row that cannot be read stops nothing.
+lm-eval builds the prompts, and turns what the model says into metrics of a row; the figures of the whole and their
+standard errors are ours (`trainer.exam.statistics`). Rows of local files reach it as a JSON file of their own, so that
+a limit is a fixed subset and a row that cannot be read stops nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Retained:
     """What one benchmark found.
 
     Attributes:
-        metrics: lm-eval's figures with our standard errors.
+        metrics: lm-eval's metrics of the rows, put together by us.
         records: one a row.
         left_out: how many rows were not measured, by reason.
     """
@@ -78,7 +78,7 @@ def why_not_asked(doc: dict[str, Any]) -> str | None:
         return "lm-eval does not know its instructions"
     if ifeval.needs_punkt(doc) and not ifeval.punkt_is_installed():
         return ifeval.MISSING
-    return None
+    return ifeval.why_not_checked(doc)
 
 
 def usable(docs: Sequence[dict[str, Any]]) -> tuple[list[int], Counter[str]]:
@@ -163,15 +163,17 @@ def _measure(
         samples, left_out = None, Counter[str]()
         if isinstance(task, str):
             samples, left_out = _choose(name, label, asked, limit, settings)
+        # Counted only: lm-eval's perplexity overflows for a model that diverged, and its figures are not needed.
+        asked.aggregation = lambda: dict.fromkeys(benchmark.metrics, len)
         # `simple_evaluate` is this and a description of the machine, which takes seconds and is not ours to publish.
         found = evaluator.evaluate(
             lm, loaded, samples=samples, bootstrap_iters=0, apply_chat_template=benchmark.chat, log_samples=True
         )
     rows = found["samples"][label]
-    metrics = {}
-    for metric, aggregation in benchmark.metrics.items():
-        stderr = _AGGREGATE[aggregation]([_term(row[metric]) for row in rows]).stderr
-        metrics[metric] = Measure(value=float(found["results"][label][f"{metric},none"]), stderr=stderr)
+    metrics = {
+        metric: _AGGREGATE[aggregation]([_term(row[metric]) for row in rows])
+        for metric, aggregation in benchmark.metrics.items()
+    }
     return Retained(metrics, [_record(row, benchmark.metrics) for row in rows], left_out)
 
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from agent.adapters import open_adapter
+from agent.adapters import adapter_sha256, open_adapter
 from agent.assembly import load_adapter, open_chat, open_engine
 from agent.chat import ChatFormat
 from agent.engine import Engine
@@ -105,7 +105,7 @@ class _Exam:
             name=self._files.name,
             weights_sha256=weights_sha256(self._files.path),
             adapter=adapter.name if adapter else None,
-            adapter_sha256=weights_sha256(adapter.path) if adapter else None,
+            adapter_sha256=adapter_sha256(adapter.path) if adapter else None,
         )
         base = self._base or (self._files if adapter else None)
         return EvaluationResult(
@@ -115,6 +115,9 @@ class _Exam:
                 "limit": self._request.limit,
                 "dtype": self._request.engine.dtype,
                 "engine": self._request.engine.kind,
+                "max_length": self._request.engine.max_length,
+                "quantization": self._request.engine.vllm.quantization,
+                "math_timeout_s": self._request.gate.math_timeout_s,
                 **self._settings.model_dump(mode="json", exclude={"concurrency"}),
             },
         )
@@ -162,9 +165,9 @@ class _Exam:
 
     def _ask(self, room: _Room, answers: AnswerChecker, name: str, questions: Questions) -> None:
         started = time.monotonic()
-        total = len(questions.asked)
+        total, timeouts = len(questions.asked), answers.timeouts
         self._on_report(Progress(name, 0, total))
-        records, too_long = room.runner.run(
+        records, refused = room.runner.run(
             measure_accuracy(
                 room.engine,
                 room.chat,
@@ -176,12 +179,13 @@ class _Exam:
             )
         )
         if not records:
-            raise EvaluationError(f"task {name}: no question fits the model's context")
+            raise EvaluationError(f"task {name}: no question can be asked: {dict(refused)}")
         result = TaskResult(
             kind="accuracy",
             data=questions.identity,
-            rows=total - too_long.total(),
-            left_out={**questions.left_out, **too_long},
+            rows=total - refused.total(),
+            left_out={**questions.left_out, **refused},
+            timeouts=answers.timeouts - timeouts,
             metrics=accuracy.accuracy_metrics(records, self._settings.samples),
             primary=accuracy.PRIMARY,
             chat_template=True,
@@ -196,7 +200,9 @@ class _Exam:
         if draws is None:
             draws = room.runner.run(draw_from_base(room.engine, room.chat, questions.asked, self._settings))
         if not draws:
-            raise EvaluationError(f"task {name}: no question fits the base model's context")
+            raise EvaluationError(
+                f"task {task}: every question is longer than the base model's context, or its chat template refuses it"
+            )
         total = len(draws)
         self._on_report(Progress(task, 0, total))
         records = room.runner.run(

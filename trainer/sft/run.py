@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from trainer.request import SftRequest
 from trainer.sft.data import SftData, SftRow, count_tokens, load_sft_data
 from trainer.sft.publish import SftCard, write_model
 from trainer.sft.trainer import DownstreamTrainer, sft_config, steps_of
-from trainer.sft.weights import base_tokens, is_weighted, mean_surprisal, row_weights
+from trainer.sft.weights import BaseTokens, ask, base_tokens, is_weighted, mean_surprisal, row_weights
 
 
 def run_sft(
@@ -150,8 +150,9 @@ class _Run:
         model = _load(request, files, torch.float32 if full else compute)
         rows = data.rows
         weighted = [row for row in rows if is_weighted(settings.weights, row)]
-        owner = [self._revision, str(model.dtype)]
-        base = base_tokens(model, weighted, settings.weights, folder, owner) if weighted else []
+        self._owner = [revision, str(model.dtype)]
+        cache, top_k = request.base_tokens or folder, settings.weights.entropy_top_k
+        base = base_tokens(model, weighted, top_k, cache, self._owner) if weighted else []
         self._weights = row_weights(settings.weights, rows, base)
         if not any(bool(weights.any()) for weights in self._weights):
             raise TrainingDataError(
@@ -226,8 +227,11 @@ class _Run:
 
     def _measure(self, step: int) -> None:
         """The loss before the first and after the last update."""
+        said: Iterable[BaseTokens] = ask(self._model, self._measured)
+        if step == 0 and (shared := self._request.base_tokens):  # the frozen base still: asked once for all trainings
+            said = base_tokens(self._model, self._measured, None, shared, self._owner)
         if self._is_main:
-            metrics = {"nll": mean_surprisal(self._model, self._measured)}
+            metrics = {"nll": mean_surprisal(self._measured, said)}
             self._history.append(step, "eval", metrics)
             self._report(step, "eval", metrics)
         self._trainer.accelerator.wait_for_everyone()

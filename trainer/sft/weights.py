@@ -22,12 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agent.disk import replacing
+from agent.engine.head import Head
 from trainer.exceptions import DivergedError
 from trainer.sft.data import SftRow
-from trainer.sft.loss import completion_logits, pack, token_losses, top_entropy
+from trainer.sft.loss import CHUNK, completion_hidden, pack, token_losses, top_entropy
 from trainer.sft.settings import WeightSettings
 
-# Tokens of one pass without gradients; what it holds in logits is at most this many rows of the vocabulary.
+# Tokens of one pass without gradients.
 _PASS_TOKENS = {"cpu": 1024, "cuda": 8192}
 
 
@@ -81,25 +82,25 @@ def row_weights(settings: WeightSettings, rows: Sequence[SftRow], base: Iterable
 
 
 def base_tokens(
-    model: Any, rows: Sequence[SftRow], settings: WeightSettings, cache: Path, owner: Sequence[str]
+    model: Any, rows: Sequence[SftRow], top_k: int | None, cache: Path, owner: Sequence[str]
 ) -> list[BaseTokens]:
     """Ask the base model about `rows`, or read from `cache` what it said before.
 
     Args:
         model: the base model; several processes share the work and all get all of it.
-        rows: those that are weighted.
-        settings: how many tokens the entropy is taken of.
+        rows: those that it is asked about.
+        top_k: tokens that the entropy is taken of; None computes none.
         cache: folder for the answers.
         owner: what they depend on besides the rows: hash of the model's weights, its type.
     """
     content = [[row.prompt_ids, row.completion_ids] for row in rows]
-    key = hashlib.sha256(json.dumps([*owner, settings.entropy_top_k, content]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([*owner, top_k, content]).encode()).hexdigest()
     file = cache / f"base-tokens-{key[:16]}.safetensors"
     lengths = [len(row.completion_ids) for row in rows]
     if (known := _read(file, lengths)) is not None:
         return known
     processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    asked = list(_ask(model, rows[rank::processes], settings.entropy_top_k))
+    asked = list(ask(model, rows[rank::processes], top_k))
     if processes > 1:
         # As lists: a tensor that is part of another is sent with all of it.
         own = [(row.surprisal_T.tolist(), row.entropy_T.tolist()) for row in asked]
@@ -107,38 +108,49 @@ def base_tokens(
         spread = (shares[i % processes][i // processes] for i in range(len(rows)))
         asked = [BaseTokens(torch.tensor(surprisal), torch.tensor(entropy)) for surprisal, entropy in spread]
     if rank == 0:
+        cache.mkdir(parents=True, exist_ok=True)
         _write(file, asked)
     return asked
 
 
-def mean_surprisal(model: Any, rows: Sequence[SftRow]) -> float:
+def mean_surprisal(rows: Sequence[SftRow], said: Iterable[BaseTokens]) -> float:
     """Mean over all completion tokens of `rows`, nats per token: the loss without weights.
+
+    Args:
+        rows: which rows.
+        said: what a model makes of each.
 
     Raises:
         DivergedError: it is not finite; names the rows.
     """
-    nats = [row.surprisal_T.double().sum().item() for row in _ask(model, rows, None)]
+    nats = [row.surprisal_T.double().sum().item() for row in said]
     if broken := [row.id for row, value in zip(rows, nats, strict=True) if not math.isfinite(value)]:
         raise DivergedError("the measured loss is not a finite number", broken)
     return math.fsum(nats) / sum(len(row.completion_ids) for row in rows)
 
 
-def _ask(model: Any, rows: Sequence[SftRow], top_k: int | None) -> Iterator[BaseTokens]:
-    """One item a row, in order; without `top_k` no entropy is computed."""
+def ask(model: Any, rows: Sequence[SftRow], top_k: int | None = None) -> Iterator[BaseTokens]:
+    """What a model, the base or another, makes of each of `rows`, in order; without `top_k` the entropies are 0."""
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
+    device, head = next(model.parameters()).device, Head(model)
     try:
         for group in _passes(rows, _PASS_TOKENS[device.type]):
             batch = pack(group, device)
             with torch.no_grad():
-                logits = completion_logits(model, batch)
-                surprisal = token_losses(logits, batch.targets_T)[0].cpu()
-                entropy = top_entropy(logits, top_k).cpu() if top_k else torch.zeros_like(surprisal)
+                hidden = torch.split(completion_hidden(model, batch), CHUNK)
+                pieces = zip(hidden, torch.split(batch.targets_T, CHUNK), strict=True)
+                said = [_said(head(states), targets, top_k) for states, targets in pieces]
+            surprisal, entropy = (torch.cat(parts).cpu() for parts in zip(*said, strict=True))
             lengths = [len(row.completion_ids) for row in group]
             yield from map(BaseTokens, torch.split(surprisal, lengths), torch.split(entropy, lengths))
     finally:
         model.train(was_training)
+
+
+def _said(logits: Tensor, targets: Tensor, top_k: int | None) -> tuple[Tensor, Tensor]:
+    surprisal, _ = token_losses(logits, targets)
+    return surprisal, top_entropy(logits, top_k) if top_k else torch.zeros_like(surprisal)
 
 
 def _passes(rows: Sequence[SftRow], tokens: int) -> Iterator[list[SftRow]]:

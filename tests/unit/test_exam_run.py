@@ -1,0 +1,74 @@
+"""A whole exam of a model of a few hundred weights: what a resumed one refuses, and what a task tells of its checks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig, get_peft_model
+
+from agent.exceptions import ResumeError
+from agent.gate.answer_checker import AnswerChecker
+from agent.settings import EngineSettings, GateSettings, ModelSettings
+from cli.evaluate import _tell_not_run
+from tests.tiny_chat import tiny_model, write_tiny_model
+from trainer.exam.accuracy import Question, grade
+from trainer.exam.request import EvaluationRequest
+from trainer.exam.run import run_evaluation
+from trainer.exam.settings import EvaluateSettings
+
+QUICK = EvaluateSettings(max_tokens=4, kl_rows=1, kl_max_tokens=4)
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> EvaluationRequest:
+    """Two questions for a model with an adapter."""
+    write_tiny_model(tmp_path / "tiny")
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(tiny_model(), config).save_pretrained(str(tmp_path / "noise"))
+    rows = [{"question": f"What is {a} + 2 ?", "answer": f"It is {a + 2}\n#### {a + 2}"} for a in (1, 2)]
+    (tmp_path / "sums.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return EvaluationRequest(
+        tasks=(f"sums={tmp_path / 'sums.jsonl'}",),
+        output=tmp_path / "out.json",
+        model=ModelSettings(name=str(tmp_path / "tiny")),
+        adapter=tmp_path / "noise",
+        engine=EngineSettings(dtype="float32", threads=1),
+        evaluate=QUICK,
+    )
+
+
+def test_an_exam_goes_on_only_with_what_decided_its_figures(request_: EvaluationRequest) -> None:
+    first = run_evaluation(request_)
+    assert run_evaluation(request_, resume=True) == first
+    changes: dict[str, dict[str, Any]] = {
+        "settings.max_length was None and is now 32": {"engine": request_.engine.model_copy(update={"max_length": 32})},
+        "settings.quantization was None and is now 'fp8'": {
+            "engine": EngineSettings.model_validate({"dtype": "float32", "vllm": {"quantization": "fp8"}})
+        },
+        "settings.math_timeout_s was 5.0 and is now 1.0": {"gate": GateSettings(math_timeout_s=1)},
+    }
+    for said, change in changes.items():
+        with pytest.raises(ResumeError, match=said):
+            run_evaluation(request_.model_copy(update=change), resume=True)
+    assert request_.adapter is not None
+    config = request_.adapter / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 8}))
+    with pytest.raises(ResumeError, match=r"model\.adapter_sha256 was"):
+        run_evaluation(request_, resume=True)
+
+
+def test_answer_comparisons_that_time_out_are_counted_and_said(
+    request_: EvaluationRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def grade_late(answers: AnswerChecker, question: Question, text: str) -> Any:
+        answers.timeouts += 1
+        return await grade(answers, question, text)
+
+    monkeypatch.setattr("trainer.exam.accuracy.grade", grade_late)
+    found = run_evaluation(request_)
+    assert {name: task.timeouts for name, task in found.tasks.items()} == {"sums": 2, "kl:sums": 0}
+    assert not _tell_not_run(found)
+    assert "sums: 2 answer comparisons reached the time limit, and count as not equal" in capsys.readouterr().err

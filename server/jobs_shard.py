@@ -170,7 +170,7 @@ class ShardRunner:
         try:
             with bulk_work():
                 return await self._backend.rewrite_row(row, options)
-        except (RewrightError, OSError, MemoryError):  # the step is tried again, as by `server.jobs_steps`
+        except (RewrightError, OSError, MemoryError):  # not the row's fault; `server.jobs_steps` sorts them
             raise
         except Exception as error:  # a defect of ours: this row pays for it, the others do not
             await self._backend.ping()  # unless it is the engine that fails, whatever the row

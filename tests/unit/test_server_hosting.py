@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,7 @@ from agent.engine.urgency import bulk_work, is_bulk
 from agent.exceptions import EngineClosedError, PromptTooLongError
 from agent.models import ModelFiles
 from server.adapters import AdapterStore
+from server.deployments import EngineDeployment
 from server.hosting import HostedEngine
 
 BROKEN = RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED")
@@ -107,3 +111,18 @@ async def test_an_idle_engine_is_asked_and_one_at_work_is_not(engine: Engine, ho
     hosted._answered_at = 0.0
     with pytest.raises(EngineClosedError):
         await hosted.check()
+
+
+async def test_a_replica_ends_with_an_engine_that_fails_on_everything(
+    engine: Engine, hosted: HostedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr("server.deployments.os._exit", ends.append)
+    replica: Any = SimpleNamespace(_engine=hosted)
+    replica._end_if_dead = partial(EngineDeployment._end_if_dead, replica)
+    with pytest.raises(RuntimeError, match="a defect"):
+        await EngineDeployment._answer(replica, hosted.score([13], [2]))
+    assert ends == []
+    engine.broken = True
+    assert isinstance(await EngineDeployment._answer(replica, hosted.score([1], [2])), EngineClosedError)
+    assert ends == [1]

@@ -301,7 +301,14 @@ async def test_a_stop_keeps_the_folder_until_no_thread_writes_to_it(
         go.wait(30)
         return assemble(self, name, shards)
 
+    destroy, written = DBOS.destroy, list[bool]()
+
+    def noting(**options: Any) -> None:
+        written.append(go.is_set())
+        destroy(**options)
+
     monkeypatch.setattr(JobFolder, "assemble", slow)
+    monkeypatch.setattr(DBOS, "destroy", noting)
     work = DurableWork(settings := _settings(tmp_path))
     app = create_app(PlainBackend(), settings, Keys(), work)
     running = app.router.lifespan_context(app)
@@ -312,10 +319,10 @@ async def test_a_stop_keeps_the_folder_until_no_thread_writes_to_it(
         await asyncio.to_thread(begun.wait)
     work.begin_stop()  # as at a signal
     stopping = asyncio.create_task(running.__aexit__(None, None, None))
-    await asyncio.sleep(0.3)
-    assert not stopping.done()
+    await asyncio.sleep(0.5)
     with pytest.raises(StartError, match="in use"):
         StateLock(settings.state_folder)
     go.set()
     await stopping
+    assert written == [True], "DBOS has gone, and the folder goes next, while a thread writes"
     StateLock(settings.state_folder).release()

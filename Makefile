@@ -29,7 +29,7 @@ test-unit: $(READY) ## the tests that take seconds
 test-vllm: $(VLLM_READY) ## the engine's tests on vLLM, without a GPU, in an environment of its own
 	REWRIGHT_TEST_ENGINE=vllm .venv-vllm/bin/python -m pytest tests/integration/test_engine_contract.py tests/vllm
 
-test-faults: $(READY) ## kills, broken connections and overload, at random moments (half an hour; not part of `test`)
+test-faults: $(READY) ## kills, broken connections and overload, at random moments (half an hour or more; not part of `test`)
 	$(BIN)/python -m pytest tests/faults -s
 
 check: $(READY) ## ruff, mypy and the unit tests

@@ -86,7 +86,7 @@ class AgentBackend:
     async def rewrite(self, body: RewritesBody) -> dict[str, Any]:
         """See `Backend.rewrite`."""
         model = await self._model()
-        rewriter = self._rewriter(body)
+        rewriter = await self._rewriter(body)
         rows = list(counting_bad_rows(read_json_rows(body.demonstrations), self.metrics))
         data: list[dict[str, Any]] = []
         usage = Usage()
@@ -100,8 +100,8 @@ class AgentBackend:
 
     async def check_options(self, options: RewriteOptions) -> str | None:
         """See `Backend.check_options`."""
-        self._rewriter(options)
-        return self._adapters.resolve(options.adapter)
+        await self._rewriter(options)
+        return await asyncio.to_thread(self._adapters.resolve, options.adapter)
 
     async def rewrite_row(self, row: Demonstration | BadRow, options: RewriteOptions) -> dict[str, Any]:
         """See `Backend.rewrite_row`."""
@@ -110,7 +110,7 @@ class AgentBackend:
             self.metrics.count_row("error", "expert")
             return error_row(row, model)
         try:
-            return (await self._rewriter(options).rewrite(row)).record.as_dict()
+            return (await (await self._rewriter(options)).rewrite(row)).record.as_dict()
         except AdapterError as error:
             raise self._refused(error, "adapter") from error
 
@@ -123,13 +123,7 @@ class AgentBackend:
 
     async def list_adapters(self) -> dict[str, Any]:
         """See `AdapterBackend.list_adapters`."""
-        loaded = await self._engine.loaded()
-        store = self._adapters
-        data = []
-        for name in store.names():
-            versions = [asdict(v) | {"loaded": f"{name}@{v.version}" in loaded} for v in store.published(name)]
-            data.append({"name": name, "active": store.active(name), "versions": versions})
-        return {"data": data, "default": store.resolve(None)}
+        return await asyncio.to_thread(self._listed, await self._engine.loaded())
 
     async def engines(self) -> EngineCount:
         """See `MetricsBackend.engines`."""
@@ -142,15 +136,24 @@ class AgentBackend:
 
     async def activate_adapter(self, name: str, version: int) -> dict[str, Any]:
         """See `AdapterBackend.activate_adapter`: what cannot be loaded everywhere does not become active."""
-        adapter = self._adapters.require(name, version)
+        adapter = await asyncio.to_thread(self._adapters.require, name, version)
         async with self._activating:
             try:
-                await self._engine.load_adapter(adapter, self._adapters.path_of(adapter))
+                path = await asyncio.to_thread(self._adapters.path_of, adapter)
+                await self._engine.load_adapter(adapter, path)
             except AdapterError as error:
                 raise self._refused(error, "version") from error
-            previous = self._adapters.active(name)
+            previous = await asyncio.to_thread(self._adapters.active, name)
             await asyncio.to_thread(self._adapters.activate, name, version)
         return {"name": name, "active": version, "previous": previous}
+
+    def _listed(self, loaded: frozenset[str]) -> dict[str, Any]:
+        store = self._adapters
+        data = []
+        for name in store.names():
+            versions = [asdict(v) | {"loaded": f"{name}@{v.version}" in loaded} for v in store.published(name)]
+            data.append({"name": name, "active": store.active(name), "versions": versions})
+        return {"data": data, "default": store.resolve(None)}
 
     def _refused(self, error: AdapterError, param: str) -> ConflictError:
         return ConflictError(self._adapters.without_paths(str(error)), code="adapter_refused", param=param)
@@ -162,13 +165,15 @@ class AgentBackend:
         except EngineClosedError:
             return (await self.ping()).model
 
-    def _rewriter(self, body: RewriteOptions) -> Rewriter:
+    async def _rewriter(self, body: RewriteOptions) -> Rewriter:
         name = body.strategy or self._settings.strategy
         try:
             strategy = find_strategy(name, self._settings)
         except SettingsError as error:
             raise UnknownNameError(str(error), code="unknown_strategy", param="strategy") from None
-        pinned = isinstance(body, PinnedOptions)
+        adapter = body.adapter
+        if not isinstance(body, PinnedOptions):
+            adapter = await asyncio.to_thread(self._adapters.resolve, adapter)
         return ObservedRewriter(
             self.metrics,
             self.tracer,
@@ -177,7 +182,7 @@ class AgentBackend:
             self._gate,
             override_steps(strategy, body.sampling),
             override_settings(self._settings, body.sampling),
-            body.adapter if pinned else self._adapters.resolve(body.adapter),
+            adapter,
         )
 
     async def _surprisal_row(self, row: Demonstration | BadRow) -> dict[str, Any]:

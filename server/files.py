@@ -27,6 +27,7 @@ from server.settings import DAY_S, FileSettings, RetentionSettings, expiry
 from server.state import Database, jobs
 from server.state import files as table
 from server.storage import open_storage
+from server.threads import to_its_end
 
 FILE_ID = re.compile(r"file_[0-9a-f]{24}", re.ASCII)
 ACTIVE = ("validating", "in_progress", "finalizing", "cancelling")
@@ -134,10 +135,10 @@ class FileStore:
                             code="file_too_large",
                             param="file",
                         )
-                    await asyncio.to_thread(take, chunk)
+                    await to_its_end(take, chunk)
                 finding = await asyncio.to_thread(finish)
             stored = _describe(file_id, "input", incoming.filename, finding, size, digest.hexdigest())
-            await asyncio.to_thread(self._keep, path, stored)
+            await to_its_end(self._keep, path, stored)
         except OSError as error:
             if isinstance(error, ApiError):
                 raise
@@ -149,23 +150,25 @@ class FileStore:
     def adopt(
         self, path: Path, file_id: str, purpose: Purpose, filename: str, rows: int, file_format: FileFormat = "jsonl"
     ) -> StoredFile:
-        """Take over a file that is whole and on disk. Doing it again changes nothing.
+        """Take over a file that is whole and on disk. Doing it again changes nothing; with other content, it replaces.
 
         Args:
-            path: is moved.
-            file_id: the same every time for the same content.
+            path: is moved, unless its content is known.
+            file_id: the same every time for the same thing.
             purpose: what it is.
             filename: a label.
             rows: lines in it.
             file_format: JSON lines, or `json` for one object.
         """
-        with contextlib.suppress(UnknownNameError):
-            return self.get(file_id)
         digest, size = hashlib.sha256(), 0
         with path.open("rb") as opened:
             while chunk := opened.read(_CHUNK):
                 digest.update(chunk)
                 size += len(chunk)
+        with contextlib.suppress(UnknownNameError):
+            # Of a job whose end could not be written down there may be fewer rows than it has made since.
+            if (known := self.get(file_id)).sha256 == digest.hexdigest():
+                return known
         stored = _describe(file_id, purpose, filename, Finding(file_format, rows), size, digest.hexdigest())
         self._keep(path, stored)
         return stored
@@ -244,9 +247,13 @@ class FileStore:
         self._database.do(remove)
 
     def _keep(self, path: Path, stored: StoredFile) -> None:
+        def describe(connection: sa.Connection) -> None:
+            connection.execute(sa.delete(table).where(table.c.id == stored.id))  # of other content
+            connection.execute(sa.insert(table).values(**asdict(stored)))
+
         self._storage.put(path, _name(stored))
         try:
-            self._database.do(lambda c: c.execute(sa.insert(table).values(**asdict(stored))))
+            self._database.do(describe)
         except UnavailableError:
             with contextlib.suppress(UnavailableError, OSError):
                 try:

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from agent.adapters import open_adapter
 from agent.assembly import open_engine
 from agent.engine import Completion, Engine, EngineInfo, Sampling
-from agent.exceptions import AdapterError
+from agent.engine.urgency import bulk_work
+from agent.exceptions import AdapterError, EngineClosedError, RewrightError
 from agent.models import ModelFiles
 from agent.settings import EngineSettings
 from server.adapters import AdapterStore
 from server.metrics import EngineCount
 
 _log = logging.getLogger("rewright.server")
+
+_PROVED_S = 1.0  # how long an answer of an idle engine counts as the next one
 
 
 class ServedEngine(Engine, Protocol):
@@ -67,6 +71,10 @@ class HostedEngine:
         self._engine, self._base, self._path_of, self._capacity = engine, base, path_of, capacity
         self._residents: OrderedDict[str, _Resident] = OrderedDict()  # used longest ago first
         self._changing = asyncio.Lock()
+        self._calls = 0  # under way
+        self._answered_at = 0.0
+        self._doubted = False  # the last call ended as no call should
+        self._proof: asyncio.Task[list[float]] | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -77,8 +85,9 @@ class HostedEngine:
     ) -> list[Completion]:
         """See `Engine.generate`. Raises AdapterError also when `adapter` cannot be loaded."""
         if adapter is None:
-            return await self._engine.generate(prompt_ids, sampling, n)
-        async with self._using(adapter):
+            async with self._call():
+                return await self._engine.generate(prompt_ids, sampling, n)
+        async with self._using(adapter), self._call():
             return await self._engine.generate(prompt_ids, sampling, n, adapter)
 
     async def score(
@@ -86,8 +95,9 @@ class HostedEngine:
     ) -> list[float]:
         """See `Engine.score`. Raises AdapterError also when `adapter` cannot be loaded."""
         if adapter is None:
-            return await self._engine.score(prompt_ids, completion_ids)
-        async with self._using(adapter):
+            async with self._call():
+                return await self._engine.score(prompt_ids, completion_ids)
+        async with self._using(adapter), self._call():
             return await self._engine.score(prompt_ids, completion_ids, adapter)
 
     async def load_adapter(self, name: str, path: Path) -> None:
@@ -107,8 +117,15 @@ class HostedEngine:
         return frozenset(name for name, resident in self._residents.items() if resident.ready.done())
 
     async def check(self) -> None:
-        """See `Engine.check`."""
+        """Raises EngineClosedError when the engine no longer runs, or fails on the least that can be asked.
+
+        It is asked while it is idle, and when its last call failed for no reason that it knows. Of one at work the
+        answers tell: a question would wait behind that work, and be late where nothing is wrong.
+        """
         await self._engine.check()
+        idle = not self._calls and time.monotonic() > self._answered_at + _PROVED_S
+        if idle or self._doubted:
+            await self._prove()
 
     async def count(self) -> EngineCount:
         """See `ServedEngine.count`."""
@@ -118,6 +135,48 @@ class HostedEngine:
     async def close(self) -> None:
         """See `Engine.close`."""
         await self._engine.close()
+
+    @asynccontextmanager
+    async def _call(self) -> AsyncIterator[None]:
+        """Around a call. One that fails for no reason that the engine knows may be the first of many that do.
+
+        Raises:
+            EngineClosedError: it is: the engine fails on everything, as with a broken accelerator.
+        """
+        self._calls += 1
+        try:
+            yield
+        except RewrightError:
+            raise
+        except Exception:
+            self._doubted = True
+            await self._prove()
+            raise
+        else:
+            self._answered()
+        finally:
+            self._calls -= 1
+
+    async def _prove(self) -> None:
+        """Have it score one token now; whoever asks meanwhile waits for the same. Raises EngineClosedError."""
+        if self._proof is None or self._proof.done():
+            with bulk_work(False):  # it may be a call of a job that is in doubt
+                self._proof = asyncio.create_task(self._engine.score([0], [0]))
+            self._proof.add_done_callback(_mark_retrieved)
+        try:
+            await asyncio.shield(self._proof)
+        except EngineClosedError:
+            raise
+        except Exception as error:
+            self._doubted = True
+            _log.error("the engine fails on whatever it is asked", exc_info=error)
+            raise EngineClosedError(
+                f"the engine fails on whatever it is asked ({type(error).__name__}); see the log, start a new one"
+            ) from error
+        self._answered()
+
+    def _answered(self) -> None:
+        self._answered_at, self._doubted = time.monotonic(), False
 
     @asynccontextmanager
     async def _using(self, name: str) -> AsyncIterator[None]:
@@ -148,7 +207,8 @@ class HostedEngine:
                 if len(loaded) >= self._capacity > 0:
                     idle = [n for n, r in self._residents.items() if n in loaded and not r.users]
                     await self._unload(next(iter(idle), None) or next(n for n in self._residents if n in loaded))
-                await self._engine.load_adapter(name, files.path)
+                async with self._call():
+                    await self._engine.load_adapter(name, files.path)
         except BaseException:
             del self._residents[name]
             raise
@@ -188,7 +248,7 @@ async def host_engine(files: ModelFiles, settings: EngineSettings, store: Adapte
     return engine
 
 
-def _mark_retrieved(task: asyncio.Task[None]) -> None:
+def _mark_retrieved(task: asyncio.Task[Any]) -> None:
     """Whoever waited has got the error, or has gone; asyncio need not complain."""
     if not task.cancelled():
         task.exception()

@@ -20,11 +20,12 @@ from typing import Any, Protocol
 from agent.demonstrations import BadRow
 from agent.engine import EngineInfo
 from agent.engine.urgency import bulk_work
-from agent.exceptions import EngineClosedError
+from agent.exceptions import EngineClosedError, RewrightError
 from server.admission import Admission
-from server.exceptions import ApiError, QueueFullError, UnavailableError
+from server.exceptions import QueueFullError, UnavailableError
 from server.jobs_files import JobFolder, Row
 from server.schemas import RewriteOptions
+from server.threads import to_its_end
 
 _log = logging.getLogger("rewright.server")
 
@@ -38,11 +39,17 @@ class RowBackend(Protocol):
     """What a shard needs; `server.backend` has the real one."""
 
     async def rewrite_row(self, row: Row, options: RewriteOptions) -> dict[str, Any]:
-        """The record of one row. Raises EngineClosedError, and UnknownNameError for the options."""
+        """The record of one row.
+
+        Raises:
+            RewrightError: the engine or a model is away, or no row can be rewritten with these options.
+            OSError, MemoryError: the machine has no more of something.
+            Exception: a defect, of which this row alone need be the reason while `ping` answers.
+        """
         ...
 
     async def ping(self) -> EngineInfo:
-        """Ask the engine now. Raises EngineClosedError when none answers."""
+        """Ask the engine now. Raises EngineClosedError when none answers, or one that fails on everything."""
         ...
 
 
@@ -98,12 +105,12 @@ class ShardRunner:
         Cancelled, it leaves no trace or a whole result; killed, it leaves its journal.
 
         Raises:
-            ApiError: no row can be rewritten with these options.
+            RewrightError, OSError, MemoryError: the service cannot rewrite now, or none with these options.
         """
         if (done := await asyncio.to_thread(folder.result, shard)) is not None:
             return done
         rows = await asyncio.to_thread(folder.rows, shard)
-        journal = _Journal(folder.journal(shard))
+        journal = await asyncio.to_thread(_Journal, folder.journal(shard))
         if journal.starts < _STARTS:
             records = await self._together(rows, options, journal)
         else:
@@ -111,14 +118,8 @@ class ShardRunner:
         for index, row in enumerate(rows):
             if index not in records:
                 records[index] = await self._alone(index, row, options, journal)
-        committing = asyncio.create_task(
-            asyncio.to_thread(folder.commit, shard, [records[index] for index in range(len(rows))])
-        )
-        try:
-            done = await asyncio.shield(committing)
-        finally:
-            await asyncio.wait({committing})  # a thread cannot be cancelled
-        journal.remove()
+        done = await to_its_end(folder.commit, shard, [records[index] for index in range(len(rows))])
+        await to_its_end(journal.remove)
         return done
 
     async def _together(self, rows: list[Row], options: RewriteOptions, journal: _Journal) -> dict[int, dict[str, Any]]:
@@ -133,16 +134,16 @@ class ShardRunner:
                 except EngineClosedError:
                     self._down = True
 
-        before = journal.size()
+        before = await asyncio.to_thread(journal.size)
         try:
-            journal.note({"start": True})
+            await to_its_end(journal.note, {"start": True})
             async with asyncio.TaskGroup() as group:
                 for index, row in enumerate(rows):
                     group.create_task(one(index, row))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         finally:
-            journal.cut(before)  # whatever ended this, it was no kill
+            await to_its_end(journal.cut, before)  # whatever ended this, it was no kill
         return records
 
     async def _alone(self, index: int, row: Row, options: RewriteOptions, journal: _Journal) -> dict[str, Any]:
@@ -151,16 +152,16 @@ class ShardRunner:
         while journal.tries[index] < _TRIES:
             async with self._lane.alone():
                 await self._engine_up()
-                before = journal.size()
+                before = await asyncio.to_thread(journal.size)
                 try:
-                    journal.note({"try": index})
+                    await to_its_end(journal.note, {"try": index})
                     record = await self._record(row, options)
-                    journal.note({"done": index, "record": record})
+                    await to_its_end(journal.note, {"done": index, "record": record})
                     return record
                 except EngineClosedError:
                     self._down = True
                 except BaseException:  # a stop or a full disk is not the row's fault
-                    journal.cut(before)
+                    await to_its_end(journal.cut, before)
                     raise
         _log.error("row %s: the engine died on it %d times", row.id, _TRIES)
         return await self._error(row, f"the engine died on this row {_TRIES} times", options)
@@ -169,9 +170,10 @@ class ShardRunner:
         try:
             with bulk_work():
                 return await self._backend.rewrite_row(row, options)
-        except (EngineClosedError, ApiError):
+        except (RewrightError, OSError, MemoryError):  # not the row's fault; `server.jobs_steps` sorts them
             raise
         except Exception as error:  # a defect of ours: this row pays for it, the others do not
+            await self._backend.ping()  # unless it is the engine that fails, whatever the row
             _log.error("row %s failed", row.id, exc_info=error)
             return await self._error(row, f"the service failed on this row: {type(error).__name__}", options)
 
@@ -191,6 +193,8 @@ class ShardRunner:
 
 class _Journal:
     """What was begun of a shard, kept through a kill. What is written is small, so it is written in place.
+
+    Methods block, and are called one at a time.
 
     Attributes:
         starts: how often its rows were begun together until the process was killed.

@@ -16,7 +16,7 @@ from dbos import DBOS, StepOptions
 from dbos import error as dbos_error
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from agent.exceptions import RewrightError
+from agent.exceptions import ModelError, RewrightError
 from server.exceptions import UnavailableError
 from server.jobs_files import StoppedError
 
@@ -38,7 +38,7 @@ class JobFailedError(Exception):
 
 
 class _InterruptedStepError(Exception):
-    """A step may succeed later: a disk that is full, a database that is away."""
+    """A step may succeed later: a disk that is full, a database or a model that is away."""
 
 
 class Running:
@@ -56,7 +56,9 @@ class Running:
         return self._stopping.is_set()
 
     def begin_stop(self) -> None:
-        """Interrupt all of them where they are, and begin no more."""
+        """Interrupt all of them where they are, and begin no more. Once: what they clear up then is not interrupted."""
+        if self.stopping:
+            return
         self._stopping.set()
         for task in self._tasks:
             task.cancel()
@@ -92,14 +94,15 @@ async def attempt(work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
         raise asyncio.CancelledError from None
     except JobFailedError:
         raise
-    except UnavailableError as error:
+    except (UnavailableError, ModelError) as error:  # the model is that of `gate.text_model`, loaded at its first use
         raise _InterruptedStepError(str(error)) from error
     except RewrightError as error:
         raise JobFailedError(str(error)) from error
     except Exception as error:
         # What this says is for the log alone: clients see only that it failed.
         _log.error("a step of a job failed", exc_info=error)
-        reason = f"its disk failed: {error.strerror}" if isinstance(error, OSError) else "its log says why"
+        said = error.strerror if isinstance(error, OSError) else None
+        reason = f"its machine says: {said}" if said else "its log says why"
         raise _InterruptedStepError(f"the service failed on this job; {reason}") from error
 
 

@@ -23,6 +23,7 @@ from server.jobs_files import JobFolder, Plan
 from server.jobs_shard import ShardRunner
 from server.jobs_steps import RETRY, JobFailedError, Running, attempt, failure_of, run_step
 from server.logs import about
+from server.threads import to_its_end
 
 _WINDOW = 2
 
@@ -107,8 +108,8 @@ class JobWorkflow:
             begun = await asyncio.to_thread(self._folder_of(job_id).plan)
             return {"shards": begun.shards, "rows": begun.rows} if begun is not None else {"shards": 0, "rows": 0}
         assert job.input_file is not None
-        plan = await asyncio.to_thread(self._split, job_id, job.input_file)
-        await asyncio.to_thread(self._store.begin, job_id)
+        plan = await to_its_end(self._split, job_id, job.input_file)
+        await to_its_end(self._store.begin, job_id)
         await self._notify()
         return {"shards": plan.shards, "rows": plan.rows}
 
@@ -142,27 +143,32 @@ class JobWorkflow:
         done = await asyncio.to_thread(folder.result, shard) if work.cancelled() else work.result()
         if done is None:
             return False
-        await asyncio.to_thread(self._store.add_shard, job_id, shard, *done)
+        await to_its_end(self._store.add_shard, job_id, shard, *done)
         await self._notify()
         return True
 
     async def _finish(self, job_id: str, shards: int) -> None:
-        await asyncio.to_thread(self._store.finalize, job_id)
+        await to_its_end(self._store.finalize, job_id)
         await self._notify()
-        await asyncio.to_thread(self._put_together, job_id, shards)
+        await to_its_end(self._put_together, job_id, shards)
         await self._notify()
 
     def _put_together(self, job_id: str, shards: int) -> None:
         job = self._store.get(job_id)
         folder = self._folder_of(job_id)
         if job.status not in TERMINAL:  # else killed between the last write and the end of the step
-            self._store.finish(job_id, cancelled=job.status == "cancelling", **self._keep(job_id, folder, shards))
+            cancelled, plan = job.status == "cancelling", folder.plan()
+            kept, rows = self._keep(job_id, folder, shards)
+            if not cancelled and (plan is None or rows != plan.rows):
+                raise JobFailedError(f"its working folder has the results of {rows} rows only: start the job again")
+            self._store.finish(job_id, cancelled=cancelled, **kept)
         folder.remove()
 
-    def _keep(self, job_id: str, folder: JobFolder, shards: int) -> dict[str, str]:
-        """Make files of the shards that are finished; their ids, by what the store calls them."""
+    def _keep(self, job_id: str, folder: JobFolder, shards: int) -> tuple[dict[str, str], int]:
+        """Make files of the shards that are finished; their ids, by what the store calls them, and the rows in them."""
         folder.path.mkdir(parents=True, exist_ok=True)
         kept: dict[str, str] = {}
+        made = 0
         results: tuple[tuple[str, Purpose, str], ...] = (
             ("output", "output", "output_file"),
             ("failed", "errors", "error_file"),
@@ -170,13 +176,15 @@ class JobWorkflow:
         for name, purpose, field in results:
             file_id = job_file_id(job_id, name)
             path, rows = folder.assemble(name, shards)
+            if name == "output":
+                made = rows
             if rows or name == "output":
                 self._files.adopt(path, file_id, purpose, f"{job_id}.{name}.jsonl", rows)
                 kept[field] = file_id
-        return kept
+        return kept, made
 
     async def _fail(self, job_id: str, message: str) -> None:
-        await asyncio.to_thread(self._give_up, job_id, message)
+        await to_its_end(self._give_up, job_id, message)
         await self._notify()
 
     def _give_up(self, job_id: str, message: str) -> None:
@@ -184,7 +192,7 @@ class JobWorkflow:
         kept: dict[str, str] = {}
         try:
             if (plan := folder.plan()) is not None:
-                kept = self._keep(job_id, folder, plan.shards)
+                kept, _ = self._keep(job_id, folder, plan.shards)
         except (OSError, UnavailableError):
             raise  # a full disk, a database that is away: the rows are worth another try
         except Exception as error:  # what failed the job may hinder this too; it has failed all the same

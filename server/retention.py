@@ -12,6 +12,7 @@ from server.exceptions import ConflictError, UnavailableError, UnknownNameError
 from server.files import FileStore
 from server.jobs import JobStore
 from server.settings import RetentionSettings
+from server.threads import to_its_end
 
 _BATCH = 500
 
@@ -66,7 +67,7 @@ class Sweeper:
                 # A job may have come for it, or a client deleted it, since the look.
                 with contextlib.suppress(ConflictError, UnknownNameError):
                     try:
-                        await asyncio.to_thread(self._files.delete, file_id)
+                        await to_its_end(self._files.delete, file_id)
                         removed += 1
                     except UnavailableError as error:
                         if error.code != "storage_unavailable":
@@ -81,6 +82,6 @@ class Sweeper:
         while batch := await asyncio.to_thread(self._jobs.expired, now, _BATCH):
             for job_id in batch:
                 await self._forget(job_id)
-                await asyncio.to_thread(self._jobs.delete, job_id)
+                await to_its_end(self._jobs.delete, job_id)
                 removed += 1
         return removed

@@ -15,7 +15,12 @@ T = TypeVar("T")
 
 
 def guarded(compute: Callable[[], T], blamed: Iterable[GenerationRequest | ScoreRequest]) -> T | None:
-    """The result of a forward pass; None when it failed, which the blamed requests are told."""
+    """The result of a forward pass; None when it failed, which the blamed requests are told.
+
+    Raises:
+        torch.AcceleratorError: no request is to blame. What an accelerator fails with once it answers to everything
+            from then on, so this ends the engine.
+    """
     try:
         return compute()
     except (RuntimeError, MemoryError) as error:
@@ -24,14 +29,18 @@ def guarded(compute: Callable[[], T], blamed: Iterable[GenerationRequest | Score
             reason = EngineMemoryError("the engine ran out of memory on this request; shorten it or lower n")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+        elif isinstance(error, torch.AcceleratorError):
+            raise
         for request in blamed:
             fail(request.future, reason)
         return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python refused memory; torch's CPU allocator only says so in words."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether torch, its libraries or Python refused memory; torch's CPU allocator and CUDA only say so in words."""
+    words = str(error)
+    refused = "can't allocate memory" in words or "CUDA error: out of memory" in words
+    return refused or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def succeed(future: Future[Any], result: object) -> None:

@@ -35,7 +35,7 @@ from tests.plain_backend import PlainBackend, plain_record
 
 RAW = {"Content-Type": "application/x-ndjson"}
 FULL = "the service's disk is full: delete files that are not needed any more, or have room made, and try again"
-REASON = "the service failed on this job; its disk failed: No space left on device"
+REASON = "the service failed on this job; its machine says: No space left on device"
 LONG = 50_000  # characters of a row's answer
 
 

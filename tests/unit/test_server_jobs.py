@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import hashlib
 import json
 import sqlite3
 import threading
@@ -19,12 +21,14 @@ from dbos import DBOS
 from agent.demonstrations import BadRow, Demonstration
 from server.app import create_app
 from server.auth import Keys
-from server.exceptions import UnknownNameError
+from server.exceptions import StartError, UnavailableError, UnknownNameError
 from server.jobs import Job, JobStore
+from server.jobs_files import JobFolder
 from server.jobs_runtime import JobRuntime
 from server.jobs_steps import RETRY, JobFailedError, failure_of
 from server.schemas import RewriteOptions
 from server.settings import JobSettings, ServerSettings
+from server.state import StateLock
 from server.work import DurableWork
 from server.work_schemas import RewriteJob
 from tests.asgi import client_of, client_to
@@ -224,3 +228,101 @@ async def test_a_job_that_could_not_be_handed_to_its_queue_is_done_all_the_same(
         ended = [await _until_ended(client, job_id) for job_id in (written.id, taken.json()["id"])]
     assert (taken.status_code, taken.json()["status"]) == (200, "validating")
     assert [job["status"] for job in ended] == ["completed", "completed"]
+
+
+class Full(PlainBackend):
+    """The disk is full, until `room`, for the row that asks for LATE."""
+
+    room = False
+
+    async def rewrite_row(self, row: Demonstration | BadRow, options: RewriteOptions) -> dict[str, Any]:
+        if isinstance(row, Demonstration) and row.question == "LATE" and not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return await super().rewrite_row(row, options)
+
+
+async def test_a_job_that_was_given_up_and_then_done_has_all_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows so far were kept, and then its failure could not be written down."""
+    monkeypatch.setattr("server.jobs_runtime._LOOK_S", 0.2)
+    monkeypatch.setitem(RETRY, "max_attempts", 2)
+    monkeypatch.setitem(RETRY, "interval_seconds", 0.01)
+    backend = Full()
+
+    def away(*_: Any, **__: Any) -> None:
+        raise UnavailableError("the database is away", code="database_unavailable", retry_after_s=1)
+
+    monkeypatch.setattr(JobStore, "fail", away)
+    async with _service(tmp_path, backend) as client, asyncio.timeout(60):
+        questions = ["0?", "1?", "2?", "LATE"]
+        file_id = await _upload(client, *(json.dumps({"question": q, "answer": f"a{q}"}) for q in questions))
+        job = (await client.post("/v1/jobs", json={"kind": "rewrite", "input_file": file_id})).json()
+        while not (partial := [f for f in (await client.get("/v1/files")).json()["data"] if f["purpose"] == "output"]):
+            await asyncio.sleep(0.02)
+        backend.room = True
+        ended = await _until_ended(client, job["id"])
+        kept = (await client.get(f"/v1/files/{ended['output_file']}")).json()
+        content = (await client.get(f"/v1/files/{ended['output_file']}/content")).content
+    assert (partial[0]["id"], partial[0]["rows"]) == (kept["id"], 2)
+    assert (ended["status"], ended["request_counts"]["completed"]) == ("completed", 4)
+    assert [json.loads(line)["source"]["question"] for line in content.splitlines()] == questions
+    assert (kept["rows"], kept["bytes"]) == (4, len(content))
+    assert kept["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+async def test_a_job_whose_results_are_lost_is_not_called_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assemble = JobFolder.assemble
+
+    def losing(self: JobFolder, name: str, shards: int) -> tuple[Path, int]:
+        (self.path / "output" / "000001.jsonl").unlink(missing_ok=True)
+        return assemble(self, name, shards)
+
+    monkeypatch.setattr(JobFolder, "assemble", losing)
+    async with _service(tmp_path, PlainBackend()) as client, asyncio.timeout(60):
+        file_id = await _upload(client, *(json.dumps({"question": f"{n}?", "answer": "a"}) for n in range(4)))
+        job = (await client.post("/v1/jobs", json={"kind": "rewrite", "input_file": file_id})).json()
+        ended = await _until_ended(client, job["id"])
+        kept = (await client.get(f"/v1/files/{ended['output_file']}")).json()
+    assert ended["status"] == "failed"
+    assert ended["error"] == "its working folder has the results of 2 rows only: start the job again"
+    assert kept["rows"] == 2
+
+
+async def test_a_stop_keeps_the_folder_until_no_thread_writes_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assemble, begun, go = JobFolder.assemble, threading.Event(), threading.Event()
+
+    def slow(self: JobFolder, name: str, shards: int) -> tuple[Path, int]:
+        begun.set()
+        go.wait(30)
+        return assemble(self, name, shards)
+
+    destroy, written = DBOS.destroy, list[bool]()
+
+    def noting(**options: Any) -> None:
+        written.append(go.is_set())
+        destroy(**options)
+
+    monkeypatch.setattr(JobFolder, "assemble", slow)
+    monkeypatch.setattr(DBOS, "destroy", noting)
+    work = DurableWork(settings := _settings(tmp_path))
+    app = create_app(PlainBackend(), settings, Keys(), work)
+    running = app.router.lifespan_context(app)
+    await running.__aenter__()
+    async with client_to(app) as client:
+        file_id = await _upload(client, '{"question": "1?", "answer": "one"}')
+        await client.post("/v1/jobs", json={"kind": "rewrite", "input_file": file_id})
+        await asyncio.to_thread(begun.wait)
+    work.begin_stop()  # as at a signal
+    stopping = asyncio.create_task(running.__aexit__(None, None, None))
+    await asyncio.sleep(0.5)
+    with pytest.raises(StartError, match="in use"):
+        StateLock(settings.state_folder)
+    go.set()
+    await stopping
+    assert written == [True], "DBOS has gone, and the folder goes next, while a thread writes"
+    StateLock(settings.state_folder).release()

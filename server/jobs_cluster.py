@@ -167,7 +167,8 @@ class ClusterWork:
                 self.cluster.stop(name)
             return run
         log = self._read_log(job, name, pace)
-        self._tell(job_id, log, whole=True)
+        if run.attempt == number:  # not so where the job was begun again, and this is one of its earlier attempts
+            self._tell(job_id, log, whole=True)
         return self._end(job, state, log)
 
     def _read_log(self, job: Job, name: str, pace: _LogPace) -> str:

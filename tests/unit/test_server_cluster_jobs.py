@@ -343,17 +343,24 @@ async def test_what_a_training_made_is_published_once_there_is_room_for_it(
     monkeypatch.setattr("server.cluster_jobs.publish", publishing)
     async with _service(settings, cluster) as client, asyncio.timeout(60):
         job = await _submit(client, "train", name="math")
-        name = await cluster.started(job["id"], 1)
+        first = await cluster.started(job["id"], 1)
+        cluster.logs[first] = "one\ntwo\nthree\n"
+        cluster.states[first] = ClusterState("FAILED", "a GPU fell off", 1)
+        name = await cluster.started(job["id"], 2)
         _publish(_folder(settings, job["id"]))
+        cluster.logs[name] = "again\n"
         cluster.states[name] = ENDED
         while tries < 6:  # two of the step, two of its failure, and begun again
             await asyncio.sleep(0.05)
         waiting = (await client.get(f"/v1/jobs/{job['id']}")).json()
         full = False
         ended = await _ended(client, job["id"])
+        text = (await client.get(f"/v1/jobs/{job['id']}/events")).text
     assert (waiting["status"], waiting["error"]) == ("finalizing", None)
     assert (ended["status"], ended["adapter"], ended["error"]) == ("completed", "math@1", None)
-    assert (list(cluster.commands), cluster.stopped) == ([name], [])
+    assert (list(cluster.commands), cluster.stopped) == ([first, name], [])
+    told = [line for d in text.split("data: ")[1:] for line in json.loads(d.split("\n")[0]).get("lines", ())]
+    assert told == ["one", "two", "three", "again"]
     assert not _folder(settings, job["id"]).exists()
 
 

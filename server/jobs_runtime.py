@@ -172,12 +172,13 @@ class JobRuntime:
         """Events after number `after`, those to come too, until the job or the service ends; None now and then."""
         loop = asyncio.get_running_loop()
         heartbeat = loop.time() + _HEARTBEAT_S  # whatever changes in other jobs does not put it off
+        ended = await self._has_ended(job_id)  # before the look for events, of which the last one tells of it
         while not self._stopping:
             changes = self._changes  # before the look into the database: what changes after it is not waited for
-            ended = (await asyncio.to_thread(self._store.get, job_id)).status in TERMINAL
             page = await asyncio.to_thread(self._store.events, job_id, after, _EVENTS)
             for event in page:
                 after = event.number
+                ended = ended or event.data.get("status") in TERMINAL
                 yield event
             if page:
                 heartbeat = loop.time() + _HEARTBEAT_S
@@ -190,7 +191,11 @@ class JobRuntime:
                         await self._changed.wait()
             if loop.time() >= heartbeat:
                 heartbeat = loop.time() + _HEARTBEAT_S
+                ended = await self._has_ended(job_id)
                 yield None
+
+    async def _has_ended(self, job_id: str) -> bool:
+        return (await asyncio.to_thread(self._store.get, job_id)).status in TERMINAL
 
     async def _look(self) -> None:
         """Begin again, until cancelled, what two looks in a row have found idle, in a database that is ours alone."""

@@ -90,9 +90,10 @@ def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, ret
         caller: Caller = request.state.caller
         require_scope(caller, [_SCOPE_OF_KIND[body.kind]])
         adapter = model = None
-        # The key comes first: what its job is about may be gone since. `start` then hands out the same job.
-        known = idempotency_key and await asyncio.to_thread(store.made_before, body, caller.id, idempotency_key)
-        if not known:
+        known: Job | None = None
+        if idempotency_key is not None:  # first: what its job is about may be gone since
+            known = await asyncio.to_thread(store.made_before, body, caller.id, idempotency_key)
+        if known is None:  # else `start` hands out the same job
             if isinstance(body, RewriteJob):
                 adapter = await request.app.state.backend.check_options(body.params)
             else:

@@ -16,7 +16,7 @@ from cli import adapters, check, compare, demo, evaluate, jobs, keys, mismatch, 
 from cli.console import say
 from cli.exceptions import ServiceError
 from server.exceptions import StartError
-from trainer.exceptions import DivergedError, JobError
+from trainer.exceptions import JobError
 
 app = typer.Typer(
     name="rewright",
@@ -42,12 +42,15 @@ app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 rows failed, 2 wrong use, 3 stopped by a failure, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 rows failed, 2 wrong use, 3 stopped by a failure, 130 interrupted.
+
+    With 2, the same input and settings would end so again: a training that diverges is among them.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # results are JSON, whatever the terminal's encoding
     try:
         app()
-    except (ServiceError, StartError, EngineClosedError, OutputFailedError, JobError, DivergedError) as error:
+    except (ServiceError, StartError, EngineClosedError, OutputFailedError, JobError) as error:
         _fail(error, code=3)
     except RewrightError as error:
         _fail(error, code=2)

@@ -20,7 +20,7 @@ from agent.engine import EngineInfo
 from agent.exceptions import EngineClosedError
 from server.admission import Admission
 from server.auth import Keys
-from server.bodies import GuardedRoute, bearer
+from server.bodies import BodyRoom, GuardedRoute, bearer
 from server.errors import install_error_handlers, unavailable
 from server.examples import (
     MISMATCH_ANSWER,
@@ -129,6 +129,7 @@ def create_app(
     )
     app.state.backend = backend
     app.state.limits = settings.limits
+    app.state.body_room = BodyRoom(settings.limits)
     app.state.keys = keys
     app.state.work = work
     app.state.rates = Rates(settings.limits)

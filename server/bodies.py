@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from fastapi import Request, Response
@@ -18,14 +19,42 @@ from starlette.requests import ClientDisconnect
 from agent.strict_json import JsonValueError, check_json_value, parse_json
 from server.auth import authenticate
 from server.errors import field_name
-from server.exceptions import BadRequestError, BodyTimeoutError, MediaTypeError, TooLargeError
+from server.exceptions import BadRequestError, BodyTimeoutError, MediaTypeError, TooLargeError, UnavailableError
 from server.keys import Scope
 from server.rates import Rates
 from server.settings import LimitSettings
 
 bearer = HTTPBearer(auto_error=False, description="A key of the service.")
 
+_BODIES_AT_ONCE = 32  # of the longest that are allowed, or as many more as are shorter
 _NAMED_LEVELS = 3  # params.sampling.top_p
+
+
+class BodyRoom:
+    """Bounds the memory of bodies that are being received, and have not been counted as demonstrations yet.
+
+    Args:
+        limits: of a body, of which so many find room, and what whoever finds none is told.
+    """
+
+    def __init__(self, limits: LimitSettings) -> None:
+        self._left = _BODIES_AT_ONCE * limits.body_bytes
+        self._retry_after_s = limits.retry_after_s
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Hold room for so many bytes. Raises UnavailableError when there is none."""
+        if size > self._left:
+            raise UnavailableError(
+                "too many bodies are being received: try again later",
+                code="too_many_bodies",
+                retry_after_s=self._retry_after_s,
+            )
+        self._left -= size
+        try:
+            yield
+        finally:
+            self._left += size
 
 
 class BoundedRequest(Request):
@@ -38,40 +67,56 @@ class BoundedRequest(Request):
             TooLargeError: it is longer than allowed, whatever its Content-Length says.
         """
         limits: LimitSettings = self.app.state.limits
-        too_large = TooLargeError(
-            f"the body is longer than {limits.body_bytes} bytes: send the demonstrations in several requests",
-            code="body_too_large",
-        )
-        declared = self.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared[:18]) > limits.body_bytes:
-            raise too_large
+        self._longest()
         received = 0
         async for chunk in super().stream():
             received += len(chunk)
             if received > limits.body_bytes:
-                raise too_large
+                raise self._too_large()
             yield chunk
 
     async def json(self) -> Any:
         """The body as JSON, read once.
 
         Raises:
-            ApiError: the body is too long, too slow, not declared as JSON or not strictly JSON.
+            ApiError: the body is too long, too slow, not declared as JSON or not strictly JSON, or too many others are
+                being received.
         """
         if not hasattr(self, "_json"):
-            limits: LimitSettings = self.app.state.limits
             _require_json(self.headers.get("content-type", ""))
-            try:
-                async with asyncio.timeout(limits.body_timeout_s):
-                    body = await self.body()
-            except TimeoutError:
-                raise BodyTimeoutError(
-                    f"the body did not arrive within {limits.body_timeout_s:g} seconds", code="body_timeout"
-                ) from None
-            except ClientDisconnect:
-                raise BadRequestError("the body ended before its time", code="incomplete_body") from None
-            self._json = await asyncio.to_thread(parse_body, body)
+            room: BodyRoom = self.app.state.body_room
+            with room.hold(self._longest()):
+                self._json = await asyncio.to_thread(parse_body, await self._whole())
         return self._json
+
+    async def _whole(self) -> bytes:
+        limits: LimitSettings = self.app.state.limits
+        try:
+            async with asyncio.timeout(limits.body_timeout_s):
+                return await self.body()
+        except TimeoutError:
+            raise BodyTimeoutError(
+                f"the body did not arrive within {limits.body_timeout_s:g} seconds", code="body_timeout"
+            ) from None
+        except ClientDisconnect:
+            raise BadRequestError("the body ended before its time", code="incomplete_body") from None
+
+    def _longest(self) -> int:
+        """Bytes that may come: as declared, else what is allowed. Raises TooLargeError."""
+        limits: LimitSettings = self.app.state.limits
+        declared = self.headers.get("content-length", "")
+        if not declared.isdecimal():
+            return limits.body_bytes
+        if (size := int(declared.lstrip("0")[:18] or 0)) > limits.body_bytes:
+            raise self._too_large()
+        return size
+
+    def _too_large(self) -> TooLargeError:
+        limits: LimitSettings = self.app.state.limits
+        return TooLargeError(
+            f"the body is longer than {limits.body_bytes} bytes: send the demonstrations in several requests",
+            code="body_too_large",
+        )
 
 
 class GuardedRoute(APIRoute):

@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import IO, Any, Literal, Protocol, get_args
 
 import sqlalchemy as sa
 
@@ -212,6 +212,14 @@ class FileStore:
         """
         try:
             return self._storage.fetch(_name(stored), spare)
+        except OSError as error:
+            self.get(stored.id)
+            raise _storage_failure(error) from error
+
+    def open(self, stored: StoredFile) -> IO[bytes]:
+        """Its bytes, from any place of it, without a copy on this disk. The caller closes it. Raises as `fetch`."""
+        try:
+            return self._storage.open(_name(stored))
         except OSError as error:
             self.get(stored.id)
             raise _storage_failure(error) from error

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
-from typing import Annotated, Any, ClassVar
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import IO, Annotated, Any, ClassVar
 
+import anyio
 from fastapi import APIRouter, Query, Request, Security
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.datastructures import Headers
@@ -15,7 +18,7 @@ from server.bodies import WorkRoute, bearer
 from server.errors import error_body
 from server.examples import error_responses
 from server.exceptions import QueueFullError
-from server.files import FileStore
+from server.files import FileStore, StoredFile
 from server.settings import ServerSettings
 from server.uploads import RAW_TYPES, Upload
 from server.work_schemas import DeletedFile, FileBody, FileList
@@ -51,11 +54,18 @@ class _BadRangeError(Exception):
 
 
 class _Content(FileResponse):
-    """A file, of which a copy at `spare`, if one was made, is removed when it is sent or the client has gone."""
+    """A file from wherever it is kept, or a range of it; closed when that is sent or the client has gone."""
 
-    def __init__(self, spare: Path, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._spare = spare
+    def __init__(self, stored: StoredFile, opened: IO[bytes]) -> None:
+        known = os.stat_result((0, 0, 0, 0, 0, 0, stored.bytes, 0, stored.created_at, 0))
+        name = f"{stored.id}.{stored.format}"
+        super().__init__(name, stat_result=known, media_type=MEDIA_TYPES[stored.format], filename=name)
+        self._opened = opened
+
+    @asynccontextmanager
+    async def _open_file(self) -> AsyncIterator[anyio.AsyncFile[bytes]]:
+        """In place of the library's, which opens a path of this machine."""
+        yield anyio.wrap_file(self._opened)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_but_errors(message: Message) -> None:
@@ -68,7 +78,7 @@ class _Content(FileResponse):
         except _BadRangeError as error:
             await error.response(scope, receive, send)
         finally:
-            self._spare.unlink(missing_ok=True)
+            self._opened.close()
 
 
 class UploadRoute(WorkRoute):
@@ -139,9 +149,7 @@ def files_router(store: FileStore, settings: ServerSettings) -> APIRouter:
     async def get_content(file_id: str) -> FileResponse:
         """The bytes of a file, streamed."""
         stored = await asyncio.to_thread(store.get, file_id)
-        spare = store.spare(stored)
-        path = await asyncio.to_thread(store.fetch, stored, spare)
-        return _Content(spare, path, media_type=MEDIA_TYPES[stored.format], filename=f"{stored.id}.{stored.format}")
+        return _Content(stored, await asyncio.to_thread(store.open, stored))
 
     @router.delete("/{file_id}", response_model=DeletedFile, responses=error_responses(409))
     async def delete_file(file_id: str) -> dict[str, Any]:

@@ -113,6 +113,15 @@ class JobStore:
         self._database, self._waiting, self._retry_after_s = database, waiting, retry_after_s
         self._retention = retention
 
+    def made_before(self, request: JobRequest, owner: str, idempotency_key: str) -> Job | None:
+        """The job that this request made already, with its key; whatever has become of what it asks for.
+
+        Raises:
+            ConflictError: the key came with another request before.
+        """
+        found = self._database.do(lambda c: c.execute(_by_key(owner, idempotency_key)).first())
+        return None if found is None else _same(found, _payload_hash(request))
+
     def create(
         self,
         request: JobRequest,
@@ -137,22 +146,17 @@ class JobStore:
             ConflictError: the key came with another request before.
             QueueFullError: too many jobs are not finished.
         """
-        params = request.params.model_dump(exclude_none=True, exclude_defaults=True)
-        payload = json.dumps([request.kind, request.input_file, params], sort_keys=True)
         row = {
             "id": f"job_{secrets.token_hex(12)}",
             "kind": request.kind,
             "status": "validating",
             "input_file": request.input_file or "",  # the column of earlier releases takes no null
-            "params": params,
+            "params": _params(request),
             "owner": owner,
             "idempotency_key": idempotency_key,
-            "payload_hash": hashlib.sha256(payload.encode()).hexdigest(),
+            "payload_hash": _payload_hash(request),
             "created_at": int(time.time()),
         }
-        # Earlier releases kept no key of the environment apart.
-        owners = (owner, "") if owner.startswith(ENVIRONMENT) else (owner,)
-        same_key = _select().where(table.c.owner.in_(owners), table.c.idempotency_key == idempotency_key)
 
         def insert(connection: sa.Connection) -> sa.Row[Any]:
             connection.execute(sa.insert(table).values(total=0, **row))  # first, for SQLite's write lock
@@ -170,14 +174,16 @@ class JobStore:
             add_event(connection, str(row["id"]), "status", {"status": "validating"})
             return connection.execute(_select().where(table.c.id == row["id"])).one()
 
-        if idempotency_key is not None:
-            found = self._database.do(lambda c: c.execute(same_key).first())
-            if found is not None:
-                return _same(found, str(row["payload_hash"]))
+        known = None if idempotency_key is None else self.made_before(request, owner, idempotency_key)
+        if known is not None:
+            return known
         try:
             return _job(self._database.do(insert))
         except sa.exc.IntegrityError:  # the same key, at the same time
-            return _same(self._database.do(lambda c: c.execute(same_key).one()), str(row["payload_hash"]))
+            same = None if idempotency_key is None else self.made_before(request, owner, idempotency_key)
+            if same is None:
+                raise
+            return same
 
     def get(self, job_id: str) -> Job:
         """The job of that id. Raises UnknownNameError."""
@@ -317,6 +323,21 @@ def _select() -> sa.Select[Any]:
     pinned, samples = runs.c.job.is_not(None).label("pinned"), runs.c.samples.label("samples_file")
     known = (runs.c.adapter, runs.c.model, samples, pinned)
     return sa.select(table, *known).outerjoin(runs, runs.c.job == table.c.id)
+
+
+def _by_key(owner: str, idempotency_key: str) -> sa.Select[Any]:
+    # Earlier releases kept no key of the environment apart.
+    owners = (owner, "") if owner.startswith(ENVIRONMENT) else (owner,)
+    return _select().where(table.c.owner.in_(owners), table.c.idempotency_key == idempotency_key)
+
+
+def _params(request: JobRequest) -> dict[str, Any]:
+    return request.params.model_dump(exclude_none=True, exclude_defaults=True)
+
+
+def _payload_hash(request: JobRequest) -> str:
+    payload = json.dumps([request.kind, request.input_file, _params(request)], sort_keys=True)
+    return hashlib.sha256(payload.encode()).hexdigest()
 
 
 def _input_rows(connection: sa.Connection, file_id: str) -> int:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Request, Security
 from fastapi.responses import StreamingResponse
+from starlette import types
 
 from server.auth import require_scope
 from server.bodies import WorkRoute, bearer
 from server.cluster_jobs import ClusterJobs
+from server.errors import error_response
 from server.examples import error_responses
-from server.exceptions import InvalidFieldError
+from server.exceptions import InvalidFieldError, QueueFullError, UnavailableError, UnknownNameError
 from server.jobs import Job, JobStore
 from server.jobs_runtime import JobRuntime
 from server.keys import Caller, Scope
@@ -23,8 +26,26 @@ from server.work_schemas import JobBody, JobList, JobRequest, RewriteJob
 
 _SCOPE_OF_KIND: dict[str, Scope] = {"rewrite": "rewrite", "evaluate": "rewrite", "train": "train", "sft": "train"}
 _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+_STREAMS = 256  # at once; each looks into the database whenever a job changes
 _LARGEST_EVENT = 2**63 - 1
 _EVENT_DIGITS = 19
+
+
+class _EventStream(StreamingResponse):
+    """A stream of events that holds one of the places; 429 where all are taken."""
+
+    def __init__(self, places: asyncio.Semaphore, retry_after_s: int, events: AsyncIterator[str]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._places, self._retry_after_s = places, retry_after_s
+
+    async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
+        if self._places.locked():
+            message = f"{_STREAMS} streams of events are open: try again later, or ask for the job itself"
+            error = QueueFullError(message, code="too_many_streams", retry_after_s=self._retry_after_s)
+            await error_response(error)(scope, receive, send)
+            return
+        async with self._places:
+            await super().__call__(scope, receive, send)
 
 
 def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, retention: RetentionSettings) -> APIRouter:
@@ -43,6 +64,8 @@ def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, ret
         dependencies=[Security(bearer)],
         responses=error_responses(401, 403, 404, 422, 429, 500, 503),
     )
+
+    streams = asyncio.Semaphore(_STREAMS)
 
     async def start(body: JobRequest, caller: Caller, key: str | None, adapter: str | None, model: str | None) -> Job:
         job = await asyncio.to_thread(store.create, body, caller.id, key, adapter=adapter, model=model)
@@ -67,10 +90,14 @@ def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, ret
         caller: Caller = request.state.caller
         require_scope(caller, [_SCOPE_OF_KIND[body.kind]])
         adapter = model = None
-        if isinstance(body, RewriteJob):
-            adapter = await request.app.state.backend.check_options(body.params)
-        else:
-            adapter, model = await asyncio.to_thread(commands.accept, body)
+        known: Job | None = None
+        if idempotency_key is not None:  # first: what its job is about may be gone since
+            known = await asyncio.to_thread(store.made_before, body, caller.id, idempotency_key)
+        if known is None:  # else `start` hands out the same job
+            if isinstance(body, RewriteJob):
+                adapter = await request.app.state.backend.check_options(body.params)
+            else:
+                adapter, model = await asyncio.to_thread(commands.accept, body)
         # Cancelled between the two, by a client that goes away, it would leave a job that nothing runs.
         started = asyncio.create_task(start(body, caller, idempotency_key, adapter, model))
         return (await asyncio.shield(started)).as_dict(retention)
@@ -91,7 +118,9 @@ def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, ret
 
     @router.get("/{job_id}/events", response_class=StreamingResponse, responses=_STREAM)
     async def stream_events(
-        job_id: str, last_event_id: Annotated[str | None, Header(description="go on after this event")] = None
+        request: Request,
+        job_id: str,
+        last_event_id: Annotated[str | None, Header(description="go on after this event")] = None,
     ) -> StreamingResponse:
         """What happens to a job, from its beginning until its end, as server-sent events.
 
@@ -100,7 +129,8 @@ def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, ret
         """
         await asyncio.to_thread(store.get, job_id)
         after = _event_number(last_event_id)
-        return StreamingResponse(_stream(runtime, job_id, after), media_type="text/event-stream")
+        retry_after_s = request.app.state.limits.retry_after_s
+        return _EventStream(streams, retry_after_s, _stream(runtime, job_id, after))
 
     @router.post("/{job_id}/cancel", response_model=JobBody)
     async def cancel_job(request: Request, job_id: str) -> dict[str, Any]:
@@ -123,8 +153,10 @@ def _event_number(text: str | None) -> int:
 
 
 async def _stream(runtime: JobRuntime, job_id: str, after: int) -> AsyncIterator[str]:
-    async for event in runtime.events(job_id, after):
-        if event is None:
-            yield ": still here\n\n"
-        else:
-            yield f"id: {event.number}\nevent: {event.type}\ndata: {json.dumps(event.data)}\n\n"
+    # A database that is away, or a job that is forgotten, ends the stream; clients come back with Last-Event-ID.
+    with contextlib.suppress(UnavailableError, UnknownNameError):
+        async for event in runtime.events(job_id, after):
+            if event is None:
+                yield ": still here\n\n"
+            else:
+                yield f"id: {event.number}\nevent: {event.type}\ndata: {json.dumps(event.data)}\n\n"

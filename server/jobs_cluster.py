@@ -8,6 +8,7 @@ more is lost and tried again from its last checkpoint.
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import time
 from collections.abc import Awaitable, Callable
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from server.cluster import ClusterAwayError, ClusterState
+from server.cluster import ClusterError, ClusterState
 from server.cluster_jobs import ClusterJobs, remove_folder
+from server.exceptions import UnavailableError
 from server.files import FileStore, job_file_id
 from server.jobs import TERMINAL, Job, JobStore
 from server.jobs_runs import Run, RunStore
@@ -32,9 +34,11 @@ _LINE_CHARACTERS = 500
 _LAST_LINES = 20
 _LOST, _DONE, _STOPPED = "lost", "done", "stopped"
 _OVER = ("cancelling", *TERMINAL)  # no state of a job whose command should run
-# The command itself says with these that it gave up; with any other, something ended it.
-_GAVE_UP = (1, 2)
-_PARTLY = 1  # also that of an exam whose result is there, but for benchmarks that could not be run
+# The command says with this one that trying again changes nothing. With any other, what ended it may pass: a defect's
+# traceback, of a GPU or of a connection, is 1 too.
+_GAVE_UP = 2
+_PARTLY = 1  # of an exam whose result is there, but for benchmarks that could not be run
+_log = logging.getLogger("rewright.server")
 
 
 class Cluster(Protocol):
@@ -118,24 +122,28 @@ class ClusterWork:
         """Start an attempt where it was not, and follow it to its end; how it ended, and what was said of that.
 
         Raises:
-            JobFailedError: the job failed, or the cluster is away for too long.
+            JobFailedError: the job failed, or the cluster is away, or refuses, for too long.
         """
-        name = f"rewright-{job_id}-{number}"
+        name = _name(job_id, number)
         pace = _LogPace()
         answered = time.monotonic()
         seen: Run | None = None
+        told = ""
         while True:
             try:
                 found = await asyncio.to_thread(self._look, name, job_id, number, pace)
                 if not isinstance(found, Run):
                     return found
-                answered = time.monotonic()
+                answered, told = time.monotonic(), ""
                 if found != seen:
                     seen = found
                     await self.notify()
-            except ClusterAwayError as error:
+            except ClusterError as error:  # a refusal may pass as well: a token that is put right, a proxy in between
                 if time.monotonic() - answered > self.settings.patience_s:
                     raise JobFailedError(f"{error}, for {self.settings.patience_s:g} seconds") from error
+                if str(error) != told:
+                    told = str(error)
+                    _log.warning("%s is waited for: %s", name, told)
             await asyncio.sleep(_POLL_S)
 
     def _look(self, name: str, job_id: str, number: int, pace: _LogPace) -> tuple[str, str] | Run:
@@ -159,7 +167,8 @@ class ClusterWork:
                 self.cluster.stop(name)
             return run
         log = self._read_log(job, name, pace)
-        self._tell(job_id, log, whole=True)
+        if run.attempt == number:  # not so where the job was begun again, and this is one of its earlier attempts
+            self._tell(job_id, log, whole=True)
         return self._end(job, state, log)
 
     def _read_log(self, job: Job, name: str, pace: _LogPace) -> str:
@@ -180,7 +189,7 @@ class ClusterWork:
         reason = self._without_paths(job, state.message).split(", last available logs")[0].strip()
         lines = [line for line in map(_shown, log.splitlines()) if line][-_LAST_LINES:]
         message = "\n".join((reason, *lines))
-        if state.exit_code in _GAVE_UP:
+        if state.exit_code == _GAVE_UP:
             raise JobFailedError(message)
         return _LOST, message
 
@@ -222,9 +231,41 @@ class ClusterWork:
         remove_folder(folder)
 
     async def _fail(self, job_id: str, message: str) -> None:
-        await asyncio.to_thread(self.jobs.fail, job_id, message)
-        await asyncio.to_thread(remove_folder, self.folder / job_id)
+        await asyncio.to_thread(self._give_up, job_id, message)
         await self.notify()
+
+    def _give_up(self, job_id: str, message: str) -> None:
+        """End a job that cannot be done.
+
+        What a command has made that ended well is taken all the same. What one leaves that was broken off, or that may
+        still go on, is kept until the job is forgotten; only a command that gave up itself leaves nothing of worth.
+
+        Raises:
+            OSError, UnavailableError: what was made cannot be kept now; it is worth another try.
+        """
+        job, attempt = self.jobs.get(job_id), self.runs.get(job_id).attempt
+        name = _name(job_id, max(attempt, 1))
+        worthless = False
+        try:
+            state = self.cluster.state(name)
+            if state is None:
+                worthless = not attempt
+            elif not state.ended:
+                self.cluster.stop(name)
+            else:
+                worthless = state.exit_code == _GAVE_UP
+                end, left = self._end(job, state, "")
+                if end == _DONE:
+                    self._take(job_id, left)
+        except (OSError, UnavailableError):
+            raise
+        except JobFailedError:
+            pass  # what it says is the message, or comes after it
+        except Exception as error:  # of a cluster that is away; the job has failed all the same
+            _log.error("%s cannot be stopped, or what it made not be taken: it may go on", name, exc_info=error)
+        self.jobs.fail(job_id, message)  # nothing, where the job has ended just now
+        if worthless:
+            remove_folder(self.folder / job_id)
 
     def _source(self, job: Job) -> Path | None:
         if job.input_file is None:
@@ -234,6 +275,10 @@ class ClusterWork:
 
     def _without_paths(self, job: Job, text: str) -> str:
         return self.commands.without_paths(text, self.folder / job.id, self._source(job), job.input_file)
+
+
+def _name(job_id: str, attempt: int) -> str:
+    return f"rewright-{job_id}-{attempt}"
 
 
 def _lines(path: Path) -> int:

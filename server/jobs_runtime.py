@@ -19,7 +19,8 @@ from typing import Any
 from dbos import DBOS, SetWorkflowID
 from sqlalchemy.exc import OperationalError
 
-from server.cluster_jobs import ClusterJobs
+from server.cluster_jobs import ClusterJobs, remove_folder
+from server.exceptions import StartError
 from server.files import FileStore
 from server.jobs import TERMINAL, Event, Job, JobStore
 from server.jobs_cluster import Cluster, ClusterWork
@@ -163,19 +164,21 @@ class JobRuntime:
         return job
 
     async def forget(self, job_id: str) -> None:
-        """Remove what DBOS keeps of a job that has ended."""
+        """Remove what DBOS keeps of a job that has ended, and what its command left."""
         await DBOS.delete_workflow_async(job_id)
+        await asyncio.to_thread(remove_folder, self._database.folder / "jobs" / job_id)
 
     async def events(self, job_id: str, after: int) -> AsyncIterator[Event | None]:
         """Events after number `after`, those to come too, until the job or the service ends; None now and then."""
         loop = asyncio.get_running_loop()
         heartbeat = loop.time() + _HEARTBEAT_S  # whatever changes in other jobs does not put it off
+        ended = await self._has_ended(job_id)  # before the look for events, of which the last one tells of it
         while not self._stopping:
             changes = self._changes  # before the look into the database: what changes after it is not waited for
-            ended = (await asyncio.to_thread(self._store.get, job_id)).status in TERMINAL
             page = await asyncio.to_thread(self._store.events, job_id, after, _EVENTS)
             for event in page:
                 after = event.number
+                ended = ended or event.data.get("status") in TERMINAL
                 yield event
             if page:
                 heartbeat = loop.time() + _HEARTBEAT_S
@@ -188,19 +191,26 @@ class JobRuntime:
                         await self._changed.wait()
             if loop.time() >= heartbeat:
                 heartbeat = loop.time() + _HEARTBEAT_S
+                ended = await self._has_ended(job_id)
                 yield None
 
+    async def _has_ended(self, job_id: str) -> bool:
+        return (await asyncio.to_thread(self._store.get, job_id)).status in TERMINAL
+
     async def _look(self) -> None:
-        """Begin again, until cancelled, what two looks in a row have found idle."""
+        """Begin again, until cancelled, what two looks in a row have found idle, in a database that is ours alone."""
         idle: dict[str, str] = {}
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
+                await asyncio.to_thread(self._database.hold)
                 before, idle = idle, await self._idle()
                 for job_id in before.keys() & idle.keys():
                     _log.warning("%s is not finished and nothing works on it: it is begun again", job_id)
                     await DBOS.delete_workflow_async(job_id)
                     await self._enqueue(job_id, idle[job_id])
+            except StartError as error:
+                _log.error("no job is begun again: %s", error)
             except Exception as error:  # of either database; the next look must come all the same
                 _log.error("jobs that nothing works on cannot be looked for", exc_info=error)
 

@@ -26,15 +26,16 @@ _LOCK = 7_392_846_159  # of nobody else in a PostgreSQL database
 schema_table = sa.Table("rewright_schema", sa.MetaData(), sa.Column("version", sa.Integer, primary_key=True))
 
 
-def open_schema(connection: sa.Connection, tables: sa.MetaData) -> None:
-    """Make the tables where there are none, else bring them to `SCHEMA_VERSION`.
+def open_schema(connection: sa.Connection, tables: sa.MetaData, *, older: bool) -> None:
+    """Make the tables where there are none; those that are there stay as they are.
 
     Args:
         connection: in a transaction that the caller ends; in SQLite it has the write lock afterwards.
         tables: as they are at `SCHEMA_VERSION`.
+        older: whether those of an earlier release will do.
 
     Raises:
-        StartError: a newer release has made them.
+        StartError: a newer release has made them, or an earlier one that will not do.
     """
     _keep_others_out(connection)
     schema_table.create(connection, checkfirst=True)
@@ -42,17 +43,30 @@ def open_schema(connection: sa.Connection, tables: sa.MetaData) -> None:
     if found is None:
         tables.create_all(connection)
         connection.execute(sa.insert(schema_table).values(version=SCHEMA_VERSION))
-        return
-    if found > SCHEMA_VERSION:
+    elif found > SCHEMA_VERSION:
         raise StartError(
             f"the service's database has schema {found}, and this release knows {SCHEMA_VERSION}: "
             "use the release that made it, or another server.state"
         )
-    for version in range(found, SCHEMA_VERSION):
+    elif found < SCHEMA_VERSION and not older:
+        raise StartError(
+            f"the service's database has schema {found}, and this release needs {SCHEMA_VERSION}: use the release "
+            "that made it, or start the service of this one once, which brings the database forward"
+        )
+
+
+def upgrade_schema(connection: sa.Connection) -> None:
+    """Bring the tables of an earlier release to `SCHEMA_VERSION`; the caller keeps services off the database.
+
+    Args:
+        connection: as for `open_schema`, which has opened it.
+    """
+    _keep_others_out(connection)
+    found = connection.scalar(sa.select(sa.func.max(schema_table.c.version)))
+    for version in range(found or SCHEMA_VERSION, SCHEMA_VERSION):
         for statement in STEPS[version]:
             connection.exec_driver_sql(statement)
-    if found < SCHEMA_VERSION:
-        connection.execute(sa.update(schema_table).values(version=SCHEMA_VERSION))
+    connection.execute(sa.update(schema_table).values(version=SCHEMA_VERSION))
 
 
 def _keep_others_out(connection: sa.Connection) -> None:

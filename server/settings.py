@@ -82,7 +82,7 @@ class ClusterSettings(Section):
     memory_mb: int | None = Field(None, ge=1, description="main memory that a job reserves, MiB; None for none")
     running: int = Field(1, ge=1, description="such jobs at a time")
     attempts: int = Field(3, ge=1, description="starts of a job that the cluster loses, the first one included")
-    patience_s: float = Field(3600.0, gt=0, description="time that the cluster may be out of reach, seconds")
+    patience_s: float = Field(3600.0, gt=0, description="time that the cluster may be out of reach, or refuse, seconds")
     models: Path | None = Field(
         None, description="folder of fine-tuned models, NAME/VERSION; None for models/ in the state folder"
     )

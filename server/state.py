@@ -6,19 +6,20 @@ How an older database becomes this one is `server.migrations`. Workflows are kep
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from agent.disk import replacing, sync
 from agent.exceptions import SettingsError
 from server.exceptions import StartError, UnavailableError
-from server.migrations import open_schema, schema_table
+from server.migrations import open_schema, schema_table, upgrade_schema
 from server.settings import ServerSettings
 
 T = TypeVar("T")
@@ -26,6 +27,13 @@ T = TypeVar("T")
 _BUSY_S = 30  # how long a write waits for another one of SQLite
 # Of libpq: seconds to connect and until a silent connection is probed; milliseconds without an answer until it is lost.
 _POSTGRES_PATIENCE = {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 30_000}
+
+_SERVICE_LOCK = 7_392_846_160  # of nobody else in a PostgreSQL database
+# The server finds out within a minute that whoever has the lock was cut off, and not after its system's two hours.
+_LET_GO = "SELECT " + ", ".join(
+    f"set_config('tcp_keepalives_{name}', '{value}', false)"
+    for name, value in (("idle", 30), ("interval", 10), ("count", 3))
+)
 
 tables = sa.MetaData()
 
@@ -109,10 +117,11 @@ keys = sa.Table(
 
 
 class Database:
-    """The tables above, made on first use, and brought up to date where an earlier release made them.
+    """The tables above, made on first use.
 
     Args:
         settings: its state folder is created, for this user only; its database URL decides the kind.
+        older: whether tables of an earlier release will do, until `upgrade`.
 
     Attributes:
         folder: the state folder.
@@ -120,10 +129,10 @@ class Database:
 
     Raises:
         SettingsError: the URL is none, or the folder cannot be made.
-        StartError: the database cannot be reached, or a newer release has made it.
+        StartError: the database cannot be reached, or another release has made it.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, *, older: bool = False) -> None:
         self.folder = settings.state_folder
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -139,20 +148,62 @@ class Database:
         self._engine = sa.create_engine(url, pool_pre_ping=True, connect_args=patience)
         if url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
-        try:
-            with self._engine.begin() as connection:
-                open_schema(connection, tables)
-        except SQLAlchemyError as error:
-            self._engine.dispose()
-            raise StartError(f"the service's database cannot be used: {_reason(error)}") from error
+        self._hold: sa.Connection | None = None
+        with self._starting(), self._engine.begin() as connection:
+            open_schema(connection, tables, older=older)
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close its connections, and let go of what `hold` has."""
+        if self._hold is not None:
+            self._hold.close()
         self._engine.dispose()
+
+    def hold(self) -> None:
+        """Keep a second service off a database of PostgreSQL until `close`; of SQLite, `StateLock` does.
+
+        The lock lives as long as one connection does. Called again, this takes it again where that was lost.
+
+        Raises:
+            StartError: another service has it, or the database cannot be reached.
+        """
+        if self._engine.dialect.name == "sqlite":
+            return
+        with self._starting():
+            if self._hold is not None:
+                try:
+                    self._hold.execute(sa.select(1))
+                    return
+                except DBAPIError:
+                    self._hold.close()
+                    self._hold = None
+            connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            connection.detach()
+            connection.exec_driver_sql(_LET_GO)
+            if connection.scalar(sa.select(sa.func.pg_try_advisory_lock(_SERVICE_LOCK))):
+                self._hold = connection
+                return
+            connection.close()
+        raise StartError(
+            "another service uses this database: stop it, or set another server.database; that of a machine that "
+            "was cut off is let go within a minute"
+        )
+
+    def upgrade(self) -> None:
+        """Bring tables of an earlier release up to date. The caller has `StateLock` and `hold`. Raises StartError."""
+        with self._starting(), self._engine.begin() as connection:
+            upgrade_schema(connection)
 
     def check(self) -> None:
         """Read from it now. Raises UnavailableError."""
         self.do(lambda connection: connection.execute(sa.select(schema_table)).all())
+
+    @contextlib.contextmanager
+    def _starting(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            self._engine.dispose()
+            raise StartError(f"the service's database cannot be used: {_reason(error)}") from error
 
     def do(self, work: Callable[[sa.Connection], T]) -> T:
         """The result of `work` in one transaction. Blocks; an exception of `work` undoes it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Protocol, cast
 
 from agent.disk import replacing
 from agent.exceptions import SettingsError
@@ -29,6 +29,10 @@ class Storage(Protocol):
 
     def fetch(self, name: str, spare: Path) -> Path:
         """A local file with the bytes: the kept one, or a copy at `spare`, made where it is not there yet."""
+        ...
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file to read from any place of it; no more is fetched than is read, but for what a store reads ahead."""
         ...
 
     def delete(self, name: str) -> None:
@@ -62,6 +66,9 @@ class FolderStorage:
         path = self._folder / name
         path.stat()  # what is gone is an error here, and not wherever it is opened
         return path
+
+    def open(self, name: str) -> IO[bytes]:
+        return (self._folder / name).open("rb")
 
     def delete(self, name: str) -> None:
         (self._folder / name).unlink(missing_ok=True)
@@ -106,6 +113,9 @@ class UrlStorage:
             with replacing(spare) as unfinished:
                 self._store.get_file(self._at(name), str(unfinished))
         return spare
+
+    def open(self, name: str) -> IO[bytes]:
+        return cast(IO[bytes], self._store.open(self._at(name), "rb"))
 
     def delete(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):

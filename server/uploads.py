@@ -27,6 +27,9 @@ RAW_TYPES = (
 _FORM = "multipart/form-data"
 _FORM_OVERHEAD = 1 << 16  # bytes of a form beside its file
 _FIELD_NAME = "file"
+# A place is not held by a trickle: beyond this time of waiting for the client, so much must have come a second of it.
+_GRACE_S = 60.0
+_LEAST_BYTES_PER_S = 16 * 2**10
 
 
 class Upload:
@@ -75,13 +78,14 @@ class Upload:
         return self._body() if self._boundary is None else self._form_file(self._boundary)
 
     async def _body(self) -> AsyncIterator[bytes]:
+        clock = asyncio.get_running_loop().time
         stream = self._request.stream().__aiter__()
-        end = asyncio.get_running_loop().time() + self._settings.upload_timeout_s
-        received = 0
+        end = clock() + self._settings.upload_timeout_s
+        received, waited = 0, 0.0
         while True:
-            left = end - asyncio.get_running_loop().time()
+            since = clock()
             try:
-                async with asyncio.timeout(min(left, self._limits.body_timeout_s)):
+                async with asyncio.timeout(min(end - since, self._limits.body_timeout_s)):
                     chunk = await anext(stream)
             except StopAsyncIteration:
                 return
@@ -93,7 +97,11 @@ class Upload:
                 ) from None
             except ClientDisconnect:
                 raise BadRequestError("the body ended before its time", code="incomplete_body") from None
-            received += len(chunk)
+            received, waited = received + len(chunk), waited + clock() - since
+            if received < (waited - _GRACE_S) * _LEAST_BYTES_PER_S:
+                raise BodyTimeoutError(
+                    f"the body came at less than {_LEAST_BYTES_PER_S // 2**10} KiB a second", code="body_timeout"
+                )
             if received > self._longest:  # of a form, what follows its end is nobody's part
                 raise self._too_large
             yield chunk

@@ -45,7 +45,7 @@ class DurableWork:
 
     def __init__(self, settings: ServerSettings, served: Served | None = None, cluster: Cluster | None = None) -> None:
         self._settings = settings
-        self._database = Database(settings)
+        self._database = Database(settings, older=True)
         self.keys = KeyStore(self._database)
         self._files = FileStore(self._database, self._database.folder / "files", settings.files, settings.retention)
         self._jobs = JobStore(self._database, settings.jobs.waiting, settings.limits.retry_after_s, settings.retention)
@@ -80,8 +80,10 @@ class DurableWork:
         return files_router(self._files, self._settings), jobs
 
     async def start(self, backend: RowBackend, admission: Admission) -> None:
-        """Take hold of the state folder and do its jobs. Raises StartError when another service has it."""
+        """Take hold of the state folder and the database, and do their jobs. Raises StartError when another has one."""
         self._lock = StateLock(self._database.folder)
+        await asyncio.to_thread(self._database.hold)
+        await asyncio.to_thread(self._database.upgrade)
         await asyncio.to_thread(self._files.sweep)
         await self._runtime.start(ShardRunner(backend, Lane(self._settings.jobs.rows, admission)))
         self._sweeping = asyncio.create_task(self._sweeper.run())
@@ -109,5 +111,5 @@ def needs_key(keys: Keys, settings: ServerSettings) -> bool:
     """Whether the service asks for a key: there is one in `keys` or in its database. Raises as `DurableWork`."""
     if keys:
         return True
-    with closing(Database(settings)) as database:
+    with closing(Database(settings, older=True)) as database:
         return KeyStore(database).any()

@@ -194,7 +194,7 @@ async def test_a_command_that_gives_up_is_not_started_again(tmp_path: Path) -> N
 
 
 async def test_a_cluster_that_is_away_is_waited_for(tmp_path: Path) -> None:
-    cluster = Scripted(["FAILED 1"])
+    cluster = Scripted(["FAILED 2"])
     cluster.away = 3
     async with _service(_settings(tmp_path), cluster) as client:
         ended = await _ended(client, (await _submit(client, "sft", name="tuned"))["id"])
@@ -217,7 +217,7 @@ async def test_the_next_service_follows_what_runs_and_starts_nothing_twice(tmp_p
     async with _service(_settings(tmp_path), cluster) as client:
         job = await _submit(client, "train", name="math")
         await _until(lambda: cluster.names)
-    cluster._attempts[0] = ["FAILED 1"]
+    cluster._attempts[0] = ["FAILED 2"]
     async with _service(_settings(tmp_path), cluster) as client:
         ended = await _ended(client, job["id"])
         events = (await client.get(f"/v1/jobs/{job['id']}/events")).text
@@ -226,7 +226,7 @@ async def test_the_next_service_follows_what_runs_and_starts_nothing_twice(tmp_p
 
 
 async def test_nothing_that_a_client_chose_is_in_the_command(tmp_path: Path) -> None:
-    cluster = Scripted(["FAILED 1"])
+    cluster = Scripted(["FAILED 2"])
     async with _service(_settings(tmp_path), cluster) as client:
         await _ended(client, (await _submit(client, "train", name="mine-own.name", steps=7, limit=5))["id"])
     (command,) = cluster.commands

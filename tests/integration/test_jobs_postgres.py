@@ -10,23 +10,48 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server.admission import Admission
 from server.app import create_app
 from server.auth import Keys
+from server.exceptions import StartError
 from server.settings import JobSettings, ServerSettings
 from server.work import DurableWork
 from tests.plain_backend import PlainBackend
-from tests.postgres import postgres
+from tests.postgres import Postgres, postgres
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[str]:
-    """URL of an empty database."""
-    with postgres() as server:
-        yield server.url
+def server() -> Iterator[Postgres]:
+    with postgres() as running:
+        yield running
 
 
-async def test_a_job_is_carried_on_by_the_next_service(database: str, tmp_path: Path) -> None:
-    settings = ServerSettings(state=str(tmp_path / "state"), database=database, jobs=JobSettings(rows=2, shard_rows=7))
+async def test_a_second_service_is_kept_off_the_database_and_changes_nothing_there(
+    server: Postgres, tmp_path: Path
+) -> None:
+    first, second = (
+        DurableWork(ServerSettings(state=str(tmp_path / name), database=server.url)) for name in ("first", "second")
+    )
+    app = create_app(PlainBackend(), first._settings, Keys(), first)
+    async with app.router.lifespan_context(app):
+        for _ in range(2):
+            with pytest.raises(StartError, match="another service uses this database"):
+                await second.start(PlainBackend(), Admission(10, 1))
+            assert second._lock is not None
+            second._lock.release()
+            server.drop_connections()
+            await asyncio.to_thread(first._database.hold)  # as at the next look for idle jobs
+    await second.stop()
+    third = DurableWork(second._settings)
+    app = create_app(PlainBackend(), third._settings, Keys(), third)
+    async with app.router.lifespan_context(app):
+        assert await asyncio.to_thread(third._database.check) is None
+
+
+async def test_a_job_is_carried_on_by_the_next_service(server: Postgres, tmp_path: Path) -> None:
+    settings = ServerSettings(
+        state=str(tmp_path / "state"), database=server.url, jobs=JobSettings(rows=2, shard_rows=7)
+    )
     rows = b"\n".join(json.dumps({"question": f"{n}?", "answer": f"it is {n}"}).encode() for n in range(60))
     job = None
     for pause in (0.01, 0.0):

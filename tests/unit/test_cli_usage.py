@@ -18,6 +18,7 @@ from cli.main import main
 from server.keys import KeyStore
 from server.settings import ServerSettings
 from server.state import Database
+from trainer.exceptions import DivergedError
 
 Run = Callable[..., tuple[int, str, str]]
 JOB = ["rewrite", "in.jsonl", "--job", "--url", "http://h", "-o"]
@@ -297,3 +298,14 @@ def test_a_key_that_expires_beyond_the_calendar_is_listed(
     code, out, _ = run("keys", "list")
     assert code == 0
     assert (out.count("beyond"), out.count("2100-01-01")) == (2, 1)
+
+
+def test_a_training_that_would_diverge_again_is_wrong_use_and_no_failure(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: object, **__: object) -> None:
+        raise DivergedError("the loss is nan", ["row-1"])
+
+    monkeypatch.setattr("cli.sft._train_here", diverge)
+    code, _, err = run("sft", "in.jsonl", "-o", "model")
+    assert (code, "the loss is nan in the batch of rows row-1" in err) == (2, True)

@@ -242,6 +242,39 @@ async def test_a_body_that_never_ends_times_out(backend: ScriptedBackend) -> Non
     assert _error(response)["code"] == "body_timeout"
 
 
+async def test_bodies_that_come_have_a_bound_in_all_by_what_they_declare(
+    backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.bodies._BODIES_AT_ONCE", 2)
+    begun, go = asyncio.Semaphore(0), asyncio.Event()
+    body = json.dumps({"demonstrations": [ROW]}).encode()
+    other = {"Content-Length": f"{0:020}{LIMITS.body_bytes - 1}"}
+
+    async def chunks() -> AsyncIterator[bytes]:
+        begun.release()
+        await go.wait()
+        yield body
+
+    async with _client(backend, limits=LIMITS.model_copy(update={"body_timeout_s": 60.0})) as client:
+        json_body = {"Content-Type": "application/json"}
+        slow = [
+            asyncio.create_task(client.post("/v1/rewrites", content=chunks(), headers=json_body | length))
+            for length in ({}, other)
+        ]
+        for _ in slow:
+            await begun.acquire()
+        fits = await _post(client, b"1")  # the one byte that is left
+        refused = await _post(client, body)
+        too_long = await _post(client, body, **{"Content-Length": "4097"})
+        go.set()
+        taken = [(await post).status_code for post in slow]
+        after = await _post(client, body)
+    assert fits.status_code == 422
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "7")
+    assert _error(refused)["code"] == "too_many_bodies"
+    assert (too_long.status_code, taken, after.status_code) == (413, [200, 200], 200)
+
+
 async def test_too_many_demonstrations_are_refused(client: httpx.AsyncClient) -> None:
     response = await client.post("/v1/mismatch", json={"demonstrations": [ROW] * 5})
     assert response.status_code == 413

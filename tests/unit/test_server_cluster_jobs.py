@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import threading
 import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,10 +20,13 @@ from cli.settings import load_settings
 from server import jobs_cluster
 from server.app import create_app
 from server.auth import Keys
-from server.cluster import ClusterAwayError, ClusterState
+from server.cluster import ClusterAwayError, ClusterError, ClusterState
 from server.cluster_jobs import Served
 from server.job_params import EvaluateParams, SftParams, TrainParams
 from server.jobs import JobStore
+from server.jobs_cluster import ClusterWork
+from server.jobs_steps import RETRY
+from server.published import publish
 from server.schemas import RequestBody, RewriteOptions, SamplingBody
 from server.settings import ClusterSettings, ServerSettings
 from server.work import DurableWork
@@ -31,6 +35,7 @@ from tests.asgi import client_of
 from tests.plain_backend import PlainBackend
 
 ROW = b'{"question": "1 + 1?", "answer": "2"}\n'
+LOST = "the cluster has lost the job 1 times; at last: "
 RUNNING, ENDED = ClusterState("RUNNING", "", None), ClusterState("SUCCEEDED", "", 0)
 
 
@@ -40,6 +45,8 @@ class ScriptedCluster:
     Attributes:
         commands: what was submitted, by name.
         stopped: names that were asked to end, which they do.
+        failure: raised by every look, while it is set.
+        looks: how often a state was asked for.
     """
 
     def __init__(self) -> None:
@@ -47,15 +54,17 @@ class ScriptedCluster:
         self.states: dict[str, ClusterState] = {}
         self.logs: dict[str, str] = {}
         self.stopped: list[str] = []
-        self.away = False
+        self.failure: ClusterError | None = None
+        self.looks = 0
 
     def submit(self, name: str, command: str) -> None:
         self.commands[name] = command
         self.states[name] = RUNNING
 
     def state(self, name: str) -> ClusterState | None:
-        if self.away:
-            raise ClusterAwayError("no Ray dashboard answers")
+        self.looks += 1
+        if self.failure is not None:
+            raise self.failure
         return self.states.get(name)
 
     def log(self, name: str) -> str:
@@ -183,7 +192,7 @@ async def test_a_long_log_is_not_read_at_every_look(tmp_path: Path, monkeypatch:
             await asyncio.sleep(0.01)
         assert reads == 1
         log += "the last"
-        cluster.states[name] = ClusterState("FAILED", "it ended", 1)
+        cluster.states[name] = ClusterState("FAILED", "it ended", 2)
         ended = await _ended(client, job["id"])
         text = (await client.get(f"/v1/jobs/{job['id']}/events")).text
     assert reads == 2
@@ -196,15 +205,15 @@ async def test_a_long_log_is_not_read_at_every_look(tmp_path: Path, monkeypatch:
     ("tasks", "status", "error"),
     [
         ({"piqa": {"not_run": None}, "lambada": {"not_run": "no file"}}, "completed", "lambada: not run: no file"),
-        ({"piqa": {"not_run": "no file"}}, "failed", "it ended"),
-        ({"piqa": {"not_run": None}, "lambada": {"not_run": None}}, "failed", "it ended"),
+        ({"piqa": {"not_run": "no file"}}, "failed", f"{LOST}it ended"),
+        ({"piqa": {"not_run": None}, "lambada": {"not_run": None}}, "failed", f"{LOST}it ended"),
     ],
     ids=["one was not run", "broken off", "something else went wrong"],
 )
 async def test_an_exam_that_asked_all_it_could_is_completed_and_says_what_is_missing(
     tmp_path: Path, tasks: dict[str, Any], status: str, error: str
 ) -> None:
-    settings, cluster = _settings(tmp_path), ScriptedCluster()
+    settings, cluster = _settings(tmp_path, attempts=1), ScriptedCluster()
     async with _service(settings, cluster) as client:
         job = await _submit(client, "evaluate", tasks=["piqa", "lambada"])
         name = await cluster.started(job["id"], 1)
@@ -234,6 +243,125 @@ async def test_a_job_that_is_cancelled_while_it_begins_is_never_started(
         ended = await _ended(client, (await _submit(client, "train", name="math"))["id"])
         await asyncio.sleep(0.3)
     assert (ended["status"], cluster.commands) == ("cancelled", {})
+
+
+def _checkpoint(settings: ServerSettings, job_id: str) -> Path:
+    made = _folder(settings, job_id) / "adapter" / "training" / "checkpoint-900"
+    made.mkdir(parents=True)
+    return made
+
+
+@pytest.mark.parametrize("failure", [ClusterError("its token is another one"), ClusterAwayError("nobody answers")])
+async def test_a_cluster_that_refuses_is_waited_for_as_one_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failure: ClusterError
+) -> None:
+    monkeypatch.setattr("server.jobs_cluster._POLL_S", 0.01)
+    settings, cluster = _settings(tmp_path), ScriptedCluster()
+    async with _service(settings, cluster) as client, asyncio.timeout(60):
+        job = await _submit(client, "train", name="math")
+        name = await cluster.started(job["id"], 1)
+        cluster.failure, cluster.looks = failure, 0
+        while cluster.looks < 5:
+            await asyncio.sleep(0.01)
+        waiting = (await client.get(f"/v1/jobs/{job['id']}")).json()
+        cluster.states[name], cluster.failure = ENDED, None
+        _publish(_folder(settings, job["id"]))
+        ended = await _ended(client, job["id"])
+    assert (waiting["status"], ended["status"], ended["adapter"]) == ("in_progress", "completed", "math@1")
+    assert caplog.text.count(f"{name} is waited for: {failure}") == 1
+
+
+async def test_a_job_that_fails_while_its_command_runs_is_stopped_and_keeps_its_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.jobs_cluster._POLL_S", 0.01)
+    settings, cluster = _settings(tmp_path, patience_s=0.2), ScriptedCluster()
+    state = cluster.state
+
+    def away_until_it_is_given_up(name: str) -> ClusterState | None:
+        if cluster.commands and threading.current_thread() not in givers:
+            raise ClusterAwayError("nobody answers")
+        return state(name)
+
+    givers: set[threading.Thread] = set()
+    give_up = ClusterWork._give_up
+
+    def noted(self: ClusterWork, job_id: str, message: str) -> None:
+        givers.add(threading.current_thread())
+        give_up(self, job_id, message)
+
+    monkeypatch.setattr(ClusterWork, "_give_up", noted)
+    monkeypatch.setattr(cluster, "state", away_until_it_is_given_up)
+    work = DurableWork(settings, Served(), cluster)
+    async with client_of(create_app(PlainBackend(), settings, Keys(), work)) as client, asyncio.timeout(60):
+        job = await _submit(client, "train", name="math")
+        name = await cluster.started(job["id"], 1)
+        checkpoint = _checkpoint(settings, job["id"])
+        ended = await _ended(client, job["id"])
+        kept = checkpoint.exists()
+        await work._runtime.forget(job["id"])
+    assert (ended["status"], ended["error"]) == ("failed", "nobody answers, for 0.2 seconds")
+    assert cluster.stopped == [name]
+    assert kept
+    assert not _folder(settings, job["id"]).exists(), "what is forgotten leaves nothing"
+
+
+@pytest.mark.parametrize(("code", "attempts", "kept"), [(2, 1, False), (1, 2, True), (3, 2, True), (None, 2, True)])
+async def test_only_a_command_that_gave_up_is_not_started_again_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None, attempts: int, kept: bool
+) -> None:
+    monkeypatch.setattr("server.jobs_cluster._POLL_S", 0.01)
+    settings, cluster = _settings(tmp_path), ScriptedCluster()
+    async with _service(settings, cluster) as client, asyncio.timeout(60):
+        job = await _submit(client, "train", name="math")
+        for number in range(1, attempts + 1):
+            name = await cluster.started(job["id"], number)
+            if number == 1:
+                checkpoint = _checkpoint(settings, job["id"])
+            cluster.states[name] = ClusterState("FAILED", "it ended", code)
+        ended = await _ended(client, job["id"])
+    assert (ended["status"], len(cluster.commands), checkpoint.exists()) == ("failed", attempts, kept)
+
+
+async def test_what_a_training_made_is_published_once_there_is_room_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.jobs_cluster._POLL_S", 0.01)
+    monkeypatch.setattr("server.jobs_runtime._LOOK_S", 0.2)
+    monkeypatch.setitem(RETRY, "max_attempts", 2)
+    monkeypatch.setitem(RETRY, "interval_seconds", 0.01)
+    settings, cluster = _settings(tmp_path), ScriptedCluster()
+    tries, full = 0, True
+
+    def publishing(*arguments: Any) -> int:
+        nonlocal tries
+        tries += 1
+        if full:
+            raise OSError(28, "No space left on device")
+        return publish(*arguments)
+
+    monkeypatch.setattr("server.cluster_jobs.publish", publishing)
+    async with _service(settings, cluster) as client, asyncio.timeout(60):
+        job = await _submit(client, "train", name="math")
+        first = await cluster.started(job["id"], 1)
+        cluster.logs[first] = "one\ntwo\nthree\n"
+        cluster.states[first] = ClusterState("FAILED", "a GPU fell off", 1)
+        name = await cluster.started(job["id"], 2)
+        _publish(_folder(settings, job["id"]))
+        cluster.logs[name] = "again\n"
+        cluster.states[name] = ENDED
+        while tries < 6:  # two of the step, two of its failure, and begun again
+            await asyncio.sleep(0.05)
+        waiting = (await client.get(f"/v1/jobs/{job['id']}")).json()
+        full = False
+        ended = await _ended(client, job["id"])
+        text = (await client.get(f"/v1/jobs/{job['id']}/events")).text
+    assert (waiting["status"], waiting["error"]) == ("finalizing", None)
+    assert (ended["status"], ended["adapter"], ended["error"]) == ("completed", "math@1", None)
+    assert (list(cluster.commands), cluster.stopped) == ([first, name], [])
+    told = [line for d in text.split("data: ")[1:] for line in json.loads(d.split("\n")[0]).get("lines", ())]
+    assert told == ["one", "two", "three", "again"]
+    assert not _folder(settings, job["id"]).exists()
 
 
 async def test_looks_that_find_nothing_new_wake_no_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

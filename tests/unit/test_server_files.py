@@ -9,7 +9,7 @@ import io
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pyarrow as pa
@@ -227,6 +227,25 @@ async def test_a_silent_client_is_given_up(client: httpx.AsyncClient) -> None:
     assert _error(response)["code"] == "body_timeout"
 
 
+@pytest.mark.parametrize(("size", "status"), [(1, 408), (2000, 200)])
+async def test_a_trickle_does_not_hold_a_place(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, size: int, status: int
+) -> None:
+    monkeypatch.setattr("server.uploads._GRACE_S", 0.2)
+    monkeypatch.setattr("server.uploads._LEAST_BYTES_PER_S", 1000)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield ROW
+        for _ in range(12):  # never silent for as long as it may be
+            await asyncio.sleep(0.05)
+            yield b" " * size
+
+    response = await client.post("/v1/files", content=chunks(), headers=RAW)
+    assert response.status_code == status
+    if status == 408:
+        assert _error(response)["code"] == "body_timeout"
+
+
 async def test_more_uploads_than_places_are_told_to_come_back(client: httpx.AsyncClient) -> None:
     begun, go = asyncio.Event(), asyncio.Event()
 
@@ -339,15 +358,15 @@ async def test_a_file_that_is_deleted_while_it_is_asked_for_is_unknown(
     files = FileSettings(url=f"file://{tmp_path / store}" if store else None)
     settings = ServerSettings(state=str(tmp_path / "state"), files=files)
     work = DurableWork(settings)
-    spare = FileStore.spare
+    opened = FileStore.open
 
-    def deleted_before(self: FileStore, stored: StoredFile) -> Path:
+    def deleted_before(self: FileStore, stored: StoredFile) -> IO[bytes]:
         self.delete(stored.id)
-        return spare(self, stored)
+        return opened(self, stored)
 
     async with client_to(create_app(PlainBackend(), settings, Keys(), work)) as client:
         stored = await _upload(client, ROW)
-        monkeypatch.setattr(FileStore, "spare", deleted_before)
+        monkeypatch.setattr(FileStore, "open", deleted_before)
         gone = await client.get(f"/v1/files/{stored['id']}/content")
     assert (gone.status_code, _error(gone)["code"]) == (404, "unknown_file")
 

@@ -22,12 +22,12 @@ from agent.demonstrations import BadRow, Demonstration
 from server.app import create_app
 from server.auth import Keys
 from server.exceptions import StartError, UnavailableError, UnknownNameError
-from server.jobs import Job, JobStore
+from server.jobs import Event, Job, JobStore
 from server.jobs_files import JobFolder
 from server.jobs_runtime import JobRuntime
 from server.jobs_steps import RETRY, JobFailedError, failure_of
 from server.schemas import RewriteOptions
-from server.settings import JobSettings, ServerSettings
+from server.settings import ClusterSettings, JobSettings, ServerSettings
 from server.state import StateLock
 from server.work import DurableWork
 from server.work_schemas import RewriteJob
@@ -326,3 +326,103 @@ async def test_a_stop_keeps_the_folder_until_no_thread_writes_to_it(
     await stopping
     assert written == [True], "DBOS has gone, and the folder goes next, while a thread writes"
     StateLock(settings.state_folder).release()
+
+
+@pytest.mark.parametrize("kind", ["rewrite", "evaluate"])
+async def test_the_same_key_and_body_are_the_same_job_whatever_has_become_of_what_it_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    settings = _settings(tmp_path).model_copy(update={"cluster": ClusterSettings(dashboard="http://127.0.0.1:9")})
+    work = DurableWork(settings)
+    input_file = _job(work, tmp_path).input_file
+    submitted: list[str] = []
+
+    async def submit(self: JobRuntime, job: Job) -> None:
+        submitted.append(job.id)
+
+    def gone(*_: Any) -> None:
+        raise UnknownNameError("the adapter is gone", code="unknown_adapter")
+
+    async def gone_too(*_: Any) -> None:
+        gone()
+
+    monkeypatch.setattr(JobRuntime, "submit", submit)
+    async with client_to(create_app(PlainBackend(), settings, Keys(), work)) as client:
+        body: dict[str, Any] = {"kind": kind, "input_file": input_file}
+        once = {"Idempotency-Key": "once"}
+        made = await client.post("/v1/jobs", json=body, headers=once)
+        monkeypatch.setattr(PlainBackend, "check_options", gone_too)
+        monkeypatch.setattr("server.cluster_jobs.ClusterJobs.accept", gone)
+        again = await client.post("/v1/jobs", json=body, headers=once)
+        other = await client.post("/v1/jobs", json=body | {"params": {"sampling": {"seed": 1}}}, headers=once)
+        new = await client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "twice"})
+    assert (made.status_code, again.status_code, again.json()["id"]) == (200, 200, made.json()["id"])
+    assert submitted == [made.json()["id"]] * 2
+    if kind == "rewrite":
+        assert other.json()["error"]["code"] == "idempotency_key_reused"
+    assert (new.status_code, new.json()["error"]["code"]) == (404, "unknown_adapter")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UnavailableError("no answer", code="database_unavailable"), UnknownNameError("forgotten", code="unknown_job")],
+)
+async def test_a_stream_whose_job_cannot_be_looked_at_any_more_ends_and_is_no_defect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    settings = _settings(tmp_path)
+    work = DurableWork(settings)
+    job = _job(work, tmp_path)
+    events = JobStore.events
+
+    def once(self: JobStore, job_id: str, after: int, limit: int) -> list[Event]:
+        if after:
+            raise error
+        return events(self, job_id, after, limit)
+
+    monkeypatch.setattr(JobStore, "events", once)
+    async with client_to(create_app(PlainBackend(), settings, Keys(), work)) as client, asyncio.timeout(30):
+        heard = await client.get(f"/v1/jobs/{job.id}/events")
+    assert (heard.status_code, heard.text.count("event: ")) == (200, 1)
+    assert "defect" not in caplog.text
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_stream_has_a_place_of_its_own_and_asks_once_whenever_another_job_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.jobs_api._STREAMS", 1)
+    settings = _settings(tmp_path)
+    work = DurableWork(settings)
+    job = _job(work, tmp_path)
+    path, asked = f"/v1/jobs/{job.id}/events", {"get": 0, "events": 0}
+
+    def counted(name: str) -> Callable[..., Any]:
+        real = getattr(JobStore, name)
+
+        def count(*arguments: Any) -> Any:
+            asked[name] += 1
+            return real(*arguments)
+
+        return count
+
+    async with client_to(create_app(PlainBackend(), settings, Keys(), work)) as client, asyncio.timeout(60):
+        with monkeypatch.context() as counting:
+            for name in asked:
+                counting.setattr(JobStore, name, counted(name))
+            open_one = asyncio.create_task(client.get(path))
+            for looks in range(2, 6):  # two at the beginning: the first event, and that no more is there
+                while asked["events"] < looks:
+                    await asyncio.sleep(0.01)
+                before = asked["get"]
+                await work._runtime._notify()
+        refused = await client.get(path)
+        await asyncio.to_thread(work._jobs.cancel, job.id)
+        await work._runtime._notify()
+        heard = await open_one
+        again = await client.get(path)
+    assert before == 2  # by the route, and as the stream begins
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_streams")
+    assert refused.headers["retry-after"] == "5"
+    assert heard.text.count("event: status") == 2
+    assert (again.status_code, again.text) == (200, heard.text)

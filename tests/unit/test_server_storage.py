@@ -69,6 +69,35 @@ async def test_an_upload_is_kept_in_the_store_and_nowhere_else(
     assert kept() == {}
 
 
+async def test_a_download_copies_nothing_and_reads_no_more_than_its_range(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ROWS * 10_000
+    path = f"/v1/files/{(await client.post('/v1/files', content=rows, headers=RAW)).json()['id']}/content"
+
+    def copied(*_: object) -> None:
+        raise AssertionError("a copy was made")
+
+    monkeypatch.setattr(UrlStorage, "fetch", copied)
+    whole = await client.get(path)
+    assert (whole.status_code, whole.content) == (200, rows)
+    size, ranged = len(rows), {}
+    for asked in ("bytes=0-0", "bytes=100000-299999", "bytes=-7", f"bytes={size - 3}-", f"bytes=1-2,{size - 2}-"):
+        part = await client.get(path, headers={"Range": asked, "If-Range": whole.headers["etag"]})
+        assert part.status_code == 206, asked
+        ranged[asked] = part
+    assert [part.content for part in list(ranged.values())[:4]] == [
+        rows[:1],
+        rows[100_000:300_000],
+        rows[-7:],
+        rows[-3:],
+    ]
+    assert ranged["bytes=100000-299999"].headers["content-range"] == f"bytes 100000-299999/{size}"
+    several = ranged[f"bytes=1-2,{size - 2}-"]
+    assert (rows[1:3] in several.content, several.headers["content-length"]) == (True, str(len(several.content)))
+    assert (await client.get(path, headers={"Range": f"bytes={size}-"})).status_code == 416
+
+
 async def test_a_file_that_has_vanished_from_the_store_is_503_and_can_be_deleted(
     client: httpx.AsyncClient, settings: ServerSettings, url: str
 ) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from agent.engine.attention import CompletionPages, DecodePlan, KeyValues, PackedPlan, Plan, PromptPages, Segment
 from agent.engine.cache import PagedCache, pages_for
 from agent.engine.groups import Group, GroupPlan, make_group
+from agent.engine.head import Head
 from agent.engine.masked import lower_right
 
 # Rows of logits held at once while scoring.
@@ -98,11 +99,7 @@ class ModelRunner:
 
     def __init__(self, model: Any, cache: PagedCache) -> None:
         self._decoder = model.get_decoder()
-        self._head = model.get_output_embeddings()
-        config = model.config.get_text_config()
-        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self._logit_scale = float(getattr(config, "logit_scale", None) or 1.0)
-        self._logit_scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        self._head = Head(model)
         self._device = cache.shape.device
         self._sum_rows = _SUM_ROWS if self._device.type == "cpu" else _LOGIT_ROWS
         self.cache = cache
@@ -131,7 +128,7 @@ class ModelRunner:
             ids.extend(new)
             positions.extend(range(len(prefix), len(prompt.ids)))
         hidden = self._forward(ids, positions, PackedPlan(segments, self.cache))
-        return self._logits(hidden[[s.stop - 1 for s in segments]]), pasts
+        return self._head(hidden[[s.stop - 1 for s in segments]]), pasts
 
     def decode(
         self, tokens: list[int], prompts: Sequence[PromptPages], completions: Sequence[CompletionPages]
@@ -150,7 +147,7 @@ class ModelRunner:
         for prompt in prompts:
             for row in prompt.rows:
                 positions[row] += prompt.length
-        return self._logits(self._forward(tokens, positions, DecodePlan(self.cache, prompts, completions)))
+        return self._head(self._forward(tokens, positions, DecodePlan(self.cache, prompts, completions)))
 
     def score(self, trees: Sequence[Tree]) -> list[list[list[float]]]:
         """Log-probability of every completion token, nats, nested as trees, completions, tokens."""
@@ -201,15 +198,11 @@ class ModelRunner:
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self._head(hidden) * self._logit_scale if self._logit_scale != 1 else self._head(hidden)
-        return torch.tanh(logits / self._softcap) * self._softcap if self._softcap else logits
-
     def _logprobs(self, hidden: Tensor, sources: list[int], targets: list[int]) -> list[float]:
         parts: list[Tensor] = []
         for start in range(0, len(sources), _LOGIT_ROWS):
             rows = slice(start, start + _LOGIT_ROWS)
-            logits = self._logits(hidden[sources[rows]])
+            logits = self._head(hidden[sources[rows]])
             picked = logits.gather(1, self._tensor(targets[rows])[:, None])[:, 0].float()
             # A few rows at a time, so that their float32 copy and its exponentials stay in the processor's cache.
             sums = torch.cat([part.float().logsumexp(dim=-1) for part in torch.split(logits, self._sum_rows)])

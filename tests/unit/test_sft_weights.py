@@ -101,18 +101,30 @@ def test_the_base_model_says_of_packed_rows_what_it_says_of_each_alone(model: An
     assert mean_surprisal(ROWS, ask(model, ROWS)) == pytest.approx(nats.mean().item(), rel=1e-5)
 
 
+def test_few_tokens_have_logits_at_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = list(ask(model, ROWS, 10))
+    rows: list[int] = []
+    model.lm_head.register_forward_hook(lambda _, __, logits: rows.append(logits.shape[-2]))
+    monkeypatch.setattr(module, "CHUNK", 4)
+    pieces = list(ask(model, ROWS, 10))
+    assert rows == [4, 4, 1]
+    for one, other in zip(pieces, whole, strict=True):
+        assert one.surprisal_T.tolist() == pytest.approx(other.surprisal_T.tolist(), rel=1e-5)
+        assert one.entropy_T.tolist() == pytest.approx(other.entropy_T.tolist(), rel=1e-5)
+
+
 def test_it_is_asked_once_and_again_only_for_other_rows_or_weights(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = 0
-    original = module.completion_logits
+    original = module.completion_hidden
 
     def counted(*arguments: Any) -> Any:
         nonlocal asked
         asked += 1
         return original(*arguments)
 
-    monkeypatch.setattr(module, "completion_logits", counted)
+    monkeypatch.setattr(module, "completion_hidden", counted)
     first = base_tokens(model, ROWS, 20, tmp_path, ["weights"])
     again = base_tokens(model, ROWS, 20, tmp_path, ["weights"])
     assert asked == 1

@@ -21,7 +21,7 @@ from agent.engine.groups import GroupPlan, make_group
 from trainer.sft.data import SftRow
 
 # Completion positions in float32 at once.
-_CHUNK = 256
+CHUNK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +70,28 @@ def completion_logits(model: Any, batch: PackedBatch) -> Tensor:
         model: loaded with this package's attention.
         batch: on the model's device.
     """
-    groups = [make_group(length, [0], batch.ids_N.device) for length in batch.lengths]
-    output = model(
-        input_ids=batch.ids_N[None],
-        position_ids=batch.positions_N[None],
-        use_cache=False,
-        logits_to_keep=batch.sources_T,
-        plan=GroupPlan(0, groups),
-    )
-    logits: Tensor = output.logits[0]
+    logits: Tensor = model(**_inputs(batch), logits_to_keep=batch.sources_T).logits[0]
     return logits
 
 
+def completion_hidden(model: Any, batch: PackedBatch) -> Tensor:
+    """Last hidden states that predict the completion tokens, (T, hidden size); arguments as `completion_logits`."""
+    hidden: Tensor = model.get_decoder()(**_inputs(batch)).last_hidden_state[0, batch.sources_T]
+    return hidden
+
+
+def _inputs(batch: PackedBatch) -> dict[str, Any]:
+    groups = [make_group(length, [0], batch.ids_N.device) for length in batch.lengths]
+    return {
+        "input_ids": batch.ids_N[None],
+        "position_ids": batch.positions_N[None],
+        "use_cache": False,
+        "plan": GroupPlan(0, groups),
+    }
+
+
 def token_losses(
-    logits_TV: Tensor, targets_T: Tensor, base_logits_TV: Tensor | None = None, *, chunk: int = _CHUNK
+    logits_TV: Tensor, targets_T: Tensor, base_logits_TV: Tensor | None = None, *, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
     """Surprisal of each target, and the forward KL from the base model at its position; both (T,), nats.
 
@@ -121,7 +129,7 @@ def objective(nll_T: Tensor, weights_T: Tensor, kind: Literal["nll", "dft"]) -> 
     return (losses_T * weights_T).sum()
 
 
-def top_entropy(logits_TV: Tensor, k: int, *, chunk: int = _CHUNK) -> Tensor:
+def top_entropy(logits_TV: Tensor, k: int, *, chunk: int = CHUNK) -> Tensor:
     """Entropy of the `k` likeliest tokens, renormalised among themselves, over ln k: (T,), from 0 to 1.
 
     The gate of EAFT (arXiv 2601.02151), with k as in the paper 20 by default. A smaller vocabulary is taken whole.

@@ -22,12 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agent.disk import replacing
+from agent.engine.head import Head
 from trainer.exceptions import DivergedError
 from trainer.sft.data import SftRow
-from trainer.sft.loss import completion_logits, pack, token_losses, top_entropy
+from trainer.sft.loss import CHUNK, completion_hidden, pack, token_losses, top_entropy
 from trainer.sft.settings import WeightSettings
 
-# Tokens of one pass without gradients; what it holds in logits is at most this many rows of the vocabulary.
+# Tokens of one pass without gradients.
 _PASS_TOKENS = {"cpu": 1024, "cuda": 8192}
 
 
@@ -132,18 +133,24 @@ def ask(model: Any, rows: Sequence[SftRow], top_k: int | None = None) -> Iterato
     """What a model, the base or another, makes of each of `rows`, in order; without `top_k` the entropies are 0."""
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
+    device, head = next(model.parameters()).device, Head(model)
     try:
         for group in _passes(rows, _PASS_TOKENS[device.type]):
             batch = pack(group, device)
             with torch.no_grad():
-                logits = completion_logits(model, batch)
-                surprisal = token_losses(logits, batch.targets_T)[0].cpu()
-                entropy = top_entropy(logits, top_k).cpu() if top_k else torch.zeros_like(surprisal)
+                hidden = torch.split(completion_hidden(model, batch), CHUNK)
+                pieces = zip(hidden, torch.split(batch.targets_T, CHUNK), strict=True)
+                said = [_said(head(states), targets, top_k) for states, targets in pieces]
+            surprisal, entropy = (torch.cat(parts).cpu() for parts in zip(*said, strict=True))
             lengths = [len(row.completion_ids) for row in group]
             yield from map(BaseTokens, torch.split(surprisal, lengths), torch.split(entropy, lengths))
     finally:
         model.train(was_training)
+
+
+def _said(logits: Tensor, targets: Tensor, top_k: int | None) -> tuple[Tensor, Tensor]:
+    surprisal, _ = token_losses(logits, targets)
+    return surprisal, top_entropy(logits, top_k) if top_k else torch.zeros_like(surprisal)
 
 
 def _passes(rows: Sequence[SftRow], tokens: int) -> Iterator[list[SftRow]]:

@@ -192,26 +192,36 @@ def test_a_method_that_was_picked_among_many_has_the_luck_of_being_picked_in_its
 
 def test_a_figure_that_many_resamples_do_not_have_is_no_proof_and_says_so() -> None:
     holed = np.r_[np.full(90, 0.5), np.full(11, np.nan)]
-    cheap, trained = (Standing(name, "small", name == "mask", 2.0, holed) for name in ("mask", "rewright"))
+    cheap = Standing("mask", "small", True, 2.0, holed)
     alone = headline([cheap], [], failures=0)
     assert "mask (1 - F/F_sft = 0.50 [0.50, 0.50] (not defined in 11.0% of the resamples) at gain 2.00)" in alone
     assert "; chance alone could be the lead of mask over sft; no method with a trained rewriter" in alone
     assert "chance alone could be the lead of mask" not in headline([cheap], [], failures=0, level=0.85)
-    elsewhere = Standing("sdft", "small", True, 9.0, np.full(101, 0.1))
-    assert "not of one scale; chance alone could be the lead of rewright over sft." in headline(
-        [trained, elsewhere], [], failures=0
-    )
     ahead = Standing("rewright", "small", False, 2.0, holed + 0.2)
     assert "chance alone could be the difference" in headline([cheap, ahead], [], failures=0)
 
 
-def test_methods_that_are_compared_at_other_gains_are_not_subtracted() -> None:
-    small = Standing("mask", "small", True, 0.5, np.full(20, 0.5))
-    large = Standing("rewright", "small", False, 9.0, np.full(20, 0.4))
-    said = headline([small, large], [], failures=0)
-    assert "mask (1 - F/F_sft = 0.50 [0.50, 0.50] at gain 0.50) forgets least" in said
-    assert "rewright (1 - F/F_sft = 0.40 [0.40, 0.40] at gain 9.00); each is compared with sft at another gain" in said
-    assert "difference" not in said
+def test_what_is_saved_at_less_gain_is_not_ranked_and_hides_no_cheap_baseline_that_wins() -> None:
+    """To save nearly all where nothing is gained yet is no feat: mask beats rewright where both gain as much as sft."""
+    mask = Standing("mask", "small", True, 8.0, np.full(20, 0.7))
+    rewright = Standing("rewright", "small", False, 7.9, np.full(20, 0.6))
+    paper = Standing("paper", "small", False, 0.3, np.full(20, 0.95))
+    first, _, second = headline([paper, rewright, mask], [], failures=0).partition(" Not ranked")
+    assert (
+        "the cheap baseline mask (1 - F/F_sft = 0.70 [0.70, 0.70] at gain 8.00) forgets least, before rewright" in first
+    )
+    assert first.endswith("a difference of 0.10 [0.10, 0.10].")
+    assert "paper" not in first
+    assert second == " with these, since they reach only less: paper gain 0.30 (1 - F/F_sft = 0.95 [0.95, 0.95] there)."
+    alone = headline([paper, mask], [], failures=0)
+    assert "forgets least; no method with a trained rewriter could be matched there. Not ranked" in alone
+
+
+def test_where_every_cheap_method_forgets_more_sft_is_the_first_named() -> None:
+    said = headline([Standing("mask", "small", True, 2.0, np.full(20, -0.5))], [], failures=0)
+    assert (
+        "plain fine-tuning (sft) forgets least, before mask (1 - F/F_sft = -0.50 [-0.50, -0.50] at gain 2.00)" in said
+    )
 
 
 def test_without_a_match_no_method_is_said_to_win() -> None:

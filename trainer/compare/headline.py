@@ -11,7 +11,7 @@ from trainer.compare.methods import REFERENCE
 from trainer.compare.numbers import Values, interval
 from trainer.compare.results import Figure, Point, initial_losses
 
-_SAME_GAIN = 0.02  # of the larger: nearer, two gains count as one
+_SAME_GAIN = 0.02  # of the largest: nearer to it, a gain counts as the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +62,44 @@ def _retention(standings: Sequence[Standing], level: float) -> list[str]:
 
 
 def _of_shape(standings: Sequence[Standing], shape: str, level: float) -> str:
+    """Ranks the methods at the largest gain alone; what others save at less is of another scale, and told apart."""
+    gain = max(standing.gain for standing in standings)
+    ranked = [s for s in standings if gain - s.gain <= _SAME_GAIN * gain]
+    others = [s for s in standings if gain - s.gain > _SAME_GAIN * gain]
+    return f"{_ranking(ranked, shape, level)}{_not_ranked(others, level)}"
+
+
+def _ranking(standings: Sequence[Standing], shape: str, level: float) -> str:
+    """Of methods at one gain."""
     reference = Standing(REFERENCE, shape, True, float("nan"), np.zeros_like(standings[0].saved_D))
     cheap = [reference, *(s for s in standings if s.is_cheap)]
     trained = [s for s in standings if not s.is_cheap]
     where = f"With shape {shape}, at equal gain after the same steps,"
     if not trained:
         winner = _best(cheap)
+        nobody = "no method with a trained rewriter could be matched there"
         if winner is reference:
-            return f"{where} no method forgets less than plain fine-tuning (sft)."
-        return (
-            f"{where} {_told(cheap, level)} forgets least{_doubt(winner, level)}; no method with a trained rewriter "
-            "could be matched."
-        )
+            return f"{where} {_told([reference], level)} forgets least, before {_told(cheap[1:], level)}; {nobody}."
+        return f"{where} {_told(cheap, level)} forgets least{_doubt(winner, level)}; {nobody}."
     first, second = (trained, cheap) if _best(trained).saved > _best(cheap).saved else (cheap, trained)
-    winner, other = _best(first), _best(second)
-    kind = "the cheap baseline " if winner.is_cheap else ""
-    order = f"{where} {kind}{_told(first, level)} forgets least, before {_told(second, level)}"
-    if abs(winner.gain - other.gain) > _SAME_GAIN * max(abs(winner.gain), abs(other.gain)):
-        return (
-            f"{order}; each is compared with sft at another gain, so the two figures are not of one scale"
-            f"{_doubt(winner, level)}."
-        )
+    kind = "the cheap baseline " if _best(first).is_cheap else ""
     difference = interval(_best_of_draws(first) - _best_of_draws(second), level)
     chance = "" if _is_sure(difference, level) else "; chance alone could be the difference"
-    return f"{order}: a difference of {_with_span(difference)}{chance}."
+    return (
+        f"{where} {kind}{_told(first, level)} forgets least, before {_told(second, level)}: a difference of "
+        f"{_with_span(difference)}{chance}."
+    )
+
+
+def _not_ranked(standings: Sequence[Standing], level: float) -> str:
+    """The methods that gain less, the highest gain first; empty for none."""
+    if not standings:
+        return ""
+    told = [
+        f"{s.method} gain {s.gain:.2f} (1 - F/F_sft = {_with_span(interval(s.saved_D, level))} there)"
+        for s in sorted(standings, key=lambda standing: -standing.gain)
+    ]
+    return f" Not ranked with these, since they reach only less: {', '.join(told)}."
 
 
 def _best(standings: Sequence[Standing]) -> Standing:

@@ -148,8 +148,11 @@ def test_the_match_is_at_the_largest_gain_of_both(comparison: Comparison) -> Non
         assert match.saved.value == pytest.approx(1 - 20 / 40)
     # Weighing costs mask 200 passes before 3 x 80 of training: of sft's 240 a sixth of its training is left to it.
     assert by_compute.budget == 240
-    assert by_compute.saved is None
-    assert by_compute.reason == f"no learning rates of the reference have a gain of {50 / 6:.2f} points between them"
+    assert by_compute.gain is not None
+    assert by_compute.saved is not None
+    # It gains 50 / 6 there and forgets 5; sft at that gain is between the base model and its first learning rate.
+    assert by_compute.gain.value == pytest.approx(50 / 6)
+    assert by_compute.saved.value == pytest.approx(1 - 5 / (50 / 6))
 
 
 def test_a_cheap_baseline_that_wins_is_the_first_thing_said(comparison: Comparison) -> None:

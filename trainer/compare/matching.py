@@ -1,8 +1,8 @@
 """Methods against the reference after the same was spent: steps, trained tokens, or total compute.
 
 A method has a line for each learning rate: what its trainings of growing length spent, and what they gained and forgot.
-At the budget that all lines of both methods reach each line gives a point, by `at_budget`; the points of a method by
-ascending learning rate are matched at equal gain, by `match_gain`, in every resample of the rows.
+At the budget that all lines of both methods reach each line gives a point, by `at_budget`; the base model and the
+points of a method by ascending learning rate are matched at equal gain, by `match_gain`, in every resample of the rows.
 """
 
 from __future__ import annotations
@@ -88,11 +88,14 @@ def _points(lines: Sequence[Line], budget: float) -> tuple[Values, Values]:
 
 
 def _at(own: tuple[Values, Values], reference: tuple[Values, Values], draw: int) -> AtGain | str:
-    """The match in one resample, of the learning rates whose models have figures: those that did not diverge."""
+    """The match in one resample, of the learning rates whose models have figures: those that did not diverge.
+
+    Before the smallest of them comes the base model, which is what a learning rate of 0 leaves.
+    """
     lines = []
     for gains_LD, forgettings_LD in (own, reference):
         known = ~np.isnan(gains_LD[:, draw] + forgettings_LD[:, draw])
         if not known.any():
             return "no model of one of the two has figures"
-        lines.append((gains_LD[known, draw].tolist(), forgettings_LD[known, draw].tolist()))
-    return match_gain(*lines)
+        lines.append(([0.0, *gains_LD[known, draw].tolist()], [0.0, *forgettings_LD[known, draw].tolist()]))
+    return match_gain(*lines) or "there is no gain that both reach"

@@ -131,9 +131,9 @@ def test_a_reference_that_forgets_nothing_leaves_nothing_to_save() -> None:
     assert math.isnan(AtGain(1, 0.5, 0).saved)
 
 
-def line(budgets: list[float], gains: list[float], lost: list[float], start: float = 0) -> Line:
+def line(budgets: list[float], gains: list[float], lost: list[float], start: float = 0, steps: int = 1) -> Line:
     """The same figures in every one of three resamples."""
-    return Line(budgets, np.tile(np.array(gains)[:, None], 3), np.tile(np.array(lost)[:, None], 3), start)
+    return Line(steps, budgets, np.tile(np.array(gains)[:, None], 3), np.tile(np.array(lost)[:, None], 3), start)
 
 
 def test_a_method_that_trains_on_longer_rows_is_read_where_the_reference_ends() -> None:
@@ -164,7 +164,7 @@ def test_a_method_that_gains_more_at_every_learning_rate_is_read_between_its_sma
 
 
 def test_a_resample_in_which_the_smallest_learning_rate_gains_more_than_is_wanted_has_its_figure() -> None:
-    smallest = Line([100], np.array([[3.0, 9.0, 9.0]]), np.array([[1.0, 1.0, 1.0]]))
+    smallest = Line(1, [100], np.array([[3.0, 9.0, 9.0]]), np.array([[1.0, 1.0, 1.0]]))
     found = match([smallest, line([100], [8], [2])], [line([100], [4], [4]), line([100], [6], [6])], 0.9)
     assert found.saved is not None
     assert found.saved.undefined == 0
@@ -174,6 +174,23 @@ def test_what_cannot_be_matched_says_why() -> None:
     nothing, broken = line([1], [-1], [1]), line([1], [math.nan], [1])
     assert match([nothing], [line([1], [3], [1])], 0.9).reason == "there is no gain that both reach"
     assert match([broken], [line([1], [3], [1])], 0.9).reason == "no model of one of the two has figures"
+
+
+def test_a_missing_training_takes_its_learning_rate_away_and_moves_no_budget() -> None:
+    whole = [line([60, 120], [4, 8], [4, 8], steps=120), line([60, 120], [6, 10], [6, 10], steps=120)]
+    cut = [line([60], [4], [1], steps=60), line([60, 120], [5, 10], [1, 2], steps=120)]
+    for own, reference, saved in ((cut, whole, 1 - 2 / 10), (whole, cut, 1 - 10 / 2)):
+        found = match(own, reference, 0.9)
+        assert found.saved is not None
+        assert (found.budget, found.saved.value) == (120, pytest.approx(saved))
+    ended = match(cut[:1], whole, 0.9)
+    assert ended.budget == 60, "where a method has no longer training the budget is its own"
+
+
+def test_a_learning_rate_that_trained_on_a_few_tokens_less_after_the_same_steps_is_kept() -> None:
+    own = [line([1000], [4], [1], steps=60), line([1001], [-1], [1], steps=60)]
+    found = match(own, [line([1000], [4], [4], steps=60)], 0.9)
+    assert (found.budget, found.reason) == (1000, None)
 
 
 def test_rows_that_cost_more_than_all_of_the_reference_cannot_be_matched() -> None:

@@ -156,23 +156,23 @@ def test_the_match_is_at_the_largest_gain_of_both(comparison: Comparison) -> Non
 
 
 def test_a_cheap_baseline_that_wins_is_the_first_thing_said(comparison: Comparison) -> None:
-    start = "With shape lora, at equal gain after the same steps, mask (1 - F/F_sft = 0.50"
+    start = "With shape lora, at equal gain after the same 2 steps, mask (1 - F/F_sft = 0.50"
     assert comparison.headline.startswith(start)
     draws = np.full(50, 0.4)
     cheap, trained = (
-        Standing("mask", "small", True, 2.0, draws),
-        Standing("rewright", "small", False, 2.0, draws - 0.3),
+        Standing("mask", "small", True, 60, 2.0, draws),
+        Standing("rewright", "small", False, 60, 2.0, draws - 0.3),
     )
     said = headline([trained, cheap], [], failures=0)
-    assert said.startswith("With shape small, at equal gain after the same steps, the cheap baseline mask")
+    assert said.startswith("With shape small, at equal gain after the same 60 steps, the cheap baseline mask")
     assert "before rewright (1 - F/F_sft = 0.10" in said
     assert "chance" not in said
 
 
 def test_a_difference_that_chance_could_make_is_said_to_be_one() -> None:
     random = np.random.default_rng(0)
-    cheap = Standing("mask", "small", True, 2.0, random.normal(0.30, 0.2, 300))
-    trained = Standing("rewright", "small", False, 2.0, np.r_[0.9, random.normal(0.31, 0.2, 299)])
+    cheap = Standing("mask", "small", True, 60, 2.0, random.normal(0.30, 0.2, 300))
+    trained = Standing("rewright", "small", False, 60, 2.0, np.r_[0.9, random.normal(0.31, 0.2, 299)])
     said = headline([cheap, trained], [], failures=2)
     assert "rewright (1 - F/F_sft = 0.90" in said.split(" forgets least")[0]
     assert "chance alone could be the difference" in said
@@ -183,8 +183,8 @@ def test_a_method_that_was_picked_among_many_has_the_luck_of_being_picked_in_its
     """Ten methods that differ from sft by chance alone: the best of them leads by its luck, and it is said."""
     random = np.random.default_rng(1)
     noise = [np.r_[0.05 * i, random.normal(0, 0.3, 500)] for i in range(10)]
-    cheap = [Standing(f"cheap{i}", "small", True, 2.0, saved) for i, saved in enumerate(noise[:9])]
-    trained = Standing("rewright", "small", False, 2.0, np.r_[0.9, random.normal(0.9, 0.1, 500)])
+    cheap = [Standing(f"cheap{i}", "small", True, 60, 2.0, saved) for i, saved in enumerate(noise[:9])]
+    trained = Standing("rewright", "small", False, 60, 2.0, np.r_[0.9, random.normal(0.9, 0.1, 500)])
     said = headline([*cheap, trained], [], failures=0)
     assert "before cheap8 (1 - F/F_sft = 0.40" in said
     assert "at gain 2.00, the best of 9 methods of its kind)" in said
@@ -195,20 +195,20 @@ def test_a_method_that_was_picked_among_many_has_the_luck_of_being_picked_in_its
 
 def test_a_figure_that_many_resamples_do_not_have_is_no_proof_and_says_so() -> None:
     holed = np.r_[np.full(90, 0.5), np.full(11, np.nan)]
-    cheap = Standing("mask", "small", True, 2.0, holed)
+    cheap = Standing("mask", "small", True, 60, 2.0, holed)
     alone = headline([cheap], [], failures=0)
     assert "mask (1 - F/F_sft = 0.50 [0.50, 0.50] (not defined in 11.0% of the resamples) at gain 2.00)" in alone
     assert "; chance alone could be the lead of mask over sft; no method with a trained rewriter" in alone
     assert "chance alone could be the lead of mask" not in headline([cheap], [], failures=0, level=0.85)
-    ahead = Standing("rewright", "small", False, 2.0, holed + 0.2)
+    ahead = Standing("rewright", "small", False, 60, 2.0, holed + 0.2)
     assert "chance alone could be the difference" in headline([cheap, ahead], [], failures=0)
 
 
 def test_what_is_saved_at_less_gain_is_not_ranked_and_hides_no_cheap_baseline_that_wins() -> None:
     """To save nearly all where nothing is gained yet is no feat: mask beats rewright where both gain as much as sft."""
-    mask = Standing("mask", "small", True, 8.0, np.full(20, 0.7))
-    rewright = Standing("rewright", "small", False, 7.9, np.full(20, 0.6))
-    paper = Standing("paper", "small", False, 0.3, np.full(20, 0.95))
+    mask = Standing("mask", "small", True, 60, 8.0, np.full(20, 0.7))
+    rewright = Standing("rewright", "small", False, 60, 7.9, np.full(20, 0.6))
+    paper = Standing("paper", "small", False, 60, 0.3, np.full(20, 0.95))
     first, _, second = headline([paper, rewright, mask], [], failures=0).partition(" Not ranked")
     assert (
         "the cheap baseline mask (1 - F/F_sft = 0.70 [0.70, 0.70] at gain 8.00) forgets least, before rewright" in first
@@ -220,8 +220,16 @@ def test_what_is_saved_at_less_gain_is_not_ranked_and_hides_no_cheap_baseline_th
     assert "forgets least; no method with a trained rewriter could be matched there. Not ranked" in alone
 
 
+def test_what_is_saved_after_fewer_steps_is_not_ranked() -> None:
+    mask = Standing("mask", "small", True, 120, 4.0, np.full(20, 0.2))
+    rewright = Standing("rewright", "small", False, 60, 6.0, np.full(20, 0.9))
+    said = headline([rewright, mask], [], failures=1)
+    assert said.startswith("With shape small, at equal gain after the same 120 steps, mask (1 - F/F_sft = 0.20")
+    assert "less: rewright gain 6.00 after 60 steps (1 - F/F_sft = 0.90 [0.90, 0.90] there). 1 units failed" in said
+
+
 def test_where_every_cheap_method_forgets_more_sft_is_the_first_named() -> None:
-    said = headline([Standing("mask", "small", True, 2.0, np.full(20, -0.5))], [], failures=0)
+    said = headline([Standing("mask", "small", True, 60, 2.0, np.full(20, -0.5))], [], failures=0)
     assert (
         "plain fine-tuning (sft) forgets least, before mask (1 - F/F_sft = -0.50 [-0.50, -0.50] at gain 2.00)" in said
     )
@@ -232,7 +240,7 @@ def test_without_a_match_no_method_is_said_to_win() -> None:
 
 
 def test_a_method_that_forgets_more_than_sft_leaves_sft_the_winner() -> None:
-    worse = Standing("rewright", "small", False, 2.0, np.full(20, -0.5))
+    worse = Standing("rewright", "small", False, 60, 2.0, np.full(20, -0.5))
     assert "the cheap baseline plain fine-tuning (sft) forgets least" in headline([worse], [], failures=0)
 
 

@@ -213,8 +213,9 @@ def _matches(
             found = match(own, reference, level)
             matches.append(_told(matching, method, shape, found))
             gain = found.gain.value if found.gain else None
-            if matching == "steps" and found.saved_D is not None and gain is not None:
-                standings.append(Standing(method, shape, METHODS[method].is_cheap, gain, found.saved_D))
+            if matching == "steps" and found.budget and found.saved_D is not None and gain is not None:
+                steps = round(found.budget)
+                standings.append(Standing(method, shape, METHODS[method].is_cheap, steps, gain, found.saved_D))
     return matches, standings
 
 
@@ -235,7 +236,8 @@ def _lines(
             "total compute": [costs[i][1] for i in members],
         }[matching]
         start = costs[members[0]][2] if matching == "total compute" else 0.0
-        lines.append(Line(budgets, drawn.gain[:, members].T, drawn.forgetting[:, members].T, start))
+        steps = points[members[-1]].steps
+        lines.append(Line(steps, budgets, drawn.gain[:, members].T, drawn.forgetting[:, members].T, start))
     return lines
 
 

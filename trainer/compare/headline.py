@@ -20,6 +20,7 @@ class Standing:
 
     Attributes:
         is_cheap: whether it needs no trained rewriter.
+        steps: updates after which it is compared.
         gain: where it is compared with the reference: the largest that both reach, so its own.
         saved_D: 1 - F / F of the reference in every resample, NaN where it is not defined.
     """
@@ -27,6 +28,7 @@ class Standing:
     method: str
     shape: str
     is_cheap: bool
+    steps: int
     gain: float
     saved_D: Values
 
@@ -62,19 +64,24 @@ def _retention(standings: Sequence[Standing], level: float) -> list[str]:
 
 
 def _of_shape(standings: Sequence[Standing], shape: str, level: float) -> str:
-    """Ranks the methods at the largest gain alone; what others save at less is of another scale, and told apart."""
-    gain = max(standing.gain for standing in standings)
-    ranked = [s for s in standings if gain - s.gain <= _SAME_GAIN * gain]
-    others = [s for s in standings if gain - s.gain > _SAME_GAIN * gain]
-    return f"{_ranking(ranked, shape, level)}{_not_ranked(others, level)}"
+    """Ranks the methods at the largest gain after the most steps alone: what others save is told apart.
+
+    A figure at less gain, or after fewer steps since a longer training is missing, is of another scale.
+    """
+    steps = max(standing.steps for standing in standings)
+    gain = max(standing.gain for standing in standings if standing.steps == steps)
+    ranked, others = [], []
+    for s in standings:
+        (ranked if s.steps == steps and gain - s.gain <= _SAME_GAIN * gain else others).append(s)
+    return f"{_ranking(ranked, shape, steps, level)}{_not_ranked(others, steps, level)}"
 
 
-def _ranking(standings: Sequence[Standing], shape: str, level: float) -> str:
-    """Of methods at one gain."""
-    reference = Standing(REFERENCE, shape, True, float("nan"), np.zeros_like(standings[0].saved_D))
+def _ranking(standings: Sequence[Standing], shape: str, steps: int, level: float) -> str:
+    """Of methods at one gain after the same steps."""
+    where = f"With shape {shape}, at equal gain after the same {steps} steps,"
+    reference = Standing(REFERENCE, shape, True, steps, float("nan"), np.zeros_like(standings[0].saved_D))
     cheap = [reference, *(s for s in standings if s.is_cheap)]
     trained = [s for s in standings if not s.is_cheap]
-    where = f"With shape {shape}, at equal gain after the same steps,"
     if not trained:
         winner = _best(cheap)
         nobody = "no method with a trained rewriter could be matched there"
@@ -91,14 +98,15 @@ def _ranking(standings: Sequence[Standing], shape: str, level: float) -> str:
     )
 
 
-def _not_ranked(standings: Sequence[Standing], level: float) -> str:
-    """The methods that gain less, the highest gain first; empty for none."""
+def _not_ranked(standings: Sequence[Standing], steps: int, level: float) -> str:
+    """The methods that do not get as far, the highest gain first; empty for none."""
     if not standings:
         return ""
-    told = [
-        f"{s.method} gain {s.gain:.2f} (1 - F/F_sft = {_with_span(interval(s.saved_D, level))} there)"
-        for s in sorted(standings, key=lambda standing: -standing.gain)
-    ]
+    told = []
+    for standing in sorted(standings, key=lambda standing: -standing.gain):
+        short = "" if standing.steps == steps else f" after {standing.steps} steps"
+        saved = _with_span(interval(standing.saved_D, level))
+        told.append(f"{standing.method} gain {standing.gain:.2f}{short} (1 - F/F_sft = {saved} there)")
     return f" Not ranked with these, since they reach only less: {', '.join(told)}."
 
 

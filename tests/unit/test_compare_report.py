@@ -51,11 +51,12 @@ def write_exam(folder: Path, right: tuple[int, int], *, kl: float | None) -> Non
     """As `rewright evaluate` writes it: ten questions with a greedy and a sampled answer, ten rows of PIQA."""
     samples: list[dict[str, Any]] = []
     for row in range(10):
-        samples.append({"task": "sums", "row": f"q{row}", "draw": "greedy", "strict": row < right[0]})
-        samples.append({"task": "sums", "row": f"q{row}", "draw": 0, "strict": row % 2 == 0})
+        strict, lenient = row < right[0], row < right[0] + 2
+        samples.append({"task": "sums", "row": f"q{row}", "draw": "greedy", "strict": strict, "lenient": lenient})
+        samples.append({"task": "sums", "row": f"q{row}", "draw": 0, "strict": row % 2 == 0, "lenient": True})
         samples.append({"task": "piqa", "row": row, "metrics": {"acc": [float(row < right[1]), 1.0]}})
-    one = Measure(value=1.0, stderr=None)
-    shares = {"greedy/strict": Measure(value=right[0] / 10, stderr=0.1), "greedy/tokens": one, "greedy/no_answer": one}
+    figures = {"greedy/strict": right[0] / 10, "greedy/tokens": 31.5, "greedy/no_answer": 0.4}
+    shares = {name: Measure(value=value, stderr=None) for name, value in figures.items()}
     tasks = {
         "sums": TaskResult(
             kind="accuracy", data="q", rows=10, metrics=shares, primary="greedy/strict", chat_template=True
@@ -70,10 +71,18 @@ def write_exam(folder: Path, right: tuple[int, int], *, kl: float | None) -> Non
         ),
     }
     if kl is not None:
-        metrics = {"kl_per_token": Measure(value=kl, stderr=None)}
         tasks["kl:sums"] = TaskResult(
-            kind="divergence", data="q", rows=1, metrics=metrics, primary="kl_per_token", chat_template=True
+            kind="divergence",
+            data="q",
+            rows=2,
+            metrics={"kl_per_token": Measure(value=kl, stderr=None)},
+            primary="kl_per_token",
+            higher_is_better=False,
+            chat_template=True,
         )
+        # Two completions of the first question and one of the second: 40 nats over 160 tokens for a `kl` of 0.25.
+        for name, nats, tokens in (("q0", 70 * kl, 50), ("q0", 74 * kl, 70), ("q1", 16 * kl, 40)):
+            samples.append({"task": "kl:sums", "row": name, "kl": nats, "tokens": tokens})
     result = EvaluationResult(model=ModelIdentity(name="m", weights_sha256="0"), settings={}, tasks=tasks)
     (folder / EXAM).write_text(result.model_dump_json())
     samples_path(folder / EXAM).write_text("".join(f"{json.dumps(sample)}\n" for sample in samples))
@@ -131,11 +140,45 @@ def test_gain_forgetting_and_front_are_those_of_the_samples(comparison: Comparis
     for key, expected in approximately.items():
         assert found[key] == pytest.approx(expected), key
     assert comparison.points[0].forgetting_relative.value == pytest.approx(0.25)
-    assert comparison.points[0].kl == {"sums": 0.25}
-    assert [(task.name, task.metric, task.rows) for task in comparison.tasks] == [
-        ("sums", "greedy/strict", 10),
-        ("piqa", "acc", 10),
+    assert [(task.name, task.metric, task.rows, task.base.value) for task in comparison.tasks] == [
+        ("sums", "greedy/strict", 10, 0.2),
+        ("lenient:sums", "greedy/lenient", 10, 0.4),
+        ("piqa", "acc", 10, 0.8),
+        ("kl:sums", "kl_per_token", 2, 0.0),
     ]
+
+
+def test_gain_by_the_lenient_check_stands_beside_the_strict_one(comparison: Comparison) -> None:
+    """Two more of ten are right by it, but for 7 + 2 and the base model's 2 + 2 of ten."""
+    assert [point.gain_lenient.value for point in comparison.points] == pytest.approx([20, 40, 20, 50])
+    by_name = {task.name: task for task in comparison.tasks}
+    assert (by_name["sums"].no_answer, by_name["sums"].answer_tokens) == (0.4, 31.5)
+    assert by_name["piqa"].no_answer is None
+    assert "The base model states no answer in: sums 40.0%." in per_task(comparison).note
+    table = summary(comparison)
+    assert table.rows[1][table.columns.index("G lenient")].startswith("50.00 [")
+
+
+def test_the_divergence_is_that_of_all_tokens_with_an_interval_over_questions(comparison: Comparison) -> None:
+    """40 nats over 160 tokens; a resample may have the first question twice, 36 over 120, or the second, 4 over 40."""
+    kl = comparison.points[0].kl
+    assert (kl.value, kl.low, kl.high) == pytest.approx((0.25, 0.1, 0.3))
+    table = summary(comparison)
+    assert table.rows[0][table.columns.index("KL")] == "0.250 [0.100, 0.300]"
+    assert per_task(comparison).rows[1][-1] == "+0.250 [0.100, 0.300]"
+
+
+def test_a_model_that_diverged_has_no_divergence_to_tell(tmp_path: Path) -> None:
+    asked = request(tmp_path)
+    units = make_plan(asked, Inputs("t", {}, {}))
+    for unit in units:
+        write_unit(tmp_path, unit)
+    exam = tmp_path / next(u for u in units if u.kind == "exam" and u.setup).folder / EXAM
+    write_exam(exam.parent, (4, 6), kl=math.nan)
+    found = collect(asked, units, [])
+    assert [point.kl.value for point in found.points] == [None, *[pytest.approx(0.25)] * 3]
+    write_report(tmp_path, found)
+    assert Comparison.model_validate_json((tmp_path / "results.json").read_bytes()) == found
 
 
 def test_the_match_is_at_the_largest_gain_of_both(comparison: Comparison) -> None:
@@ -348,8 +391,8 @@ def test_the_page_needs_nothing_from_elsewhere_and_escapes_everything(comparison
 def test_markdown_cells_cannot_break_the_table(comparison: Comparison) -> None:
     lines = markdown(summary(comparison)).splitlines()
     assert len(lines) == 2 + 2
-    assert {line.count("|") for line in lines} == {11}
-    assert lines[3].startswith("| mask | lora | 2 | 0.001 | 50.00 [")
+    assert {line.count("|") for line in lines} == {12}
+    assert lines[3].startswith("| mask | lora | 2 | 0.001 | 1.500 | 30.00 [")
     poisoned = comparison.points[0].model_copy(update={"method": "a|b\nc"})
     (line,) = markdown(summary(comparison.model_copy(update={"points": [poisoned]}))).splitlines()[2:]
     assert line.startswith("| a\\|b c |")
@@ -371,7 +414,7 @@ def test_the_first_table_says_where_a_figure_is_not_defined(comparison: Comparis
 def test_tables_tell_scores_changes_and_why_nothing_matched(comparison: Comparison) -> None:
     table = per_task(comparison)
     assert table.rows[0][4].startswith("20.00 [")
-    assert table.rows[1][5].startswith("-20.00 [")
+    assert table.rows[1][6].startswith("-20.00 [")
     unmatched = comparison.matches[0].model_copy(update={"saved": None, "reason": "one learning rate"})
     assert matchings(comparison.model_copy(update={"matches": [unmatched]})).rows[0][-1] == "one learning rate"
 

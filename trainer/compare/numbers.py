@@ -10,12 +10,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.compare.results import Figure
+from trainer.compare.results import Figure, RowsKind
 from trainer.exam.benchmarks import Aggregation
 
 Values = npt.NDArray[np.float64]
@@ -32,14 +32,16 @@ class TaskRows:
     Attributes:
         values_MN, weights_MN: a row's metric as `sum(values) / sum(weights)` reads it; see `trainer.exam.statistics`.
         aggregation: how the ratio becomes the score.
+        metric: what the score is called.
     """
 
     name: str
-    kind: Literal["accuracy", "retention"]
+    kind: RowsKind
     values_MN: Values
     weights_MN: Values
     aggregation: Aggregation = "mean"
     higher_is_better: bool = True
+    metric: str = ""
 
     @property
     def in_points(self) -> bool:
@@ -89,9 +91,9 @@ def relative_forgetting(scored: Sequence[tuple[Values, bool]]) -> Values:
 
 
 def interval(figure_D: Values, level: float) -> Figure:
-    """A figure with its bootstrap interval, of its values in every resample, (D,), NaN where it is not defined."""
-    value = None if np.isnan(figure_D[0]) else float(figure_D[0])
-    defined = figure_D[1:][~np.isnan(figure_D[1:])]
+    """A figure with its bootstrap interval, of its values in every resample, (D,); one that is not finite is none."""
+    value = float(figure_D[0]) if np.isfinite(figure_D[0]) else None
+    defined = figure_D[1:][np.isfinite(figure_D[1:])]
     undefined = round(1.0 - defined.size / max(1, figure_D.size - 1), 4)
     if value is None or not defined.size:
         return Figure(value=value, low=None, high=None, undefined=undefined)

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from agent.settings import Section
 
+# `lenient`: the accuracy of the same answers by the lenient check.
+RowsKind = Literal["accuracy", "lenient", "divergence", "retention"]
 Matching = Literal["steps", "trained tokens", "total compute"]
 
 
@@ -27,15 +29,17 @@ class Figure(Section):
 
 
 class TaskFacts(Section):
-    """One task of the exam, and the base model's score."""
+    """One table of rows of the exam, and the base model's score; see `trainer.compare.samples`."""
 
     name: str
-    kind: Literal["accuracy", "retention"]
+    kind: RowsKind
     metric: str
     higher_is_better: bool
     in_points: bool = Field(description="whether its score is a share, of which differences are points")
     rows: int = Field(description="rows that every model was asked")
     base: Figure
+    no_answer: float | None = Field(None, description="share of the base model's greedy answers that state none")
+    answer_tokens: float | None = Field(None, description="of the base model's greedy answers")
 
 
 class Spent(Section):
@@ -94,10 +98,11 @@ class Point(Section):
     learning_rate: float
     seeds: list[int]
     gain: Figure = Field(description="G, points")
+    gain_lenient: Figure = Field(description="the same by the lenient check, which needs no stated answer")
     forgetting: Figure = Field(description="F, points; no value where no benchmark's score is a share")
     forgetting_relative: Figure = Field(description="as a share of the base model's scores, perplexities included")
     changes: dict[str, Figure] = Field(description="score minus the base model's: points, or the metric's own unit")
-    kl: dict[str, float]
+    kl: Figure = Field(description="forward KL from the base model, nats a token, mean over the task's files")
     answer_tokens: dict[str, float]
     no_answer: dict[str, float]
     initial_loss: float

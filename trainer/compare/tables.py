@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.compare.results import Comparison, Figure, Point
+from trainer.compare.results import Comparison, Figure, Point, TaskFacts
 
 _NOTHING = "–"
 
@@ -39,27 +39,35 @@ def summary(comparison: Comparison) -> TextTable:
                 shape,
                 str(point.steps),
                 f"{point.learning_rate:g}",
-                figure(point.gain),
+                f"{point.initial_loss:.3f}",
                 figure(point.forgetting),
                 figure(point.forgetting_relative, scale=100, unit=" %"),
-                _mean(list(point.kl.values())),
-                f"{point.initial_loss:.3f}",
+                figure(point.kl, digits=3),
+                figure(point.gain),
+                figure(point.gain_lenient),
                 _saved(match.saved) if match and match.saved else _NOTHING,
             )
         )
-    columns = ("method", "shape", "steps", "lr", "G", "F", "F relative", "KL", "initial loss", "1 - F/F_sft")
+    columns = ("method", "shape", "steps", "lr", "initial loss", "F", "F relative", "KL", "G", "G lenient")
     return TextTable(
         "Each method where it gains most",
-        columns,
+        (*columns, "1 - F/F_sft"),
         rows,
-        "G and F in points, KL in nats a token; [paired bootstrap intervals over rows]. 1 - F/F_sft is at equal gain "
+        "G and F in points, loss and KL in nats a token; [paired bootstrap intervals over rows], none for the loss, "
+        "which is kept as a mean. Lenient also takes the last number of an answer for it: what G has more than that is "
+        "the form in which an answer is stated. 1 - F/F_sft is at equal gain "
         "after the same steps, not at the learning rate of the row. That learning rate is picked by the gain in this "
         "very exam, so G is somewhat flattering.",
     )
 
 
 def all_points(comparison: Comparison) -> TextTable:
-    """Every point."""
+    """The base model's answers, and every point."""
+    asked = [task for task in comparison.tasks if task.kind == "accuracy"]
+    base_tokens = [task.answer_tokens for task in asked if task.answer_tokens is not None]
+    base_silent = [100 * task.no_answer for task in asked if task.no_answer is not None]
+    columns = ("method", "shape", "steps", "lr", "seeds", "initial loss", "final loss", "F", "F relative", "KL", "G")
+    base = ("base", *("" for _ in columns[1:]), "", _mean(base_tokens, digits=1), _mean(base_silent, digits=1), "")
     rows = [
         (
             point.method,
@@ -67,27 +75,28 @@ def all_points(comparison: Comparison) -> TextTable:
             str(point.steps),
             f"{point.learning_rate:g}",
             str(len(point.seeds)),
-            figure(point.gain),
-            figure(point.forgetting),
-            figure(point.forgetting_relative, scale=100, unit=" %"),
-            _mean(list(point.kl.values())),
-            _mean(list(point.answer_tokens.values()), digits=1),
-            _mean([100 * share for share in point.no_answer.values()], digits=1),
             f"{point.initial_loss:.3f}",
             f"{point.final_loss:.3f}",
+            figure(point.forgetting),
+            figure(point.forgetting_relative, scale=100, unit=" %"),
+            figure(point.kl, digits=3),
+            figure(point.gain),
+            figure(point.gain_lenient),
+            _mean(list(point.answer_tokens.values()), digits=1),
+            _mean([100 * share for share in point.no_answer.values()], digits=1),
             "yes" if point.on_front else "",
         )
         for point in comparison.points
     ]
-    columns = ("method", "shape", "steps", "lr", "seeds", "G", "F", "F relative", "KL", "answer tokens", "no answer, %")
-    return TextTable("All points", (*columns, "initial loss", "final loss", "on its front"), rows)
+    columns = (*columns, "G lenient", "answer tokens", "no answer, %", "on its front")
+    return TextTable("All points", columns, [base, *rows] if asked else rows)
 
 
 def per_task(comparison: Comparison) -> TextTable:
     """Scores of the base model, and each point's change."""
     columns = ("method", "shape", "steps", "lr", *(f"{task.name}, {task.metric}" for task in comparison.tasks))
     factors = [100.0 if task.in_points else 1.0 for task in comparison.tasks]
-    base = [figure(t.base, scale=factor) for t, factor in zip(comparison.tasks, factors, strict=True)]
+    base = [figure(t.base, scale=f, digits=_digits(t)) for t, f in zip(comparison.tasks, factors, strict=True)]
     rows: list[tuple[str, ...]] = [("base", "", "", "", *base)] if comparison.tasks else []
     rows += [
         (
@@ -95,13 +104,15 @@ def per_task(comparison: Comparison) -> TextTable:
             point.shape,
             str(point.steps),
             f"{point.learning_rate:g}",
-            *(figure(point.changes[task.name], signed=True) for task in comparison.tasks),
+            *(figure(point.changes[task.name], signed=True, digits=_digits(task)) for task in comparison.tasks),
         )
         for point in comparison.points
     ]
     asked = ", ".join(f"{task.name} {task.rows}" for task in comparison.tasks)
+    silent = ", ".join(f"{t.name} {t.no_answer:.1%}" for t in comparison.tasks if t.no_answer is not None)
     falling = ", ".join(task.name for task in comparison.tasks if not task.higher_is_better)
     note = f"First row: the score; then the change from it. Rows: {asked}."
+    note += f" The base model states no answer in: {silent}." if silent else ""
     return TextTable("Per task", columns, rows, f"{note} Lower is better: {falling}." if falling else note)
 
 
@@ -173,15 +184,19 @@ def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(escaped)} |"
 
 
-def figure(found: Figure, *, scale: float = 1.0, unit: str = "", signed: bool = False) -> str:
+def figure(found: Figure, *, scale: float = 1.0, unit: str = "", signed: bool = False, digits: int = 2) -> str:
     """A figure with its interval."""
     if found.value is None:
         return _NOTHING
     sign = "+" if signed else ""
-    told = f"{scale * found.value:{sign}.2f}{unit}"
+    told = f"{scale * found.value:{sign}.{digits}f}{unit}"
     if found.low is None or found.high is None:
         return told
-    return f"{told} [{scale * found.low:.2f}, {scale * found.high:.2f}]"
+    return f"{told} [{scale * found.low:.{digits}f}, {scale * found.high:.{digits}f}]"
+
+
+def _digits(task: TaskFacts) -> int:
+    return 3 if task.kind == "divergence" else 2
 
 
 def _remark(saved: Figure) -> str:

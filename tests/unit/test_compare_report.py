@@ -22,10 +22,10 @@ from trainer.compare.numbers import scores
 from trainer.compare.plan import Inputs, Unit, make_plan
 from trainer.compare.report import page, write_report
 from trainer.compare.results import Comparison, Failure
-from trainer.compare.rows import COSTS
+from trainer.compare.rows import COSTS, ROWS
 from trainer.compare.samples import pair, read_exam
 from trainer.compare.settings import CompareRequest, CompareSettings
-from trainer.compare.tables import markdown, matchings, per_task, summary
+from trainer.compare.tables import all_points, markdown, matchings, per_task, summary, trained_rows
 from trainer.exam.files import samples_path
 from trainer.exam.results import EvaluationResult, Measure, ModelIdentity, TaskResult
 
@@ -88,12 +88,13 @@ def write_exam(folder: Path, right: tuple[int, int], *, kl: float | None) -> Non
     samples_path(folder / EXAM).write_text("".join(f"{json.dumps(sample)}\n" for sample in samples))
 
 
-def write_training(folder: Path, weights: str) -> None:
+def write_training(folder: Path, weights: str, statuses: dict[str, int]) -> None:
     card = {
         "tokens": {"prompt": 100, "completion": 100, "without_weight": 0},
         "trained_tokens": 40,
         "seconds": 1.5,
-        "statuses": {"expert": 6},
+        "statuses": statuses,
+        "left_out": {"longer than 512 tokens": 2},
         "initial_loss": 1.5,
         "final_loss": 1.0,
         "settings": {"sft": {"weights": {"kind": weights, "apply_to": "all"}, "kl_weight": 0.0}},
@@ -110,7 +111,8 @@ def write_unit(output: Path, unit: Unit) -> None:
     setup = unit.setup
     if unit.kind == "train":
         assert setup is not None
-        write_training(folder, "mask" if setup.method == "mask" else "none")
+        statuses = {"rewritten": 1, "self_solved": 2} if setup.method == "rft" else {"expert": 6}
+        write_training(folder, "mask" if setup.method == "mask" else "none", statuses)
     else:
         write_exam(folder, RIGHT[(setup.method, setup.learning_rate) if setup else BASE], kl=0.25 if setup else None)
     mark_done(output, unit)
@@ -301,23 +303,48 @@ def test_units_that_are_missing_leave_the_others(tmp_path: Path) -> None:
     assert nothing.points == nothing.tasks == []
 
 
-def test_rows_of_a_method_are_charged_to_it(tmp_path: Path) -> None:
+@pytest.fixture
+def filtered(tmp_path: Path) -> Comparison:
+    """Of the method rft, with five rows made, of which three passed the gate."""
     asked = request(tmp_path)
-    asked = asked.model_copy(update={"compare": asked.compare.model_copy(update={"methods": ("rft",)})})
+    asked = asked.model_copy(update={"compare": asked.compare.model_copy(update={"methods": ("sft", "rft")})})
     RIGHT[("rft", 1e-4)] = RIGHT[("rft", 1e-3)] = (3, 7)
     units = make_plan(asked, Inputs("t", {}, {}))
     for unit in units:
         if unit.kind == "data":
-            (tmp_path / unit.folder).mkdir(parents=True)
+            folder = tmp_path / unit.folder
+            folder.mkdir(parents=True)
+            (folder / ROWS).write_text("{}\n" * (5 if unit.rewrite else 3))
             cost = {"prompt_tokens": 5, "completion_tokens": 6, "scored_tokens": 7, "seconds": 1.0}
             if unit.rewrite:
-                (tmp_path / unit.folder / COSTS).write_text(json.dumps({"row": "a", **cost}))
+                (folder / COSTS).write_text(json.dumps({"row": "a", **cost}))
         else:
             write_unit(tmp_path, unit)
-    found = collect(asked, units, [])
-    spent = found.points[0].spent
+    return collect(asked, units, [])
+
+
+def test_rows_of_a_method_are_charged_to_it(filtered: Comparison) -> None:
+    spent = next(point.spent for point in filtered.points if point.method == "rft")
     assert (spent.rewriting_passes, spent.scoring_passes, spent.training_passes) == (11, 7, 240)
-    assert found.matches == []
+
+
+def test_the_rows_of_each_method_are_told_with_those_left_out(filtered: Comparison) -> None:
+    table = trained_rows(filtered)
+    assert table.columns[:6] == ("method", "trained on", "rewritten", "self-solved", "fallback", "expert")
+    too_long = "2 longer than 512 tokens"
+    assert table.rows == [
+        ("sft", "6", "0", "0", "0", "6 (100.0%)", "2 (25.0%)", too_long),
+        ("rft", "3", "1 (33.3%)", "2 (66.7%)", "0", "0", "4 (57.1%)", f"{too_long}; 2 no accepted rewrite"),
+    ]
+
+
+def test_losses_on_the_rows_alone_that_passed_the_gate_are_marked(filtered: Comparison) -> None:
+    assert "Loss before training, nats a token: sft 1.500. On the questions alone" in filtered.headline
+    assert filtered.headline.endswith("which are easier ones: rft 1.500.")
+    losses = {row[0]: row[4] for row in summary(filtered).rows}
+    assert losses == {"sft": "1.500", "rft": "1.500*"}
+    assert "* On the questions alone whose rewrite passed the gate" in summary(filtered).note
+    assert [row[5] for row in all_points(filtered).rows if row[0] == "rft"] == ["1.500*"] * 2
 
 
 def test_a_sampled_answer_is_not_the_score(tmp_path: Path) -> None:

@@ -92,9 +92,14 @@ def _initial_loss(comparison: Comparison) -> Canvas:
     """The base model's loss on each method's rows: how far they are from it."""
     canvas, (axes,) = _canvas(1)
     means = initial_losses(comparison.points)
-    bars = axes.bar(list(means), list(means.values()), color=[_color(name) for name in means])
+    filtered = {name for name in means if METHODS[name].success_only}
+    names = [f"{name}*" if name in filtered else name for name in means]
+    bars = axes.bar(names, list(means.values()), color=[_color(name) for name in means])
     axes.bar_label(bars, fmt="%.2f", fontsize=8)
-    axes.set(title="Loss before training", ylabel="nats a completion token")
+    title = "Loss before training"
+    if filtered:
+        title += " (* only questions whose rewrite passed the gate)"
+    axes.set(title=title, ylabel="nats a completion token")
     axes.tick_params(axis="x", rotation=45)
     _finish(axes, has_data=bool(means), legend=False)
     return canvas

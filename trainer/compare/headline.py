@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.compare.methods import REFERENCE
+from trainer.compare.methods import METHODS, REFERENCE
 from trainer.compare.numbers import Values, interval
 from trainer.compare.results import Figure, Point, initial_losses
 
@@ -147,8 +147,13 @@ def _with_span(figure: Figure) -> str:
 
 
 def _losses(points: Sequence[Point]) -> list[str]:
-    """The loss of the base model on each method's rows, highest first."""
+    """The loss of the base model on each method's rows, highest first; apart where the rows are of fewer questions."""
     ordered = sorted(initial_losses(points).items(), key=lambda item: -item[1])
-    if not ordered:
-        return []
-    return [f"Loss before training, nats a token: {', '.join(f'{name} {loss:.3f}' for name, loss in ordered)}."]
+    whole, filtered = (
+        ", ".join(f"{name} {loss:.3f}" for name, loss in ordered if METHODS[name].success_only is kept)
+        for kept in (False, True)
+    )
+    said = [f"Loss before training, nats a token: {whole}."] if whole else []
+    if filtered:
+        said.append(f"On the questions alone whose rewrite passed the gate, which are easier ones: {filtered}.")
+    return said

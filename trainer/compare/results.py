@@ -78,7 +78,8 @@ class Run(Section):
     learning_rate: float
     seed: int
     model: str = Field(description="folder below the comparison's")
-    statuses: dict[str, int] = Field(description="rows by what the rewriter said of them")
+    statuses: dict[str, int] = Field(description="rows that it trained on, by what the rewriter said of them")
+    left_out: dict[str, int] = Field(description="rows that it did not train on, by reason")
     initial_loss: float = Field(description="of the base model on this method's rows, nats a completion token")
     final_loss: float
     curve: LossCurve

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trainer.compare.methods import METHODS
 from trainer.compare.results import Comparison, Figure, Point, TaskFacts
 
 _NOTHING = "–"
+_STATUSES = {"rewritten": "rewritten", "self_solved": "self-solved", "fallback": "fallback", "expert": "expert"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ def summary(comparison: Comparison) -> TextTable:
                 shape,
                 str(point.steps),
                 f"{point.learning_rate:g}",
-                f"{point.initial_loss:.3f}",
+                _loss(point.method, point.initial_loss),
                 figure(point.forgetting),
                 figure(point.forgetting_relative, scale=100, unit=" %"),
                 figure(point.kl, digits=3),
@@ -57,7 +59,7 @@ def summary(comparison: Comparison) -> TextTable:
         "which is kept as a mean. Lenient also takes the last number of an answer for it: what G has more than that is "
         "the form in which an answer is stated. 1 - F/F_sft is at equal gain "
         "after the same steps, not at the learning rate of the row. That learning rate is picked by the gain in this "
-        "very exam, so G is somewhat flattering.",
+        f"very exam, so G is somewhat flattering.{_filtered_note(comparison)}",
     )
 
 
@@ -75,8 +77,8 @@ def all_points(comparison: Comparison) -> TextTable:
             str(point.steps),
             f"{point.learning_rate:g}",
             str(len(point.seeds)),
-            f"{point.initial_loss:.3f}",
-            f"{point.final_loss:.3f}",
+            _loss(point.method, point.initial_loss),
+            _loss(point.method, point.final_loss),
             figure(point.forgetting),
             figure(point.forgetting_relative, scale=100, unit=" %"),
             figure(point.kl, digits=3),
@@ -89,7 +91,26 @@ def all_points(comparison: Comparison) -> TextTable:
         for point in comparison.points
     ]
     columns = (*columns, "G lenient", "answer tokens", "no answer, %", "on its front")
-    return TextTable("All points", columns, [base, *rows] if asked else rows)
+    return TextTable("All points", columns, [base, *rows] if asked else rows, _filtered_note(comparison).strip())
+
+
+def trained_rows(comparison: Comparison) -> TextTable:
+    """What the rows of each method are; shapes, steps, learning rates and seeds change none of it."""
+    by_method = {run.method: run for run in reversed(comparison.runs)}
+    rows = []
+    for method in comparison.methods:
+        if run := by_method.get(method):
+            total, left_out = sum(run.statuses.values()), sum(run.left_out.values())
+            reasons = "; ".join(f"{count} {reason}" for reason, count in run.left_out.items() if count)
+            shares = (_of(run.statuses.get(status, 0), total) for status in _STATUSES)
+            rows.append((method, str(total), *shares, _of(left_out, total + left_out), reasons))
+    return TextTable(
+        "Rows",
+        ("method", "trained on", *_STATUSES.values(), "left out", "why"),
+        rows,
+        "Shares of the rows trained on; of those left out, a share of all demonstrations. Fallback: no rewrite was "
+        "accepted, and the row is the expert's; expert: rows that were never rewritten.",
+    )
 
 
 def per_task(comparison: Comparison) -> TextTable:
@@ -193,6 +214,22 @@ def figure(found: Figure, *, scale: float = 1.0, unit: str = "", signed: bool = 
     if found.low is None or found.high is None:
         return told
     return f"{told} [{scale * found.low:.{digits}f}, {scale * found.high:.{digits}f}]"
+
+
+def _of(rows: int, total: int) -> str:
+    return f"{rows} ({rows / total:.1%})" if rows else "0"
+
+
+def _loss(method: str, loss: float) -> str:
+    """Marked where its rows are not of the questions of the others."""
+    return f"{loss:.3f}{'*' if METHODS[method].success_only else ''}"
+
+
+def _filtered_note(comparison: Comparison) -> str:
+    """What the mark of `_loss` means, where it is used."""
+    if not any(METHODS[point.method].success_only for point in comparison.points):
+        return ""
+    return " * On the questions alone whose rewrite passed the gate: no loss to set beside those on all rows."
 
 
 def _digits(task: TaskFacts) -> int:

@@ -15,6 +15,7 @@ import pytest
 from matplotlib.image import imread
 
 from trainer.compare.collect import collect
+from trainer.compare.figures import longest
 from trainer.compare.finished import EXAM
 from trainer.compare.folder import mark_done
 from trainer.compare.headline import Standing, headline
@@ -341,10 +342,10 @@ def test_the_rows_of_each_method_are_told_with_those_left_out(filtered: Comparis
 def test_losses_on_the_rows_alone_that_passed_the_gate_are_marked(filtered: Comparison) -> None:
     assert "Loss before training, nats a token: sft 1.500. On the questions alone" in filtered.headline
     assert filtered.headline.endswith("which are easier ones: rft 1.500.")
-    losses = {row[0]: row[4] for row in summary(filtered).rows}
+    losses = {row[0]: row[2] for row in summary(filtered).rows}
     assert losses == {"sft": "1.500", "rft": "1.500*"}
     assert "* On the questions alone whose rewrite passed the gate" in summary(filtered).note
-    assert [row[5] for row in all_points(filtered).rows if row[0] == "rft"] == ["1.500*"] * 2
+    assert [row[2] for row in all_points(filtered).rows if row[0] == "rft"] == ["1.500*"] * 2
 
 
 def test_a_sampled_answer_is_not_the_score(tmp_path: Path) -> None:
@@ -418,11 +419,13 @@ def test_the_page_needs_nothing_from_elsewhere_and_escapes_everything(comparison
 def test_markdown_cells_cannot_break_the_table(comparison: Comparison) -> None:
     lines = markdown(summary(comparison)).splitlines()
     assert len(lines) == 2 + 2
-    assert {line.count("|") for line in lines} == {12}
-    assert lines[3].startswith("| mask | lora | 2 | 0.001 | 1.500 | 30.00 [")
-    poisoned = comparison.points[0].model_copy(update={"method": "a|b\nc"})
-    (line,) = markdown(summary(comparison.model_copy(update={"points": [poisoned]}))).splitlines()[2:]
-    assert line.startswith("| a\\|b c |")
+    assert {line.count("|") for line in lines} == {11}
+    assert lines[3].startswith("| mask | 0.001 | 1.500 | 30.00 [")
+    assert lines[3].endswith("| 40.00, 2 steps |")
+    poisoned = comparison.points[0].model_copy(update={"shape": "a|b\nc"})
+    points = [poisoned, *comparison.points[2:]]
+    first, *_ = markdown(summary(comparison.model_copy(update={"points": points}))).splitlines()[2:]
+    assert first.startswith("| sft | a\\|b c |")
 
 
 def test_the_first_table_says_where_a_figure_is_not_defined(comparison: Comparison) -> None:
@@ -431,7 +434,7 @@ def test_the_first_table_says_where_a_figure_is_not_defined(comparison: Comparis
 
     def cell(**changed: float | None) -> str:
         match = comparison.matches[0].model_copy(update={"saved": saved.model_copy(update=changed)})
-        return summary(comparison.model_copy(update={"matches": [match]})).rows[1][-1]
+        return summary(comparison.model_copy(update={"matches": [match]})).rows[1][-2]
 
     assert cell(low=0.25, high=0.75, undefined=0.123) == "0.50 [0.25, 0.75] (not defined in 12.3% of the resamples)"
     assert cell(low=0.25, high=0.75, undefined=0.0) == "0.50 [0.25, 0.75]"
@@ -440,10 +443,61 @@ def test_the_first_table_says_where_a_figure_is_not_defined(comparison: Comparis
 
 def test_tables_tell_scores_changes_and_why_nothing_matched(comparison: Comparison) -> None:
     table = per_task(comparison)
-    assert table.rows[0][4].startswith("20.00 [")
-    assert table.rows[1][6].startswith("-20.00 [")
+    assert table.columns[2:4] == ("sums, greedy/strict", "lenient:sums, greedy/lenient")
+    assert table.rows[0][2].startswith("20.00 [")
+    assert table.rows[1][4].startswith("-20.00 [")
     unmatched = comparison.matches[0].model_copy(update={"saved": None, "reason": "one learning rate"})
     assert matchings(comparison.model_copy(update={"matches": [unmatched]})).rows[0][-1] == "one learning rate"
+
+
+def test_what_all_rows_share_is_said_once(comparison: Comparison) -> None:
+    table = all_points(comparison)
+    assert table.note.startswith("All rows: shape lora, steps 2, seeds 1.")
+    assert table.columns[:3] == ("method", "lr", "initial loss")
+    assert table.rows[0][0] == "base"
+    assert {"31.5", "40.0"} <= set(table.rows[0])
+    assert matchings(comparison).note.endswith("less than all of it is read on the line to the base model.")
+    longer = comparison.points[0].model_copy(update={"steps": 4})
+    several = comparison.model_copy(update={"points": [longer, *comparison.points]})
+    assert all_points(several).columns[:3] == ("method", "steps", "lr")
+    assert matchings(several).note.endswith("with the base model as length 0.")
+
+
+def near_the_floor(comparison: Comparison) -> Comparison:
+    tasks = [
+        task.model_copy(update={"base": task.base.model_copy(update={"value": 0.02})}) if task.name == "sums" else task
+        for task in comparison.tasks
+    ]
+    points = [
+        point.model_copy(update={"gain": point.gain.model_copy(update={"value": 3.0})}) for point in comparison.points
+    ]
+    return comparison.model_copy(update={"tasks": tasks, "points": points})
+
+
+def test_near_the_floor_chance_picks_no_learning_rate_and_losses_come_first(comparison: Comparison) -> None:
+    floor = near_the_floor(comparison)
+    assert [row[:2] for row in summary(comparison).rows] == [("sft", "0.001"), ("mask", "0.001")]
+    assert "flattering" in summary(comparison).note
+    rows = [("sft", "0.0001"), ("sft", "0.001"), ("mask", "0.0001"), ("mask", "0.001")]
+    assert [row[:2] for row in summary(floor).rows] == rows
+    assert "flattering" not in summary(floor).note
+    said = headline([], floor.points, floor.tasks, failures=0)
+    assert "the base model answers 2.0% of sums (leniently 40.0%, without an answer 40.0%): gains are small" in said
+    assert said.index("near the floor") < said.index("Loss before training") < said.index("could be matched")
+    said = headline([], comparison.points, comparison.tasks, failures=0)
+    assert "near the floor" not in said
+    assert "near the floor" not in headline([], comparison.points, floor.tasks, failures=0), "some model answers 52 %"
+    assert said.index("could be matched") < said.index("Loss before training")
+
+
+def test_what_a_training_spent_is_shown_for_every_shape(comparison: Comparison) -> None:
+    spent = {name: round(one.training_passes) for name, one in longest(comparison.points).items()}
+    assert spent == {"sft, lora": 240, "mask, lora": 240}
+    dear = comparison.points[0].spent.model_copy(update={"training_passes": 900.0})
+    large = comparison.points[0].model_copy(update={"shape": "large", "spent": dear})
+    short = large.model_copy(update={"method": "dft", "steps": 1})
+    found = {name: round(one.training_passes) for name, one in longest([*comparison.points, large, short]).items()}
+    assert found == {"sft, lora": 240, "mask, lora": 240, "sft, large": 900}
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")

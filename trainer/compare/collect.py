@@ -92,7 +92,7 @@ def collect(request: CompareRequest, units: Sequence[Unit], failures: list[Failu
     facts = [_facts(task, base.result, interval(scored[task.name][:, 0], compare.level)) for task in averaged]
     return empty.model_copy(
         update={
-            "headline": headline(standings, points, failures=len(failures), level=compare.level),
+            "headline": headline(standings, points, facts, failures=len(failures), level=compare.level),
             "tasks": facts,
             "points": points,
             "matches": matches,

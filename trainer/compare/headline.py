@@ -9,7 +9,8 @@ import numpy as np
 
 from trainer.compare.methods import METHODS, REFERENCE
 from trainer.compare.numbers import Values, interval
-from trainer.compare.results import Figure, Point, initial_losses
+from trainer.compare.results import Figure, Point, TaskFacts, initial_losses, near_floor
+from trainer.compare.samples import LENIENT
 
 _SAME_GAIN = 0.02  # of the largest: nearer to it, a gain counts as the same
 
@@ -37,19 +38,44 @@ class Standing:
         return float(self.saved_D[0])
 
 
-def headline(standings: Sequence[Standing], points: Sequence[Point], *, failures: int, level: float = 0.95) -> str:
+def headline(
+    standings: Sequence[Standing],
+    points: Sequence[Point],
+    tasks: Sequence[TaskFacts] = (),
+    *,
+    failures: int,
+    level: float = 0.95,
+) -> str:
     """What a reader must know first.
 
     Args:
         standings: the methods that could be matched with the reference.
         points: all points, for their initial losses.
+        tasks: what the base model knows of them.
         failures: units that are missing.
         level: of intervals.
     """
     said = [*_retention(standings, level), *_losses(points)]
+    if near_floor(tasks, points):
+        said = [_floor(tasks), *_losses(points), *_retention(standings, level)]
     if failures:
         said.append(f"{failures} units failed or were left out, and are missing here.")
     return " ".join(said)
+
+
+def _floor(tasks: Sequence[TaskFacts]) -> str:
+    """How little of the task the base model can do."""
+    lenient = {task.name: task.base.value for task in tasks if task.kind == "lenient"}
+    told = [
+        f"{task.base.value or 0.0:.1%} of {task.name} "
+        f"(leniently {lenient.get(LENIENT + task.name) or 0.0:.1%}, without an answer {task.no_answer or 0.0:.1%})"
+        for task in tasks
+        if task.kind == "accuracy"
+    ]
+    return (
+        f"All models are near the floor of the task, of which the base model answers {', '.join(told)}: gains are "
+        "small and mostly chance, so read the loss before training, retention and KL first."
+    )
 
 
 def _retention(standings: Sequence[Standing], level: float) -> list[str]:
@@ -70,9 +96,11 @@ def _of_shape(standings: Sequence[Standing], shape: str, level: float) -> str:
     """
     steps = max(standing.steps for standing in standings)
     gain = max(standing.gain for standing in standings if standing.steps == steps)
-    ranked, others = [], []
-    for s in standings:
-        (ranked if s.steps == steps and gain - s.gain <= _SAME_GAIN * gain else others).append(s)
+    ranked: list[Standing] = []
+    others: list[Standing] = []
+    for standing in standings:
+        is_ranked = standing.steps == steps and gain - standing.gain <= _SAME_GAIN * gain
+        (ranked if is_ranked else others).append(standing)
     return f"{_ranking(ranked, shape, steps, level)}{_not_ranked(others, steps, level)}"
 
 

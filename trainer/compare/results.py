@@ -14,6 +14,9 @@ RowsKind = Literal["accuracy", "lenient", "divergence", "retention"]
 Matching = Literal["steps", "trained tokens", "total compute"]
 
 
+_FLOOR = 10.0  # points, mean over the task's files
+
+
 class Figure(Section):
     """A figure with its paired bootstrap interval over rows; see `trainer.compare.numbers.interval`."""
 
@@ -118,6 +121,13 @@ def initial_losses(points: Sequence[Point]) -> dict[str, float]:
     for point in points:
         losses.setdefault(point.method, []).append(point.initial_loss)
     return {method: sum(values) / len(values) for method, values in losses.items()}
+
+
+def near_floor(tasks: Sequence[TaskFacts], points: Sequence[Point]) -> bool:
+    """Whether no model answers as many questions as would make a gain more than chance."""
+    shares = [100 * (task.base.value or 0.0) for task in tasks if task.kind == "accuracy"]
+    gained = max((point.gain.value or 0.0 for point in points), default=0.0)
+    return bool(shares) and sum(shares) / len(shares) + max(0.0, gained) < _FLOOR
 
 
 class Match(Section):

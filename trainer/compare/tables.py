@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.compare.methods import METHODS
-from trainer.compare.results import Comparison, Figure, Point, TaskFacts
+from trainer.compare.methods import BASE, METHODS
+from trainer.compare.results import Comparison, Figure, Match, Point, TaskFacts, near_floor
 
 _NOTHING = "–"
+_SHARED = ("shape", "steps", "seeds")
 _STATUSES = {"rewritten": "rewritten", "self_solved": "self-solved", "fallback": "fallback", "expert": "expert"}
 
 
@@ -23,22 +24,19 @@ class TextTable:
 
 
 def summary(comparison: Comparison) -> TextTable:
-    """Every method at the learning rate with which it gains most, with what it forgets at the gain of sft."""
+    """Every method at the learning rate with which it gains most, with what it forgets at the gain of sft.
+
+    Near the floor of the task, where chance would pick that learning rate, every learning rate after the most steps.
+    """
     saved = {(m.method, m.shape): m for m in comparison.matches if m.matching == "steps"}
-    best: dict[tuple[str, str], Point] = {}
-    for point in comparison.points:
-        if point.gain.value is None:
-            continue
-        known = best.get((point.method, point.shape))
-        if known is None or _order(point) > _order(known):
-            best[point.method, point.shape] = point
+    is_near_floor = near_floor(comparison.tasks, comparison.points)
     rows = []
-    for (method, shape), point in best.items():
-        match = saved.get((method, shape))
+    for point in _longest(comparison.points) if is_near_floor else _gaining_most(comparison.points):
+        match = saved.get((point.method, point.shape))
         rows.append(
             (
-                method,
-                shape,
+                point.method,
+                point.shape,
                 str(point.steps),
                 f"{point.learning_rate:g}",
                 _loss(point.method, point.initial_loss),
@@ -48,19 +46,38 @@ def summary(comparison: Comparison) -> TextTable:
                 figure(point.gain),
                 figure(point.gain_lenient),
                 _saved(match.saved) if match and match.saved else _NOTHING,
+                _where(match) if match else _NOTHING,
             )
         )
     columns = ("method", "shape", "steps", "lr", "initial loss", "F", "F relative", "KL", "G", "G lenient")
-    return TextTable(
-        "Each method where it gains most",
-        (*columns, "1 - F/F_sft"),
+    picked = "The latter is picked by the gain in this very exam, so G is somewhat flattering."
+    return _without_shared(
+        "Each method at every learning rate" if is_near_floor else "Each method where it gains most",
+        (*columns, "1 - F/F_sft", "at gain"),
         rows,
         "G and F in points, loss and KL in nats a token; [paired bootstrap intervals over rows], none for the loss, "
         "which is kept as a mean. Lenient also takes the last number of an answer for it: what G has more than that is "
-        "the form in which an answer is stated. 1 - F/F_sft is at equal gain "
-        "after the same steps, not at the learning rate of the row. That learning rate is picked by the gain in this "
-        f"very exam, so G is somewhat flattering.{_filtered_note(comparison)}",
+        "the form in which an answer is stated. 1 - F/F_sft is at equal gain after the same steps, not at the learning "
+        f"rate of the row. {'' if is_near_floor else picked}{_filtered_note(comparison)}",
     )
+
+
+def _longest(points: Sequence[Point]) -> list[Point]:
+    most: dict[tuple[str, str], int] = {}
+    for point in points:
+        most[point.method, point.shape] = max(point.steps, most.get((point.method, point.shape), 0))
+    return [point for point in points if point.steps == most[point.method, point.shape]]
+
+
+def _gaining_most(points: Sequence[Point]) -> list[Point]:
+    best: dict[tuple[str, str], Point] = {}
+    for point in points:
+        if point.gain.value is None:
+            continue
+        known = best.get((point.method, point.shape))
+        if known is None or _order(point) > _order(known):
+            best[point.method, point.shape] = point
+    return list(best.values())
 
 
 def all_points(comparison: Comparison) -> TextTable:
@@ -91,7 +108,7 @@ def all_points(comparison: Comparison) -> TextTable:
         for point in comparison.points
     ]
     columns = (*columns, "G lenient", "answer tokens", "no answer, %", "on its front")
-    return TextTable("All points", columns, [base, *rows] if asked else rows, _filtered_note(comparison).strip())
+    return _without_shared("All points", columns, [base, *rows] if asked else rows, _filtered_note(comparison).strip())
 
 
 def trained_rows(comparison: Comparison) -> TextTable:
@@ -134,7 +151,7 @@ def per_task(comparison: Comparison) -> TextTable:
     falling = ", ".join(task.name for task in comparison.tasks if not task.higher_is_better)
     note = f"First row: the score; then the change from it. Rows: {asked}."
     note += f" The base model states no answer in: {silent}." if silent else ""
-    return TextTable("Per task", columns, rows, f"{note} Lower is better: {falling}." if falling else note)
+    return _without_shared("Per task", columns, rows, f"{note} Lower is better: {falling}." if falling else note)
 
 
 def matchings(comparison: Comparison) -> TextTable:
@@ -146,14 +163,17 @@ def matchings(comparison: Comparison) -> TextTable:
         remark = match.reason or (_remark(match.saved) if match.saved else "")
         budget = _NOTHING if match.budget is None else f"{match.budget:.0f}"
         rows.append((match.method, match.shape, match.matching, budget, *told, remark))
+    one_length = ""
+    if len({point.steps for point in comparison.points}) == 1:
+        one_length = " All trainings are of one length: less than all of it is read on the line to the base model."
     columns = ("method", "shape", "same", "spent", "gain", "F", "F of sft", "F of sft - F", "1 - F/F_sft", "remark")
-    return TextTable(
+    return _without_shared(
         "Against plain fine-tuning at equal gain",
         columns,
         rows,
-        "At the largest gain that both reach, linear between neighbouring learning rates; after the same steps, "
-        "trained tokens, or token passes in all (rewriting and scoring included), linear between trainings of growing "
-        "length with the base model as length 0.",
+        "At the largest gain that both reach, linear between neighbouring learning rates with the base model as "
+        "learning rate 0; after the same steps, trained tokens, or token passes in all (rewriting and scoring "
+        f"included), linear between trainings of growing length with the base model as length 0.{one_length}",
     )
 
 
@@ -174,7 +194,7 @@ def compute(comparison: Comparison) -> TextTable:
         for (method, shape, steps), s in ((key, point.spent) for key, point in spent.items())
     ]
     columns = ("method", "shape", "steps", "prompt tokens", "rewritten tokens", "scored tokens", "trained tokens")
-    return TextTable(
+    return _without_shared(
         "Compute",
         (*columns, "token passes", "rewriting, s", "training, s"),
         rows,
@@ -192,6 +212,20 @@ def failures(comparison: Comparison) -> TextTable:
 def methods(comparison: Comparison) -> TextTable:
     """What each method is."""
     return TextTable("Methods", ("method", "what it trains on"), list(comparison.methods.items()))
+
+
+def _without_shared(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], note: str) -> TextTable:
+    """A table without the columns in which all rows say the same of how they were trained: the note says it once."""
+    shared = {}
+    for i, column in enumerate(columns):
+        values = {row[i] for row in rows if row[0] != BASE}
+        if column in _SHARED and len(values) == 1:
+            shared[i] = f"{column} {values.pop()}"
+    told = f"All rows: {', '.join(shared.values())}. " if shared else ""
+    kept = [i for i in range(len(columns)) if i not in shared]
+    return TextTable(
+        title, tuple(columns[i] for i in kept), [tuple(row[i] for i in kept) for row in rows], f"{told}{note}".strip()
+    )
 
 
 def markdown(table: TextTable) -> str:
@@ -247,6 +281,13 @@ def _saved(saved: Figure) -> str:
     if saved.value is None:
         return _remark(saved)
     return f"{figure(saved)} ({saved.remark})" if saved.remark else figure(saved)
+
+
+def _where(match: Match) -> str:
+    """At which gain a method is matched, and after how many steps."""
+    if match.gain is None or match.gain.value is None or match.budget is None:
+        return _NOTHING
+    return f"{match.gain.value:.2f}, {match.budget:.0f} steps"
 
 
 def _order(point: Point) -> tuple[float, float]:

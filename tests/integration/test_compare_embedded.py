@@ -117,7 +117,9 @@ def test_an_interrupted_comparison_goes_on_with_the_unit_that_was_running(
     assert [(point.method, point.seeds) for point in comparison.points] == [("sft", [0]), ("sdft", [0])]
     assert [(task.name, task.kind, task.rows) for task in comparison.tasks] == [
         ("sums", "accuracy", 4),
+        ("lenient:sums", "lenient", 4),
         ("arc_easy", "retention", 4),
+        ("kl:sums", "divergence", 1),
     ]
     expert, rewritten = comparison.runs
     assert expert.statuses == {"expert": 6}

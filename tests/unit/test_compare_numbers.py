@@ -115,38 +115,25 @@ def test_forgetting_at_a_gain_is_the_least_between_neighbouring_learning_rates()
     assert forgetting_at([0, 10], [1, 3], 5) == 2
     assert forgetting_at([0, 10, 0], [1, 3, 9], 5) == 2
     assert forgetting_at([0, 10], [1, 3], 10) == 3
-    assert forgetting_at([4, 10], [1, 3], 2) is None
 
 
 def test_two_methods_are_compared_at_the_largest_gain_that_both_reach() -> None:
-    found = match_gain(([2.0, 8.0], [0.0, 3.0]), ([1.0, 5.0], [2.0, 6.0]))
+    found = match_gain(([0.0, 2.0, 8.0], [0.0, 0.0, 3.0]), ([0.0, 1.0, 5.0], [0.0, 2.0, 6.0]))
     assert found == AtGain(gain=5.0, own=1.5, reference=6.0)
     assert found.saved == 0.75
 
 
-@pytest.mark.parametrize(
-    ("own", "reference", "why"),
-    [
-        (([-1.0, 0.0], [1.0, 2.0]), ([3.0, 4.0], [1.0, 2.0]), "there is no gain that both reach"),
-        (([6.0, 7.0], [1.0, 2.0]), ([3.0, 4.0], [1.0, 2.0]), "no learning rates of its own"),
-        (([3.0, 4.0], [1.0, 2.0]), ([6.0, 7.0], [1.0, 2.0]), "no learning rates of the reference"),
-    ],
-)
-def test_what_cannot_be_matched_says_why(
-    own: tuple[list[float], list[float]], reference: tuple[list[float], list[float]], why: str
-) -> None:
-    found = match_gain(own, reference)
-    assert isinstance(found, str)
-    assert why in found
+def test_where_one_of_two_gains_nothing_they_cannot_be_matched() -> None:
+    assert match_gain(([0.0, -1.0, 0.0], [0.0, 1.0, 2.0]), ([0.0, 3.0, 4.0], [0.0, 1.0, 2.0])) is None
 
 
 def test_a_reference_that_forgets_nothing_leaves_nothing_to_save() -> None:
     assert math.isnan(AtGain(1, 0.5, 0).saved)
 
 
-def line(budgets: list[float], gains: list[float], lost: list[float], start: float = 0) -> Line:
+def line(budgets: list[float], gains: list[float], lost: list[float], start: float = 0, steps: int = 1) -> Line:
     """The same figures in every one of three resamples."""
-    return Line(budgets, np.tile(np.array(gains)[:, None], 3), np.tile(np.array(lost)[:, None], 3), start)
+    return Line(steps, budgets, np.tile(np.array(gains)[:, None], 3), np.tile(np.array(lost)[:, None], 3), start)
 
 
 def test_a_method_that_trains_on_longer_rows_is_read_where_the_reference_ends() -> None:
@@ -159,6 +146,51 @@ def test_a_method_that_trains_on_longer_rows_is_read_where_the_reference_ends() 
     assert found.gain.value == 8
     assert found.saved.value == pytest.approx(1 - (2 + 4 / 3) / 10)
     assert found.saved.low == pytest.approx(found.saved.value)
+
+
+def test_a_method_that_gains_more_at_every_learning_rate_is_read_between_its_smallest_and_the_base_model() -> None:
+    """sft gains 1 to 4 points and forgets as many; the other has 5 points for 0.1 already, so 0.08 at 4."""
+    reference = [line([100], [gain], [gain]) for gain in (1, 2, 3, 4)]
+    own = [line([100], [5], [0.1]), line([100], [6], [0.2]), line([100], [8], [0.4])]
+    found = match(own, reference, 0.9)
+    assert found.gain is not None
+    assert found.own is not None
+    assert found.saved is not None
+    assert (found.gain.value, found.own.value) == (4, pytest.approx(0.08))
+    assert (found.saved.value, found.saved.undefined) == (pytest.approx(1 - 0.08 / 4), 0)
+    turned = match(reference, own, 0.9)
+    assert turned.saved is not None
+    assert turned.saved.value == pytest.approx(1 - 4 / 0.08)
+
+
+def test_a_resample_in_which_the_smallest_learning_rate_gains_more_than_is_wanted_has_its_figure() -> None:
+    smallest = Line(1, [100], np.array([[3.0, 9.0, 9.0]]), np.array([[1.0, 1.0, 1.0]]))
+    found = match([smallest, line([100], [8], [2])], [line([100], [4], [4]), line([100], [6], [6])], 0.9)
+    assert found.saved is not None
+    assert found.saved.undefined == 0
+
+
+def test_what_cannot_be_matched_says_why() -> None:
+    nothing, broken = line([1], [-1], [1]), line([1], [math.nan], [1])
+    assert match([nothing], [line([1], [3], [1])], 0.9).reason == "there is no gain that both reach"
+    assert match([broken], [line([1], [3], [1])], 0.9).reason == "no model of one of the two has figures"
+
+
+def test_a_missing_training_takes_its_learning_rate_away_and_moves_no_budget() -> None:
+    whole = [line([60, 120], [4, 8], [4, 8], steps=120), line([60, 120], [6, 10], [6, 10], steps=120)]
+    cut = [line([60], [4], [1], steps=60), line([60, 120], [5, 10], [1, 2], steps=120)]
+    for own, reference, saved in ((cut, whole, 1 - 2 / 10), (whole, cut, 1 - 10 / 2)):
+        found = match(own, reference, 0.9)
+        assert found.saved is not None
+        assert (found.budget, found.saved.value) == (120, pytest.approx(saved))
+    ended = match(cut[:1], whole, 0.9)
+    assert ended.budget == 60, "where a method has no longer training the budget is its own"
+
+
+def test_a_learning_rate_that_trained_on_a_few_tokens_less_after_the_same_steps_is_kept() -> None:
+    own = [line([1000], [4], [1], steps=60), line([1001], [-1], [1], steps=60)]
+    found = match(own, [line([1000], [4], [4], steps=60)], 0.9)
+    assert (found.budget, found.reason) == (1000, None)
 
 
 def test_rows_that_cost_more_than_all_of_the_reference_cannot_be_matched() -> None:

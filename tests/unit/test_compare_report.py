@@ -15,6 +15,7 @@ import pytest
 from matplotlib.image import imread
 
 from trainer.compare.collect import collect
+from trainer.compare.figures import longest
 from trainer.compare.finished import EXAM
 from trainer.compare.folder import mark_done
 from trainer.compare.headline import Standing, headline
@@ -22,10 +23,10 @@ from trainer.compare.numbers import scores
 from trainer.compare.plan import Inputs, Unit, make_plan
 from trainer.compare.report import page, write_report
 from trainer.compare.results import Comparison, Failure
-from trainer.compare.rows import COSTS
+from trainer.compare.rows import COSTS, ROWS
 from trainer.compare.samples import pair, read_exam
 from trainer.compare.settings import CompareRequest, CompareSettings
-from trainer.compare.tables import markdown, matchings, per_task, summary
+from trainer.compare.tables import all_points, markdown, matchings, per_task, summary, trained_rows
 from trainer.exam.files import samples_path
 from trainer.exam.results import EvaluationResult, Measure, ModelIdentity, TaskResult
 
@@ -51,11 +52,12 @@ def write_exam(folder: Path, right: tuple[int, int], *, kl: float | None) -> Non
     """As `rewright evaluate` writes it: ten questions with a greedy and a sampled answer, ten rows of PIQA."""
     samples: list[dict[str, Any]] = []
     for row in range(10):
-        samples.append({"task": "sums", "row": f"q{row}", "draw": "greedy", "strict": row < right[0]})
-        samples.append({"task": "sums", "row": f"q{row}", "draw": 0, "strict": row % 2 == 0})
+        strict, lenient = row < right[0], row < right[0] + 2
+        samples.append({"task": "sums", "row": f"q{row}", "draw": "greedy", "strict": strict, "lenient": lenient})
+        samples.append({"task": "sums", "row": f"q{row}", "draw": 0, "strict": row % 2 == 0, "lenient": True})
         samples.append({"task": "piqa", "row": row, "metrics": {"acc": [float(row < right[1]), 1.0]}})
-    one = Measure(value=1.0, stderr=None)
-    shares = {"greedy/strict": Measure(value=right[0] / 10, stderr=0.1), "greedy/tokens": one, "greedy/no_answer": one}
+    figures = {"greedy/strict": right[0] / 10, "greedy/tokens": 31.5, "greedy/no_answer": 0.4}
+    shares = {name: Measure(value=value, stderr=None) for name, value in figures.items()}
     tasks = {
         "sums": TaskResult(
             kind="accuracy", data="q", rows=10, metrics=shares, primary="greedy/strict", chat_template=True
@@ -70,21 +72,30 @@ def write_exam(folder: Path, right: tuple[int, int], *, kl: float | None) -> Non
         ),
     }
     if kl is not None:
-        metrics = {"kl_per_token": Measure(value=kl, stderr=None)}
         tasks["kl:sums"] = TaskResult(
-            kind="divergence", data="q", rows=1, metrics=metrics, primary="kl_per_token", chat_template=True
+            kind="divergence",
+            data="q",
+            rows=2,
+            metrics={"kl_per_token": Measure(value=kl, stderr=None)},
+            primary="kl_per_token",
+            higher_is_better=False,
+            chat_template=True,
         )
+        # Two completions of the first question and one of the second: 40 nats over 160 tokens for a `kl` of 0.25.
+        for name, nats, tokens in (("q0", 70 * kl, 50), ("q0", 74 * kl, 70), ("q1", 16 * kl, 40)):
+            samples.append({"task": "kl:sums", "row": name, "kl": nats, "tokens": tokens})
     result = EvaluationResult(model=ModelIdentity(name="m", weights_sha256="0"), settings={}, tasks=tasks)
     (folder / EXAM).write_text(result.model_dump_json())
     samples_path(folder / EXAM).write_text("".join(f"{json.dumps(sample)}\n" for sample in samples))
 
 
-def write_training(folder: Path, weights: str) -> None:
+def write_training(folder: Path, weights: str, statuses: dict[str, int]) -> None:
     card = {
         "tokens": {"prompt": 100, "completion": 100, "without_weight": 0},
         "trained_tokens": 40,
         "seconds": 1.5,
-        "statuses": {"expert": 6},
+        "statuses": statuses,
+        "left_out": {"longer than 512 tokens": 2},
         "initial_loss": 1.5,
         "final_loss": 1.0,
         "settings": {"sft": {"weights": {"kind": weights, "apply_to": "all"}, "kl_weight": 0.0}},
@@ -101,7 +112,8 @@ def write_unit(output: Path, unit: Unit) -> None:
     setup = unit.setup
     if unit.kind == "train":
         assert setup is not None
-        write_training(folder, "mask" if setup.method == "mask" else "none")
+        statuses = {"rewritten": 1, "self_solved": 2} if setup.method == "rft" else {"expert": 6}
+        write_training(folder, "mask" if setup.method == "mask" else "none", statuses)
     else:
         write_exam(folder, RIGHT[(setup.method, setup.learning_rate) if setup else BASE], kl=0.25 if setup else None)
     mark_done(output, unit)
@@ -131,11 +143,45 @@ def test_gain_forgetting_and_front_are_those_of_the_samples(comparison: Comparis
     for key, expected in approximately.items():
         assert found[key] == pytest.approx(expected), key
     assert comparison.points[0].forgetting_relative.value == pytest.approx(0.25)
-    assert comparison.points[0].kl == {"sums": 0.25}
-    assert [(task.name, task.metric, task.rows) for task in comparison.tasks] == [
-        ("sums", "greedy/strict", 10),
-        ("piqa", "acc", 10),
+    assert [(task.name, task.metric, task.rows, task.base.value) for task in comparison.tasks] == [
+        ("sums", "greedy/strict", 10, 0.2),
+        ("lenient:sums", "greedy/lenient", 10, 0.4),
+        ("piqa", "acc", 10, 0.8),
+        ("kl:sums", "kl_per_token", 2, 0.0),
     ]
+
+
+def test_gain_by_the_lenient_check_stands_beside_the_strict_one(comparison: Comparison) -> None:
+    """Two more of ten are right by it, but for 7 + 2 and the base model's 2 + 2 of ten."""
+    assert [point.gain_lenient.value for point in comparison.points] == pytest.approx([20, 40, 20, 50])
+    by_name = {task.name: task for task in comparison.tasks}
+    assert (by_name["sums"].no_answer, by_name["sums"].answer_tokens) == (0.4, 31.5)
+    assert by_name["piqa"].no_answer is None
+    assert "The base model states no answer in: sums 40.0%." in per_task(comparison).note
+    table = summary(comparison)
+    assert table.rows[1][table.columns.index("G lenient")].startswith("50.00 [")
+
+
+def test_the_divergence_is_that_of_all_tokens_with_an_interval_over_questions(comparison: Comparison) -> None:
+    """40 nats over 160 tokens; a resample may have the first question twice, 36 over 120, or the second, 4 over 40."""
+    kl = comparison.points[0].kl
+    assert (kl.value, kl.low, kl.high) == pytest.approx((0.25, 0.1, 0.3))
+    table = summary(comparison)
+    assert table.rows[0][table.columns.index("KL")] == "0.250 [0.100, 0.300]"
+    assert per_task(comparison).rows[1][-1] == "+0.250 [0.100, 0.300]"
+
+
+def test_a_model_that_diverged_has_no_divergence_to_tell(tmp_path: Path) -> None:
+    asked = request(tmp_path)
+    units = make_plan(asked, Inputs("t", {}, {}))
+    for unit in units:
+        write_unit(tmp_path, unit)
+    exam = tmp_path / next(u for u in units if u.kind == "exam" and u.setup).folder / EXAM
+    write_exam(exam.parent, (4, 6), kl=math.nan)
+    found = collect(asked, units, [])
+    assert [point.kl.value for point in found.points] == [None, *[pytest.approx(0.25)] * 3]
+    write_report(tmp_path, found)
+    assert Comparison.model_validate_json((tmp_path / "results.json").read_bytes()) == found
 
 
 def test_the_match_is_at_the_largest_gain_of_both(comparison: Comparison) -> None:
@@ -148,28 +194,31 @@ def test_the_match_is_at_the_largest_gain_of_both(comparison: Comparison) -> Non
         assert match.saved.value == pytest.approx(1 - 20 / 40)
     # Weighing costs mask 200 passes before 3 x 80 of training: of sft's 240 a sixth of its training is left to it.
     assert by_compute.budget == 240
-    assert by_compute.saved is None
-    assert by_compute.reason == f"no learning rates of the reference have a gain of {50 / 6:.2f} points between them"
+    assert by_compute.gain is not None
+    assert by_compute.saved is not None
+    # It gains 50 / 6 there and forgets 5; sft at that gain is between the base model and its first learning rate.
+    assert by_compute.gain.value == pytest.approx(50 / 6)
+    assert by_compute.saved.value == pytest.approx(1 - 5 / (50 / 6))
 
 
 def test_a_cheap_baseline_that_wins_is_the_first_thing_said(comparison: Comparison) -> None:
-    start = "With shape lora, at equal gain after the same steps, mask (1 - F/F_sft = 0.50"
+    start = "With shape lora, at equal gain after the same 2 steps, mask (1 - F/F_sft = 0.50"
     assert comparison.headline.startswith(start)
     draws = np.full(50, 0.4)
     cheap, trained = (
-        Standing("mask", "small", True, 2.0, draws),
-        Standing("rewright", "small", False, 2.0, draws - 0.3),
+        Standing("mask", "small", True, 60, 2.0, draws),
+        Standing("rewright", "small", False, 60, 2.0, draws - 0.3),
     )
     said = headline([trained, cheap], [], failures=0)
-    assert said.startswith("With shape small, at equal gain after the same steps, the cheap baseline mask")
+    assert said.startswith("With shape small, at equal gain after the same 60 steps, the cheap baseline mask")
     assert "before rewright (1 - F/F_sft = 0.10" in said
     assert "chance" not in said
 
 
 def test_a_difference_that_chance_could_make_is_said_to_be_one() -> None:
     random = np.random.default_rng(0)
-    cheap = Standing("mask", "small", True, 2.0, random.normal(0.30, 0.2, 300))
-    trained = Standing("rewright", "small", False, 2.0, np.r_[0.9, random.normal(0.31, 0.2, 299)])
+    cheap = Standing("mask", "small", True, 60, 2.0, random.normal(0.30, 0.2, 300))
+    trained = Standing("rewright", "small", False, 60, 2.0, np.r_[0.9, random.normal(0.31, 0.2, 299)])
     said = headline([cheap, trained], [], failures=2)
     assert "rewright (1 - F/F_sft = 0.90" in said.split(" forgets least")[0]
     assert "chance alone could be the difference" in said
@@ -180,8 +229,8 @@ def test_a_method_that_was_picked_among_many_has_the_luck_of_being_picked_in_its
     """Ten methods that differ from sft by chance alone: the best of them leads by its luck, and it is said."""
     random = np.random.default_rng(1)
     noise = [np.r_[0.05 * i, random.normal(0, 0.3, 500)] for i in range(10)]
-    cheap = [Standing(f"cheap{i}", "small", True, 2.0, saved) for i, saved in enumerate(noise[:9])]
-    trained = Standing("rewright", "small", False, 2.0, np.r_[0.9, random.normal(0.9, 0.1, 500)])
+    cheap = [Standing(f"cheap{i}", "small", True, 60, 2.0, saved) for i, saved in enumerate(noise[:9])]
+    trained = Standing("rewright", "small", False, 60, 2.0, np.r_[0.9, random.normal(0.9, 0.1, 500)])
     said = headline([*cheap, trained], [], failures=0)
     assert "before cheap8 (1 - F/F_sft = 0.40" in said
     assert "at gain 2.00, the best of 9 methods of its kind)" in said
@@ -192,26 +241,44 @@ def test_a_method_that_was_picked_among_many_has_the_luck_of_being_picked_in_its
 
 def test_a_figure_that_many_resamples_do_not_have_is_no_proof_and_says_so() -> None:
     holed = np.r_[np.full(90, 0.5), np.full(11, np.nan)]
-    cheap, trained = (Standing(name, "small", name == "mask", 2.0, holed) for name in ("mask", "rewright"))
+    cheap = Standing("mask", "small", True, 60, 2.0, holed)
     alone = headline([cheap], [], failures=0)
     assert "mask (1 - F/F_sft = 0.50 [0.50, 0.50] (not defined in 11.0% of the resamples) at gain 2.00)" in alone
     assert "; chance alone could be the lead of mask over sft; no method with a trained rewriter" in alone
     assert "chance alone could be the lead of mask" not in headline([cheap], [], failures=0, level=0.85)
-    elsewhere = Standing("sdft", "small", True, 9.0, np.full(101, 0.1))
-    assert "not of one scale; chance alone could be the lead of rewright over sft." in headline(
-        [trained, elsewhere], [], failures=0
-    )
-    ahead = Standing("rewright", "small", False, 2.0, holed + 0.2)
+    ahead = Standing("rewright", "small", False, 60, 2.0, holed + 0.2)
     assert "chance alone could be the difference" in headline([cheap, ahead], [], failures=0)
 
 
-def test_methods_that_are_compared_at_other_gains_are_not_subtracted() -> None:
-    small = Standing("mask", "small", True, 0.5, np.full(20, 0.5))
-    large = Standing("rewright", "small", False, 9.0, np.full(20, 0.4))
-    said = headline([small, large], [], failures=0)
-    assert "mask (1 - F/F_sft = 0.50 [0.50, 0.50] at gain 0.50) forgets least" in said
-    assert "rewright (1 - F/F_sft = 0.40 [0.40, 0.40] at gain 9.00); each is compared with sft at another gain" in said
-    assert "difference" not in said
+def test_what_is_saved_at_less_gain_is_not_ranked_and_hides_no_cheap_baseline_that_wins() -> None:
+    """To save nearly all where nothing is gained yet is no feat: mask beats rewright where both gain as much as sft."""
+    mask = Standing("mask", "small", True, 60, 8.0, np.full(20, 0.7))
+    rewright = Standing("rewright", "small", False, 60, 7.9, np.full(20, 0.6))
+    paper = Standing("paper", "small", False, 60, 0.3, np.full(20, 0.95))
+    first, _, second = headline([paper, rewright, mask], [], failures=0).partition(" Not ranked")
+    assert (
+        "the cheap baseline mask (1 - F/F_sft = 0.70 [0.70, 0.70] at gain 8.00) forgets least, before rewright" in first
+    )
+    assert first.endswith("a difference of 0.10 [0.10, 0.10].")
+    assert "paper" not in first
+    assert second == " with these, since they reach only less: paper gain 0.30 (1 - F/F_sft = 0.95 [0.95, 0.95] there)."
+    alone = headline([paper, mask], [], failures=0)
+    assert "forgets least; no method with a trained rewriter could be matched there. Not ranked" in alone
+
+
+def test_what_is_saved_after_fewer_steps_is_not_ranked() -> None:
+    mask = Standing("mask", "small", True, 120, 4.0, np.full(20, 0.2))
+    rewright = Standing("rewright", "small", False, 60, 6.0, np.full(20, 0.9))
+    said = headline([rewright, mask], [], failures=1)
+    assert said.startswith("With shape small, at equal gain after the same 120 steps, mask (1 - F/F_sft = 0.20")
+    assert "less: rewright gain 6.00 after 60 steps (1 - F/F_sft = 0.90 [0.90, 0.90] there). 1 units failed" in said
+
+
+def test_where_every_cheap_method_forgets_more_sft_is_the_first_named() -> None:
+    said = headline([Standing("mask", "small", True, 60, 2.0, np.full(20, -0.5))], [], failures=0)
+    assert (
+        "plain fine-tuning (sft) forgets least, before mask (1 - F/F_sft = -0.50 [-0.50, -0.50] at gain 2.00)" in said
+    )
 
 
 def test_without_a_match_no_method_is_said_to_win() -> None:
@@ -219,7 +286,7 @@ def test_without_a_match_no_method_is_said_to_win() -> None:
 
 
 def test_a_method_that_forgets_more_than_sft_leaves_sft_the_winner() -> None:
-    worse = Standing("rewright", "small", False, 2.0, np.full(20, -0.5))
+    worse = Standing("rewright", "small", False, 60, 2.0, np.full(20, -0.5))
     assert "the cheap baseline plain fine-tuning (sft) forgets least" in headline([worse], [], failures=0)
 
 
@@ -237,23 +304,48 @@ def test_units_that_are_missing_leave_the_others(tmp_path: Path) -> None:
     assert nothing.points == nothing.tasks == []
 
 
-def test_rows_of_a_method_are_charged_to_it(tmp_path: Path) -> None:
+@pytest.fixture
+def filtered(tmp_path: Path) -> Comparison:
+    """Of the method rft, with five rows made, of which three passed the gate."""
     asked = request(tmp_path)
-    asked = asked.model_copy(update={"compare": asked.compare.model_copy(update={"methods": ("rft",)})})
+    asked = asked.model_copy(update={"compare": asked.compare.model_copy(update={"methods": ("sft", "rft")})})
     RIGHT[("rft", 1e-4)] = RIGHT[("rft", 1e-3)] = (3, 7)
     units = make_plan(asked, Inputs("t", {}, {}))
     for unit in units:
         if unit.kind == "data":
-            (tmp_path / unit.folder).mkdir(parents=True)
+            folder = tmp_path / unit.folder
+            folder.mkdir(parents=True)
+            (folder / ROWS).write_text("{}\n" * (5 if unit.rewrite else 3))
             cost = {"prompt_tokens": 5, "completion_tokens": 6, "scored_tokens": 7, "seconds": 1.0}
             if unit.rewrite:
-                (tmp_path / unit.folder / COSTS).write_text(json.dumps({"row": "a", **cost}))
+                (folder / COSTS).write_text(json.dumps({"row": "a", **cost}))
         else:
             write_unit(tmp_path, unit)
-    found = collect(asked, units, [])
-    spent = found.points[0].spent
+    return collect(asked, units, [])
+
+
+def test_rows_of_a_method_are_charged_to_it(filtered: Comparison) -> None:
+    spent = next(point.spent for point in filtered.points if point.method == "rft")
     assert (spent.rewriting_passes, spent.scoring_passes, spent.training_passes) == (11, 7, 240)
-    assert found.matches == []
+
+
+def test_the_rows_of_each_method_are_told_with_those_left_out(filtered: Comparison) -> None:
+    table = trained_rows(filtered)
+    assert table.columns[:6] == ("method", "trained on", "rewritten", "self-solved", "fallback", "expert")
+    too_long = "2 longer than 512 tokens"
+    assert table.rows == [
+        ("sft", "6", "0", "0", "0", "6 (100.0%)", "2 (25.0%)", too_long),
+        ("rft", "3", "1 (33.3%)", "2 (66.7%)", "0", "0", "4 (57.1%)", f"{too_long}; 2 no accepted rewrite"),
+    ]
+
+
+def test_losses_on_the_rows_alone_that_passed_the_gate_are_marked(filtered: Comparison) -> None:
+    assert "Loss before training, nats a token: sft 1.500. On the questions alone" in filtered.headline
+    assert filtered.headline.endswith("which are easier ones: rft 1.500.")
+    losses = {row[0]: row[2] for row in summary(filtered).rows}
+    assert losses == {"sft": "1.500", "rft": "1.500*"}
+    assert "* On the questions alone whose rewrite passed the gate" in summary(filtered).note
+    assert [row[2] for row in all_points(filtered).rows if row[0] == "rft"] == ["1.500*"] * 2
 
 
 def test_a_sampled_answer_is_not_the_score(tmp_path: Path) -> None:
@@ -328,10 +420,12 @@ def test_markdown_cells_cannot_break_the_table(comparison: Comparison) -> None:
     lines = markdown(summary(comparison)).splitlines()
     assert len(lines) == 2 + 2
     assert {line.count("|") for line in lines} == {11}
-    assert lines[3].startswith("| mask | lora | 2 | 0.001 | 50.00 [")
-    poisoned = comparison.points[0].model_copy(update={"method": "a|b\nc"})
-    (line,) = markdown(summary(comparison.model_copy(update={"points": [poisoned]}))).splitlines()[2:]
-    assert line.startswith("| a\\|b c |")
+    assert lines[3].startswith("| mask | 0.001 | 1.500 | 30.00 [")
+    assert lines[3].endswith("| 40.00, 2 steps |")
+    poisoned = comparison.points[0].model_copy(update={"shape": "a|b\nc"})
+    points = [poisoned, *comparison.points[2:]]
+    first, *_ = markdown(summary(comparison.model_copy(update={"points": points}))).splitlines()[2:]
+    assert first.startswith("| sft | a\\|b c |")
 
 
 def test_the_first_table_says_where_a_figure_is_not_defined(comparison: Comparison) -> None:
@@ -340,7 +434,7 @@ def test_the_first_table_says_where_a_figure_is_not_defined(comparison: Comparis
 
     def cell(**changed: float | None) -> str:
         match = comparison.matches[0].model_copy(update={"saved": saved.model_copy(update=changed)})
-        return summary(comparison.model_copy(update={"matches": [match]})).rows[1][-1]
+        return summary(comparison.model_copy(update={"matches": [match]})).rows[1][-2]
 
     assert cell(low=0.25, high=0.75, undefined=0.123) == "0.50 [0.25, 0.75] (not defined in 12.3% of the resamples)"
     assert cell(low=0.25, high=0.75, undefined=0.0) == "0.50 [0.25, 0.75]"
@@ -349,10 +443,61 @@ def test_the_first_table_says_where_a_figure_is_not_defined(comparison: Comparis
 
 def test_tables_tell_scores_changes_and_why_nothing_matched(comparison: Comparison) -> None:
     table = per_task(comparison)
-    assert table.rows[0][4].startswith("20.00 [")
-    assert table.rows[1][5].startswith("-20.00 [")
+    assert table.columns[2:4] == ("sums, greedy/strict", "lenient:sums, greedy/lenient")
+    assert table.rows[0][2].startswith("20.00 [")
+    assert table.rows[1][4].startswith("-20.00 [")
     unmatched = comparison.matches[0].model_copy(update={"saved": None, "reason": "one learning rate"})
     assert matchings(comparison.model_copy(update={"matches": [unmatched]})).rows[0][-1] == "one learning rate"
+
+
+def test_what_all_rows_share_is_said_once(comparison: Comparison) -> None:
+    table = all_points(comparison)
+    assert table.note.startswith("All rows: shape lora, steps 2, seeds 1.")
+    assert table.columns[:3] == ("method", "lr", "initial loss")
+    assert table.rows[0][0] == "base"
+    assert {"31.5", "40.0"} <= set(table.rows[0])
+    assert matchings(comparison).note.endswith("less than all of it is read on the line to the base model.")
+    longer = comparison.points[0].model_copy(update={"steps": 4})
+    several = comparison.model_copy(update={"points": [longer, *comparison.points]})
+    assert all_points(several).columns[:3] == ("method", "steps", "lr")
+    assert matchings(several).note.endswith("with the base model as length 0.")
+
+
+def near_the_floor(comparison: Comparison) -> Comparison:
+    tasks = [
+        task.model_copy(update={"base": task.base.model_copy(update={"value": 0.02})}) if task.name == "sums" else task
+        for task in comparison.tasks
+    ]
+    points = [
+        point.model_copy(update={"gain": point.gain.model_copy(update={"value": 3.0})}) for point in comparison.points
+    ]
+    return comparison.model_copy(update={"tasks": tasks, "points": points})
+
+
+def test_near_the_floor_chance_picks_no_learning_rate_and_losses_come_first(comparison: Comparison) -> None:
+    floor = near_the_floor(comparison)
+    assert [row[:2] for row in summary(comparison).rows] == [("sft", "0.001"), ("mask", "0.001")]
+    assert "flattering" in summary(comparison).note
+    rows = [("sft", "0.0001"), ("sft", "0.001"), ("mask", "0.0001"), ("mask", "0.001")]
+    assert [row[:2] for row in summary(floor).rows] == rows
+    assert "flattering" not in summary(floor).note
+    said = headline([], floor.points, floor.tasks, failures=0)
+    assert "the base model answers 2.0% of sums (leniently 40.0%, without an answer 40.0%): gains are small" in said
+    assert said.index("near the floor") < said.index("Loss before training") < said.index("could be matched")
+    said = headline([], comparison.points, comparison.tasks, failures=0)
+    assert "near the floor" not in said
+    assert "near the floor" not in headline([], comparison.points, floor.tasks, failures=0), "some model answers 52 %"
+    assert said.index("could be matched") < said.index("Loss before training")
+
+
+def test_what_a_training_spent_is_shown_for_every_shape(comparison: Comparison) -> None:
+    spent = {name: round(one.training_passes) for name, one in longest(comparison.points).items()}
+    assert spent == {"sft, lora": 240, "mask, lora": 240}
+    dear = comparison.points[0].spent.model_copy(update={"training_passes": 900.0})
+    large = comparison.points[0].model_copy(update={"shape": "large", "spent": dear})
+    short = large.model_copy(update={"method": "dft", "steps": 1})
+    found = {name: round(one.training_passes) for name, one in longest([*comparison.points, large, short]).items()}
+    assert found == {"sft, lora": 240, "mask, lora": 240, "sft, large": 900}
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")

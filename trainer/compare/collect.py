@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from trainer.compare.results import (
 )
 from trainer.compare.samples import pair, read_exam
 from trainer.compare.settings import CompareRequest
+from trainer.exam.results import EvaluationResult
 
 _MATCHINGS: tuple[Matching, ...] = ("steps", "trained tokens", "total compute")
 
@@ -48,8 +49,10 @@ class _Drawn:
     """Figures of all points in every resample, (D, P); the base model is not among the points."""
 
     gain: Values
+    lenient: Values
     forgetting: Values
     relative: Values
+    kl: Values
     changes: dict[str, Values]
 
 
@@ -86,25 +89,29 @@ def collect(request: CompareRequest, units: Sequence[Unit], failures: list[Failu
     points = _with_fronts(points)
     costs = [_mean_cost([finished[i] for i in members]) for members in by_point.values()]
     matches, standings = _matches(points, costs, drawn, compare.level)
-    facts = [
-        TaskFacts(
-            name=task.name,
-            kind=task.kind,
-            metric=base.result.tasks[task.name].primary,
-            higher_is_better=task.higher_is_better,
-            in_points=task.in_points,
-            rows=task.values_MN.shape[1],
-            base=interval(scored[task.name][:, 0], compare.level),
-        )
-        for task in averaged
-    ]
+    facts = [_facts(task, base.result, interval(scored[task.name][:, 0], compare.level)) for task in averaged]
     return empty.model_copy(
         update={
-            "headline": headline(standings, points, failures=len(failures), level=compare.level),
+            "headline": headline(standings, points, facts, failures=len(failures), level=compare.level),
             "tasks": facts,
             "points": points,
             "matches": matches,
         }
+    )
+
+
+def _facts(task: TaskRows, base: EvaluationResult, score: Figure) -> TaskFacts:
+    metrics = base.tasks[task.name].metrics if task.kind == "accuracy" else {}
+    return TaskFacts(
+        name=task.name,
+        kind=task.kind,
+        metric=task.metric,
+        higher_is_better=task.higher_is_better,
+        in_points=task.in_points,
+        rows=task.values_MN.shape[1],
+        base=score,
+        no_answer=metrics["greedy/no_answer"].value if metrics else None,
+        answer_tokens=metrics["greedy/tokens"].value if metrics else None,
     )
 
 
@@ -120,12 +127,14 @@ def _averaged(task: TaskRows, points: Sequence[Sequence[int]]) -> TaskRows:
     values, weights = (
         np.stack([table[group].mean(axis=0) for group in groups]) for table in (task.values_MN, task.weights_MN)
     )
-    return TaskRows(task.name, task.kind, values, weights, task.aggregation, task.higher_is_better)
+    return replace(task, values_MN=values, weights_MN=weights)
 
 
 def _draw(tasks: Sequence[TaskRows], scored: dict[str, Values]) -> _Drawn:
     shape = next(iter(scored.values())).shape
-    asked = [scored[task.name] for task in tasks if task.kind == "accuracy"]
+    asked, lenient, moved = (
+        [scored[task.name] for task in tasks if task.kind == kind] for kind in ("accuracy", "lenient", "divergence")
+    )
     kept = [task for task in tasks if task.kind == "retention"]
     shares = [scored[task.name] for task in kept if task.in_points]
     nothing = np.full(shape, np.nan)
@@ -136,8 +145,10 @@ def _draw(tasks: Sequence[TaskRows], scored: dict[str, Values]) -> _Drawn:
     }
     return _Drawn(
         gain=(gain(asked) if asked else nothing)[:, 1:],
+        lenient=(gain(lenient) if lenient else nothing)[:, 1:],
         forgetting=(forgetting(shares) if shares else nothing)[:, 1:],
         relative=(relative_forgetting(relative) if relative else nothing)[:, 1:],
+        kl=(np.mean(moved, axis=0) if moved else nothing)[:, 1:],
         changes={name: change[:, 1:] for name, change in changes.items()},
     )
 
@@ -162,10 +173,11 @@ def _point(members: Sequence[Finished], drawn: _Drawn, number: int, level: float
         learning_rate=setup.learning_rate,
         seeds=sorted(run.seed for run in runs),
         gain=figure(drawn.gain),
+        gain_lenient=figure(drawn.lenient),
         forgetting=figure(drawn.forgetting),
         forgetting_relative=figure(drawn.relative),
         changes={name: figure(table) for name, table in drawn.changes.items()},
-        kl=means([run.kl for run in runs]),
+        kl=figure(drawn.kl),
         answer_tokens=means([run.answer_tokens for run in runs]),
         no_answer=means([run.no_answer for run in runs]),
         initial_loss=mean([run.initial_loss for run in runs]),
@@ -213,8 +225,9 @@ def _matches(
             found = match(own, reference, level)
             matches.append(_told(matching, method, shape, found))
             gain = found.gain.value if found.gain else None
-            if matching == "steps" and found.saved_D is not None and gain is not None:
-                standings.append(Standing(method, shape, METHODS[method].is_cheap, gain, found.saved_D))
+            if matching == "steps" and found.budget and found.saved_D is not None and gain is not None:
+                steps = round(found.budget)
+                standings.append(Standing(method, shape, METHODS[method].is_cheap, steps, gain, found.saved_D))
     return matches, standings
 
 
@@ -235,7 +248,8 @@ def _lines(
             "total compute": [costs[i][1] for i in members],
         }[matching]
         start = costs[members[0]][2] if matching == "total compute" else 0.0
-        lines.append(Line(budgets, drawn.gain[:, members].T, drawn.forgetting[:, members].T, start))
+        steps = points[members[-1]].steps
+        lines.append(Line(steps, budgets, drawn.gain[:, members].T, drawn.forgetting[:, members].T, start))
     return lines
 
 

@@ -70,16 +70,17 @@ def _gain_against_forgetting(comparison: Comparison) -> Canvas:
                 continue
             color = _color(method)
             x, y = [p.forgetting.value for p in known], [p.gain.value for p in known]
+            # From the base model on, as methods are matched.
+            axes.plot([0, *x], [0, *y], color=color, linewidth=1.2, alpha=0.85, label=method)
             axes.errorbar(
                 x,
                 y,
+                fmt="none",
                 xerr=_errors([p.forgetting for p in known]),
                 yerr=_errors([p.gain for p in known]),
-                color=color,
-                linewidth=1.2,
+                ecolor=color,
                 elinewidth=0.6,
                 alpha=0.85,
-                label=method,
             )
             for p in known:
                 face = color if p.on_front else "white"
@@ -92,9 +93,14 @@ def _initial_loss(comparison: Comparison) -> Canvas:
     """The base model's loss on each method's rows: how far they are from it."""
     canvas, (axes,) = _canvas(1)
     means = initial_losses(comparison.points)
-    bars = axes.bar(list(means), list(means.values()), color=[_color(name) for name in means])
+    filtered = {name for name in means if METHODS[name].success_only}
+    names = [f"{name}*" if name in filtered else name for name in means]
+    bars = axes.bar(names, list(means.values()), color=[_color(name) for name in means])
     axes.bar_label(bars, fmt="%.2f", fontsize=8)
-    axes.set(title="Loss before training", ylabel="nats a completion token")
+    title = "Loss before training"
+    if filtered:
+        title += " (* only questions whose rewrite passed the gate)"
+    axes.set(title=title, ylabel="nats a completion token")
     axes.tick_params(axis="x", rotation=45)
     _finish(axes, has_data=bool(means), legend=False)
     return canvas
@@ -121,15 +127,18 @@ def _loss_curves(comparison: Comparison) -> Canvas:
     return canvas
 
 
+def longest(points: Sequence[Point]) -> dict[str, Spent]:
+    """What one fine-tuning of the most steps spent, by method and shape."""
+    steps = max((point.steps for point in points), default=0)
+    return {f"{point.method}, {point.shape}": point.spent for point in points if point.steps == steps}
+
+
 def _compute(comparison: Comparison) -> Canvas:
     """What one fine-tuning of the most steps costs with its rows, in token passes and in seconds."""
     canvas, (passes, seconds) = _canvas(2)
-    most = max((point.steps for point in comparison.points), default=0)
-    spent: dict[str, Spent] = {}
-    for point in comparison.points:
-        if point.steps == most:
-            spent.setdefault(point.method, point.spent)
+    spent = longest(comparison.points)
     names = list(spent)
+    canvas.set_figheight(max(4.5, 0.25 * len(names)))
     parts = {
         passes: {
             "rewriting": [s.rewriting_passes for s in spent.values()],
@@ -148,7 +157,7 @@ def _compute(comparison: Comparison) -> Canvas:
             left = [a + b for a, b in zip(left, values, strict=True)]
         axes.invert_yaxis()
         _finish(axes, has_data=bool(names))
-    passes.set(title="Compute", xlabel="token passes")
+    passes.set(title="Compute of the longest training", xlabel="token passes")
     seconds.set(title="Time, as measured", xlabel="seconds")
     return canvas
 

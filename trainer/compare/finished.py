@@ -13,7 +13,7 @@ from trainer.compare.cost import Cost, DataCost, train_cost
 from trainer.compare.folder import is_done
 from trainer.compare.plan import Setup, Unit
 from trainer.compare.results import LossCurve, Run, Spent
-from trainer.compare.rows import read_cost
+from trainer.compare.rows import ROWS, read_cost
 from trainer.compare.samples import Exam, read_exam
 from trainer.exam.results import TaskResult
 from trainer.history import read_history
@@ -49,7 +49,8 @@ def read_finished(output: Path, units: Sequence[Unit]) -> list[Finished]:
         card = json.loads((output / train.folder / "sft.json").read_text())
         cost = Cost(data=_data_cost(output, train, by_folder), training=train_cost(card))
         read = read_exam(output / exam.folder / EXAM)
-        found.append(Finished(exam.setup, _run(output, train, exam.setup, card, cost, read), cost, read))
+        left_out = card["left_out"] | _filtered(output, train, by_folder)
+        found.append(Finished(exam.setup, _run(output, train, exam.setup, card, left_out, cost, read), cost, read))
     return found
 
 
@@ -61,7 +62,29 @@ def _data_cost(output: Path, train: Unit, units: dict[Path, Unit]) -> DataCost:
     return read_cost(output / unit.folder) if unit.kind == "data" else DataCost()
 
 
-def _run(output: Path, train: Unit, setup: Setup, card: dict[str, Any], cost: Cost, exam: Exam) -> Run:
+def _filtered(output: Path, train: Unit, units: dict[Path, Unit]) -> dict[str, int]:
+    """The rows that never came to a training since its data are filtered, as `left_out` of its card."""
+    kept = [units[folder] for folder in train.needs]
+    whole = [units[folder] for unit in kept for folder in unit.needs]
+    if not whole:
+        return {}
+    return {"no accepted rewrite": _count(output / whole[0].folder / ROWS) - _count(output / kept[0].folder / ROWS)}
+
+
+def _count(rows: Path) -> int:
+    with rows.open("rb") as lines:
+        return sum(1 for _ in lines)
+
+
+def _run(
+    output: Path,
+    train: Unit,
+    setup: Setup,
+    card: dict[str, Any],
+    left_out: dict[str, int],
+    cost: Cost,
+    exam: Exam,
+) -> Run:
     history = read_history(output / train.folder / "training" / "history.jsonl")
     updates = [record for record in history if record.kind == "train" and "nll" in record.metrics]
     tasks = exam.result.tasks
@@ -74,6 +97,7 @@ def _run(output: Path, train: Unit, setup: Setup, card: dict[str, Any], cost: Co
         seed=setup.seed,
         model=str(train.folder),
         statuses=card["statuses"],
+        left_out=left_out,
         initial_loss=card["initial_loss"],
         final_loss=card["final_loss"],
         curve=LossCurve(steps=[u.step for u in updates], nll=[round(u.metrics["nll"], 5) for u in updates]),

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.compare.methods import REFERENCE
+from trainer.compare.methods import METHODS, REFERENCE
 from trainer.compare.numbers import Values, interval
-from trainer.compare.results import Figure, Point, initial_losses
+from trainer.compare.results import Figure, Point, TaskFacts, initial_losses, near_floor
+from trainer.compare.samples import LENIENT
 
-_SAME_GAIN = 0.02  # of the larger: nearer, two gains count as one
+_SAME_GAIN = 0.02  # of the largest: nearer to it, a gain counts as the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class Standing:
 
     Attributes:
         is_cheap: whether it needs no trained rewriter.
+        steps: updates after which it is compared.
         gain: where it is compared with the reference: the largest that both reach, so its own.
         saved_D: 1 - F / F of the reference in every resample, NaN where it is not defined.
     """
@@ -27,6 +29,7 @@ class Standing:
     method: str
     shape: str
     is_cheap: bool
+    steps: int
     gain: float
     saved_D: Values
 
@@ -35,19 +38,44 @@ class Standing:
         return float(self.saved_D[0])
 
 
-def headline(standings: Sequence[Standing], points: Sequence[Point], *, failures: int, level: float = 0.95) -> str:
+def headline(
+    standings: Sequence[Standing],
+    points: Sequence[Point],
+    tasks: Sequence[TaskFacts] = (),
+    *,
+    failures: int,
+    level: float = 0.95,
+) -> str:
     """What a reader must know first.
 
     Args:
         standings: the methods that could be matched with the reference.
         points: all points, for their initial losses.
+        tasks: what the base model knows of them.
         failures: units that are missing.
         level: of intervals.
     """
     said = [*_retention(standings, level), *_losses(points)]
+    if near_floor(tasks, points):
+        said = [_floor(tasks), *_losses(points), *_retention(standings, level)]
     if failures:
         said.append(f"{failures} units failed or were left out, and are missing here.")
     return " ".join(said)
+
+
+def _floor(tasks: Sequence[TaskFacts]) -> str:
+    """How little of the task the base model can do."""
+    lenient = {task.name: task.base.value for task in tasks if task.kind == "lenient"}
+    told = [
+        f"{task.base.value or 0.0:.1%} of {task.name} "
+        f"(leniently {lenient.get(LENIENT + task.name) or 0.0:.1%}, without an answer {task.no_answer or 0.0:.1%})"
+        for task in tasks
+        if task.kind == "accuracy"
+    ]
+    return (
+        f"All models are near the floor of the task, of which the base model answers {', '.join(told)}: gains are "
+        "small and mostly chance, so read the loss before training, retention and KL first."
+    )
 
 
 def _retention(standings: Sequence[Standing], level: float) -> list[str]:
@@ -62,30 +90,52 @@ def _retention(standings: Sequence[Standing], level: float) -> list[str]:
 
 
 def _of_shape(standings: Sequence[Standing], shape: str, level: float) -> str:
-    reference = Standing(REFERENCE, shape, True, float("nan"), np.zeros_like(standings[0].saved_D))
+    """Ranks the methods at the largest gain after the most steps alone: what others save is told apart.
+
+    A figure at less gain, or after fewer steps since a longer training is missing, is of another scale.
+    """
+    steps = max(standing.steps for standing in standings)
+    gain = max(standing.gain for standing in standings if standing.steps == steps)
+    ranked: list[Standing] = []
+    others: list[Standing] = []
+    for standing in standings:
+        is_ranked = standing.steps == steps and gain - standing.gain <= _SAME_GAIN * gain
+        (ranked if is_ranked else others).append(standing)
+    return f"{_ranking(ranked, shape, steps, level)}{_not_ranked(others, steps, level)}"
+
+
+def _ranking(standings: Sequence[Standing], shape: str, steps: int, level: float) -> str:
+    """Of methods at one gain after the same steps."""
+    where = f"With shape {shape}, at equal gain after the same {steps} steps,"
+    reference = Standing(REFERENCE, shape, True, steps, float("nan"), np.zeros_like(standings[0].saved_D))
     cheap = [reference, *(s for s in standings if s.is_cheap)]
     trained = [s for s in standings if not s.is_cheap]
-    where = f"With shape {shape}, at equal gain after the same steps,"
     if not trained:
         winner = _best(cheap)
+        nobody = "no method with a trained rewriter could be matched there"
         if winner is reference:
-            return f"{where} no method forgets less than plain fine-tuning (sft)."
-        return (
-            f"{where} {_told(cheap, level)} forgets least{_doubt(winner, level)}; no method with a trained rewriter "
-            "could be matched."
-        )
+            return f"{where} {_told([reference], level)} forgets least, before {_told(cheap[1:], level)}; {nobody}."
+        return f"{where} {_told(cheap, level)} forgets least{_doubt(winner, level)}; {nobody}."
     first, second = (trained, cheap) if _best(trained).saved > _best(cheap).saved else (cheap, trained)
-    winner, other = _best(first), _best(second)
-    kind = "the cheap baseline " if winner.is_cheap else ""
-    order = f"{where} {kind}{_told(first, level)} forgets least, before {_told(second, level)}"
-    if abs(winner.gain - other.gain) > _SAME_GAIN * max(abs(winner.gain), abs(other.gain)):
-        return (
-            f"{order}; each is compared with sft at another gain, so the two figures are not of one scale"
-            f"{_doubt(winner, level)}."
-        )
+    kind = "the cheap baseline " if _best(first).is_cheap else ""
     difference = interval(_best_of_draws(first) - _best_of_draws(second), level)
     chance = "" if _is_sure(difference, level) else "; chance alone could be the difference"
-    return f"{order}: a difference of {_with_span(difference)}{chance}."
+    return (
+        f"{where} {kind}{_told(first, level)} forgets least, before {_told(second, level)}: a difference of "
+        f"{_with_span(difference)}{chance}."
+    )
+
+
+def _not_ranked(standings: Sequence[Standing], steps: int, level: float) -> str:
+    """The methods that do not get as far, the highest gain first; empty for none."""
+    if not standings:
+        return ""
+    told = []
+    for standing in sorted(standings, key=lambda standing: -standing.gain):
+        short = "" if standing.steps == steps else f" after {standing.steps} steps"
+        saved = _with_span(interval(standing.saved_D, level))
+        told.append(f"{standing.method} gain {standing.gain:.2f}{short} (1 - F/F_sft = {saved} there)")
+    return f" Not ranked with these, since they reach only less: {', '.join(told)}."
 
 
 def _best(standings: Sequence[Standing]) -> Standing:
@@ -125,8 +175,13 @@ def _with_span(figure: Figure) -> str:
 
 
 def _losses(points: Sequence[Point]) -> list[str]:
-    """The loss of the base model on each method's rows, highest first."""
+    """The loss of the base model on each method's rows, highest first; apart where the rows are of fewer questions."""
     ordered = sorted(initial_losses(points).items(), key=lambda item: -item[1])
-    if not ordered:
-        return []
-    return [f"Loss before training, nats a token: {', '.join(f'{name} {loss:.3f}' for name, loss in ordered)}."]
+    whole, filtered = (
+        ", ".join(f"{name} {loss:.3f}" for name, loss in ordered if METHODS[name].success_only is kept)
+        for kept in (False, True)
+    )
+    said = [f"Loss before training, nats a token: {whole}."] if whole else []
+    if filtered:
+        said.append(f"On the questions alone whose rewrite passed the gate, which are easier ones: {filtered}.")
+    return said

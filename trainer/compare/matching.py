@@ -1,8 +1,10 @@
 """Methods against the reference after the same was spent: steps, trained tokens, or total compute.
 
 A method has a line for each learning rate: what its trainings of growing length spent, and what they gained and forgot.
-At the budget that all lines of both methods reach each line gives a point, by `at_budget`; the points of a method by
-ascending learning rate are matched at equal gain, by `match_gain`, in every resample of the rows.
+A line that ends early, because a longer training is missing, is left out where another of its method goes on: a missing
+unit takes one learning rate away and moves no budget. At the budget that all other lines of both methods reach each
+line gives a point, by `at_budget`; the base model and the points of a method by ascending learning rate are matched at
+equal gain, by `match_gain`, in every resample of the rows.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ class Line:
     """The trainings of one method at one learning rate, by ascending length.
 
     Attributes:
+        steps: updates of the longest.
         budgets: what each of K trainings spent.
         gains_KD, forgettings_KD: points.
         start: what is spent before the first update.
     """
 
+    steps: int
     budgets: Sequence[float]
     gains_KD: Values
     forgettings_KD: Values
@@ -57,6 +61,8 @@ def match(own: Sequence[Line], reference: Sequence[Line], level: float) -> Match
         own, reference: the lines of both by ascending learning rate; at least one each.
         level: of the intervals.
     """
+    steps = min(max(line.steps for line in lines) for lines in (own, reference))
+    own, reference = ([line for line in lines if line.steps >= steps] for lines in (own, reference))
     budget = min(line.budgets[-1] for line in (*own, *reference))
     if np.isnan([line.forgettings_KD[0][0] for line in (*own, *reference)]).all():
         return Matched(budget, "no retention benchmark has a score in points")
@@ -88,11 +94,14 @@ def _points(lines: Sequence[Line], budget: float) -> tuple[Values, Values]:
 
 
 def _at(own: tuple[Values, Values], reference: tuple[Values, Values], draw: int) -> AtGain | str:
-    """The match in one resample, of the learning rates whose models have figures: those that did not diverge."""
+    """The match in one resample, of the learning rates whose models have figures: those that did not diverge.
+
+    Before the smallest of them comes the base model, which is what a learning rate of 0 leaves.
+    """
     lines = []
     for gains_LD, forgettings_LD in (own, reference):
         known = ~np.isnan(gains_LD[:, draw] + forgettings_LD[:, draw])
         if not known.any():
             return "no model of one of the two has figures"
-        lines.append((gains_LD[known, draw].tolist(), forgettings_LD[known, draw].tolist()))
-    return match_gain(*lines)
+        lines.append(([0.0, *gains_LD[known, draw].tolist()], [0.0, *forgettings_LD[known, draw].tolist()]))
+    return match_gain(*lines) or "there is no gain that both reach"

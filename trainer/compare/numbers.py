@@ -10,12 +10,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.compare.results import Figure
+from trainer.compare.results import Figure, RowsKind
 from trainer.exam.benchmarks import Aggregation
 
 Values = npt.NDArray[np.float64]
@@ -32,14 +32,16 @@ class TaskRows:
     Attributes:
         values_MN, weights_MN: a row's metric as `sum(values) / sum(weights)` reads it; see `trainer.exam.statistics`.
         aggregation: how the ratio becomes the score.
+        metric: what the score is called.
     """
 
     name: str
-    kind: Literal["accuracy", "retention"]
+    kind: RowsKind
     values_MN: Values
     weights_MN: Values
     aggregation: Aggregation = "mean"
     higher_is_better: bool = True
+    metric: str = ""
 
     @property
     def in_points(self) -> bool:
@@ -89,9 +91,9 @@ def relative_forgetting(scored: Sequence[tuple[Values, bool]]) -> Values:
 
 
 def interval(figure_D: Values, level: float) -> Figure:
-    """A figure with its bootstrap interval, of its values in every resample, (D,), NaN where it is not defined."""
-    value = None if np.isnan(figure_D[0]) else float(figure_D[0])
-    defined = figure_D[1:][~np.isnan(figure_D[1:])]
+    """A figure with its bootstrap interval, of its values in every resample, (D,); one that is not finite is none."""
+    value = float(figure_D[0]) if np.isfinite(figure_D[0]) else None
+    defined = figure_D[1:][np.isfinite(figure_D[1:])]
     undefined = round(1.0 - defined.size / max(1, figure_D.size - 1), 4)
     if value is None or not defined.size:
         return Figure(value=value, low=None, high=None, undefined=undefined)
@@ -130,22 +132,19 @@ def at_budget(budgets: Sequence[float], figures_KD: Values, start: float, budget
     return np.asarray(before + share * (figures_KD[above - 1] - before))
 
 
-def forgetting_at(gains: Sequence[float], forgettings: Sequence[float], wanted: float) -> float | None:
+def forgetting_at(gains: Sequence[float], forgettings: Sequence[float], wanted: float) -> float:
     """The least that is forgotten at a gain of `wanted`, linear between neighbouring learning rates.
 
     Args:
-        gains, forgettings: by ascending learning rate.
-        wanted: the gain.
-
-    Returns:
-        None where no two neighbours have it between them.
+        gains, forgettings: by ascending learning rate; the base model, which gains and forgets 0, is the first.
+        wanted: the gain; from 0 to the largest of `gains`.
     """
     found = [lost for gained, lost in zip(gains, forgettings, strict=True) if gained == wanted]
     for i in range(len(gains) - 1):
         if (gains[i] - wanted) * (gains[i + 1] - wanted) < 0:
             share = (wanted - gains[i]) / (gains[i + 1] - gains[i])
             found.append(forgettings[i] + share * (forgettings[i + 1] - forgettings[i]))
-    return min(found, default=None)
+    return min(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,18 +168,14 @@ class AtGain:
 
 def match_gain(
     own: tuple[Sequence[float], Sequence[float]], reference: tuple[Sequence[float], Sequence[float]]
-) -> AtGain | str:
-    """Compare two methods, each as gains and forgettings by ascending learning rate, at the largest common gain.
+) -> AtGain | None:
+    """Compare two methods at the largest gain that both reach.
+
+    Args:
+        own, reference: gains and forgettings of each, as `forgetting_at` takes them.
 
     Returns:
-        Why it cannot be done, where it cannot.
+        None where one of the two gains nothing.
     """
     wanted = min(max(own[0]), max(reference[0]))
-    if wanted <= 0:
-        return "there is no gain that both reach"
-    lost, reference_lost = forgetting_at(*own, wanted), forgetting_at(*reference, wanted)
-    if lost is None:
-        return f"no learning rates of its own have a gain of {wanted:.2f} points between them"
-    if reference_lost is None:
-        return f"no learning rates of the reference have a gain of {wanted:.2f} points between them"
-    return AtGain(wanted, lost, reference_lost)
+    return AtGain(wanted, forgetting_at(*own, wanted), forgetting_at(*reference, wanted)) if wanted > 0 else None

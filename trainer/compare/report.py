@@ -52,7 +52,14 @@ def page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
         f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
         for title, png in pictures.items()
     ]
-    figures = [tables.summary, tables.matchings, tables.all_points, tables.per_task, tables.compute]
+    figures = [
+        tables.summary,
+        tables.trained_rows,
+        tables.matchings,
+        tables.all_points,
+        tables.per_task,
+        tables.compute,
+    ]
     words = [tables.methods, *([tables.failures] if comparison.failures else [])]
     settings = json.dumps(comparison.settings, indent=2, ensure_ascii=False)
     parts = [

@@ -9,7 +9,12 @@ from pydantic import Field
 
 from agent.settings import Section
 
+# `lenient`: the accuracy of the same answers by the lenient check.
+RowsKind = Literal["accuracy", "lenient", "divergence", "retention"]
 Matching = Literal["steps", "trained tokens", "total compute"]
+
+
+_FLOOR = 10.0  # points, mean over the task's files
 
 
 class Figure(Section):
@@ -27,15 +32,17 @@ class Figure(Section):
 
 
 class TaskFacts(Section):
-    """One task of the exam, and the base model's score."""
+    """One table of rows of the exam, and the base model's score; see `trainer.compare.samples`."""
 
     name: str
-    kind: Literal["accuracy", "retention"]
+    kind: RowsKind
     metric: str
     higher_is_better: bool
     in_points: bool = Field(description="whether its score is a share, of which differences are points")
     rows: int = Field(description="rows that every model was asked")
     base: Figure
+    no_answer: float | None = Field(None, description="share of the base model's greedy answers that state none")
+    answer_tokens: float | None = Field(None, description="of the base model's greedy answers")
 
 
 class Spent(Section):
@@ -74,7 +81,8 @@ class Run(Section):
     learning_rate: float
     seed: int
     model: str = Field(description="folder below the comparison's")
-    statuses: dict[str, int] = Field(description="rows by what the rewriter said of them")
+    statuses: dict[str, int] = Field(description="rows that it trained on, by what the rewriter said of them")
+    left_out: dict[str, int] = Field(description="rows that it did not train on, by reason")
     initial_loss: float = Field(description="of the base model on this method's rows, nats a completion token")
     final_loss: float
     curve: LossCurve
@@ -94,10 +102,11 @@ class Point(Section):
     learning_rate: float
     seeds: list[int]
     gain: Figure = Field(description="G, points")
+    gain_lenient: Figure = Field(description="the same by the lenient check, which needs no stated answer")
     forgetting: Figure = Field(description="F, points; no value where no benchmark's score is a share")
     forgetting_relative: Figure = Field(description="as a share of the base model's scores, perplexities included")
     changes: dict[str, Figure] = Field(description="score minus the base model's: points, or the metric's own unit")
-    kl: dict[str, float]
+    kl: Figure = Field(description="forward KL from the base model, nats a token, mean over the task's files")
     answer_tokens: dict[str, float]
     no_answer: dict[str, float]
     initial_loss: float
@@ -112,6 +121,13 @@ def initial_losses(points: Sequence[Point]) -> dict[str, float]:
     for point in points:
         losses.setdefault(point.method, []).append(point.initial_loss)
     return {method: sum(values) / len(values) for method, values in losses.items()}
+
+
+def near_floor(tasks: Sequence[TaskFacts], points: Sequence[Point]) -> bool:
+    """Whether no model answers as many questions as would make a gain more than chance."""
+    shares = [100 * (task.base.value or 0.0) for task in tasks if task.kind == "accuracy"]
+    gained = max((point.gain.value or 0.0 for point in points), default=0.0)
+    return bool(shares) and sum(shares) / len(shares) + max(0.0, gained) < _FLOOR
 
 
 class Match(Section):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.compare.results import Comparison, Figure, Point
+from trainer.compare.methods import BASE, METHODS
+from trainer.compare.results import Comparison, Figure, Match, Point, TaskFacts, near_floor
 
 _NOTHING = "–"
+_SHARED = ("shape", "steps", "seeds")
+_STATUSES = {"rewritten": "rewritten", "self_solved": "self-solved", "fallback": "fallback", "expert": "expert"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,45 +24,69 @@ class TextTable:
 
 
 def summary(comparison: Comparison) -> TextTable:
-    """Every method at the learning rate with which it gains most, with what it forgets at the gain of sft."""
+    """Every method at the learning rate with which it gains most, with what it forgets at the gain of sft.
+
+    Near the floor of the task, where chance would pick that learning rate, every learning rate after the most steps.
+    """
     saved = {(m.method, m.shape): m for m in comparison.matches if m.matching == "steps"}
+    is_near_floor = near_floor(comparison.tasks, comparison.points)
+    rows = []
+    for point in _longest(comparison.points) if is_near_floor else _gaining_most(comparison.points):
+        match = saved.get((point.method, point.shape))
+        rows.append(
+            (
+                point.method,
+                point.shape,
+                str(point.steps),
+                f"{point.learning_rate:g}",
+                _loss(point.method, point.initial_loss),
+                figure(point.forgetting),
+                figure(point.forgetting_relative, scale=100, unit=" %"),
+                figure(point.kl, digits=3),
+                figure(point.gain),
+                figure(point.gain_lenient),
+                _saved(match.saved) if match and match.saved else _NOTHING,
+                _where(match) if match else _NOTHING,
+            )
+        )
+    columns = ("method", "shape", "steps", "lr", "initial loss", "F", "F relative", "KL", "G", "G lenient")
+    picked = "The latter is picked by the gain in this very exam, so G is somewhat flattering."
+    return _without_shared(
+        "Each method at every learning rate" if is_near_floor else "Each method where it gains most",
+        (*columns, "1 - F/F_sft", "at gain"),
+        rows,
+        "G and F in points, loss and KL in nats a token; [paired bootstrap intervals over rows], none for the loss, "
+        "which is kept as a mean. Lenient also takes the last number of an answer for it: what G has more than that is "
+        "the form in which an answer is stated. 1 - F/F_sft is at equal gain after the same steps, not at the learning "
+        f"rate of the row. {'' if is_near_floor else picked}{_filtered_note(comparison)}",
+    )
+
+
+def _longest(points: Sequence[Point]) -> list[Point]:
+    most: dict[tuple[str, str], int] = {}
+    for point in points:
+        most[point.method, point.shape] = max(point.steps, most.get((point.method, point.shape), 0))
+    return [point for point in points if point.steps == most[point.method, point.shape]]
+
+
+def _gaining_most(points: Sequence[Point]) -> list[Point]:
     best: dict[tuple[str, str], Point] = {}
-    for point in comparison.points:
+    for point in points:
         if point.gain.value is None:
             continue
         known = best.get((point.method, point.shape))
         if known is None or _order(point) > _order(known):
             best[point.method, point.shape] = point
-    rows = []
-    for (method, shape), point in best.items():
-        match = saved.get((method, shape))
-        rows.append(
-            (
-                method,
-                shape,
-                str(point.steps),
-                f"{point.learning_rate:g}",
-                figure(point.gain),
-                figure(point.forgetting),
-                figure(point.forgetting_relative, scale=100, unit=" %"),
-                _mean(list(point.kl.values())),
-                f"{point.initial_loss:.3f}",
-                _saved(match.saved) if match and match.saved else _NOTHING,
-            )
-        )
-    columns = ("method", "shape", "steps", "lr", "G", "F", "F relative", "KL", "initial loss", "1 - F/F_sft")
-    return TextTable(
-        "Each method where it gains most",
-        columns,
-        rows,
-        "G and F in points, KL in nats a token; [paired bootstrap intervals over rows]. 1 - F/F_sft is at equal gain "
-        "after the same steps, not at the learning rate of the row. That learning rate is picked by the gain in this "
-        "very exam, so G is somewhat flattering.",
-    )
+    return list(best.values())
 
 
 def all_points(comparison: Comparison) -> TextTable:
-    """Every point."""
+    """The base model's answers, and every point."""
+    asked = [task for task in comparison.tasks if task.kind == "accuracy"]
+    base_tokens = [task.answer_tokens for task in asked if task.answer_tokens is not None]
+    base_silent = [100 * task.no_answer for task in asked if task.no_answer is not None]
+    columns = ("method", "shape", "steps", "lr", "seeds", "initial loss", "final loss", "F", "F relative", "KL", "G")
+    base = ("base", *("" for _ in columns[1:]), "", _mean(base_tokens, digits=1), _mean(base_silent, digits=1), "")
     rows = [
         (
             point.method,
@@ -67,27 +94,47 @@ def all_points(comparison: Comparison) -> TextTable:
             str(point.steps),
             f"{point.learning_rate:g}",
             str(len(point.seeds)),
-            figure(point.gain),
+            _loss(point.method, point.initial_loss),
+            _loss(point.method, point.final_loss),
             figure(point.forgetting),
             figure(point.forgetting_relative, scale=100, unit=" %"),
-            _mean(list(point.kl.values())),
+            figure(point.kl, digits=3),
+            figure(point.gain),
+            figure(point.gain_lenient),
             _mean(list(point.answer_tokens.values()), digits=1),
             _mean([100 * share for share in point.no_answer.values()], digits=1),
-            f"{point.initial_loss:.3f}",
-            f"{point.final_loss:.3f}",
             "yes" if point.on_front else "",
         )
         for point in comparison.points
     ]
-    columns = ("method", "shape", "steps", "lr", "seeds", "G", "F", "F relative", "KL", "answer tokens", "no answer, %")
-    return TextTable("All points", (*columns, "initial loss", "final loss", "on its front"), rows)
+    columns = (*columns, "G lenient", "answer tokens", "no answer, %", "on its front")
+    return _without_shared("All points", columns, [base, *rows] if asked else rows, _filtered_note(comparison).strip())
+
+
+def trained_rows(comparison: Comparison) -> TextTable:
+    """What the rows of each method are; shapes, steps, learning rates and seeds change none of it."""
+    by_method = {run.method: run for run in reversed(comparison.runs)}
+    rows = []
+    for method in comparison.methods:
+        if run := by_method.get(method):
+            total, left_out = sum(run.statuses.values()), sum(run.left_out.values())
+            reasons = "; ".join(f"{count} {reason}" for reason, count in run.left_out.items() if count)
+            shares = (_of(run.statuses.get(status, 0), total) for status in _STATUSES)
+            rows.append((method, str(total), *shares, _of(left_out, total + left_out), reasons))
+    return TextTable(
+        "Rows",
+        ("method", "trained on", *_STATUSES.values(), "left out", "why"),
+        rows,
+        "Shares of the rows trained on; of those left out, a share of all demonstrations. Fallback: no rewrite was "
+        "accepted, and the row is the expert's; expert: rows that were never rewritten.",
+    )
 
 
 def per_task(comparison: Comparison) -> TextTable:
     """Scores of the base model, and each point's change."""
     columns = ("method", "shape", "steps", "lr", *(f"{task.name}, {task.metric}" for task in comparison.tasks))
     factors = [100.0 if task.in_points else 1.0 for task in comparison.tasks]
-    base = [figure(t.base, scale=factor) for t, factor in zip(comparison.tasks, factors, strict=True)]
+    base = [figure(t.base, scale=f, digits=_digits(t)) for t, f in zip(comparison.tasks, factors, strict=True)]
     rows: list[tuple[str, ...]] = [("base", "", "", "", *base)] if comparison.tasks else []
     rows += [
         (
@@ -95,14 +142,16 @@ def per_task(comparison: Comparison) -> TextTable:
             point.shape,
             str(point.steps),
             f"{point.learning_rate:g}",
-            *(figure(point.changes[task.name], signed=True) for task in comparison.tasks),
+            *(figure(point.changes[task.name], signed=True, digits=_digits(task)) for task in comparison.tasks),
         )
         for point in comparison.points
     ]
     asked = ", ".join(f"{task.name} {task.rows}" for task in comparison.tasks)
+    silent = ", ".join(f"{t.name} {t.no_answer:.1%}" for t in comparison.tasks if t.no_answer is not None)
     falling = ", ".join(task.name for task in comparison.tasks if not task.higher_is_better)
     note = f"First row: the score; then the change from it. Rows: {asked}."
-    return TextTable("Per task", columns, rows, f"{note} Lower is better: {falling}." if falling else note)
+    note += f" The base model states no answer in: {silent}." if silent else ""
+    return _without_shared("Per task", columns, rows, f"{note} Lower is better: {falling}." if falling else note)
 
 
 def matchings(comparison: Comparison) -> TextTable:
@@ -114,14 +163,17 @@ def matchings(comparison: Comparison) -> TextTable:
         remark = match.reason or (_remark(match.saved) if match.saved else "")
         budget = _NOTHING if match.budget is None else f"{match.budget:.0f}"
         rows.append((match.method, match.shape, match.matching, budget, *told, remark))
+    one_length = ""
+    if len({point.steps for point in comparison.points}) == 1:
+        one_length = " All trainings are of one length: less than all of it is read on the line to the base model."
     columns = ("method", "shape", "same", "spent", "gain", "F", "F of sft", "F of sft - F", "1 - F/F_sft", "remark")
-    return TextTable(
+    return _without_shared(
         "Against plain fine-tuning at equal gain",
         columns,
         rows,
-        "At the largest gain that both reach, linear between neighbouring learning rates; after the same steps, "
-        "trained tokens, or token passes in all (rewriting and scoring included), linear between trainings of growing "
-        "length with the base model as length 0.",
+        "At the largest gain that both reach, linear between neighbouring learning rates with the base model as "
+        "learning rate 0; after the same steps, trained tokens, or token passes in all (rewriting and scoring "
+        f"included), linear between trainings of growing length with the base model as length 0.{one_length}",
     )
 
 
@@ -142,7 +194,7 @@ def compute(comparison: Comparison) -> TextTable:
         for (method, shape, steps), s in ((key, point.spent) for key, point in spent.items())
     ]
     columns = ("method", "shape", "steps", "prompt tokens", "rewritten tokens", "scored tokens", "trained tokens")
-    return TextTable(
+    return _without_shared(
         "Compute",
         (*columns, "token passes", "rewriting, s", "training, s"),
         rows,
@@ -162,6 +214,20 @@ def methods(comparison: Comparison) -> TextTable:
     return TextTable("Methods", ("method", "what it trains on"), list(comparison.methods.items()))
 
 
+def _without_shared(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], note: str) -> TextTable:
+    """A table without the columns in which all rows say the same of how they were trained: the note says it once."""
+    shared = {}
+    for i, column in enumerate(columns):
+        values = {row[i] for row in rows if row[0] != BASE}
+        if column in _SHARED and len(values) == 1:
+            shared[i] = f"{column} {values.pop()}"
+    told = f"All rows: {', '.join(shared.values())}. " if shared else ""
+    kept = [i for i in range(len(columns)) if i not in shared]
+    return TextTable(
+        title, tuple(columns[i] for i in kept), [tuple(row[i] for i in kept) for row in rows], f"{told}{note}".strip()
+    )
+
+
 def markdown(table: TextTable) -> str:
     """The table as GitHub's Markdown."""
     lines = [_markdown_row(table.columns), "|" + "---|" * len(table.columns), *map(_markdown_row, table.rows)]
@@ -173,15 +239,35 @@ def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(escaped)} |"
 
 
-def figure(found: Figure, *, scale: float = 1.0, unit: str = "", signed: bool = False) -> str:
+def figure(found: Figure, *, scale: float = 1.0, unit: str = "", signed: bool = False, digits: int = 2) -> str:
     """A figure with its interval."""
     if found.value is None:
         return _NOTHING
     sign = "+" if signed else ""
-    told = f"{scale * found.value:{sign}.2f}{unit}"
+    told = f"{scale * found.value:{sign}.{digits}f}{unit}"
     if found.low is None or found.high is None:
         return told
-    return f"{told} [{scale * found.low:.2f}, {scale * found.high:.2f}]"
+    return f"{told} [{scale * found.low:.{digits}f}, {scale * found.high:.{digits}f}]"
+
+
+def _of(rows: int, total: int) -> str:
+    return f"{rows} ({rows / total:.1%})" if rows else "0"
+
+
+def _loss(method: str, loss: float) -> str:
+    """Marked where its rows are not of the questions of the others."""
+    return f"{loss:.3f}{'*' if METHODS[method].success_only else ''}"
+
+
+def _filtered_note(comparison: Comparison) -> str:
+    """What the mark of `_loss` means, where it is used."""
+    if not any(METHODS[point.method].success_only for point in comparison.points):
+        return ""
+    return " * On the questions alone whose rewrite passed the gate: no loss to set beside those on all rows."
+
+
+def _digits(task: TaskFacts) -> int:
+    return 3 if task.kind == "divergence" else 2
 
 
 def _remark(saved: Figure) -> str:
@@ -195,6 +281,13 @@ def _saved(saved: Figure) -> str:
     if saved.value is None:
         return _remark(saved)
     return f"{figure(saved)} ({saved.remark})" if saved.remark else figure(saved)
+
+
+def _where(match: Match) -> str:
+    """At which gain a method is matched, and after how many steps."""
+    if match.gain is None or match.gain.value is None or match.budget is None:
+        return _NOTHING
+    return f"{match.gain.value:.2f}, {match.budget:.0f} steps"
 
 
 def _order(point: Point) -> tuple[float, float]:

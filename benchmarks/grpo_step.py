@@ -7,7 +7,7 @@ Stock TRL generates with transformers and computes every completion with its own
 function calls the same gate and the same engine for scoring. A new adapter seldom passes the gate, and of a group whose
 rewards are equal our update computes nothing: so in both every rewrite gets a bonus that only its place decides.
 `no_signal` is the share of our groups that were skipped nevertheless, `truncated` that of rewrites cut off at the
-limit, which both mask and ours alone need not compute. One JSON line; the ratio is stock over ours.
+limit. One JSON line; the ratio is stock over ours.
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ def grpo_config(settings: TrainSettings, folder: Path, groups: int, max_tokens: 
             shuffle_dataset=False,
             max_completion_length=max_tokens,
             temperature=settings.temperature,
-            mask_truncated_completions=True,
+            mask_truncated_completions=optimizer.mask_truncated,
             loss_type="grpo" if sequence_level else optimizer.loss,
             importance_sampling_level="sequence" if sequence_level else "token",
             scale_rewards=optimizer.scale_rewards,

@@ -31,6 +31,9 @@ class OptimizerSettings(Section):
     epsilon_high: float = Field(0.28, gt=0, description="clip range upwards (clip-higher, arXiv 2503.14476)")
     beta: float = Field(0.0, ge=0, description="weight of the KL term to the base model")
     scale_rewards: Literal["group", "batch", "none"] = Field("group", description="what an advantage is divided by")
+    mask_truncated: bool = Field(
+        False, description="leave rewrites that were cut off out of the update, in place of counting them as failed"
+    )
     updates_per_rollout: int = Field(1, ge=1, description="optimizer steps that share one generation")
     groups_per_pass: int = Field(4, ge=1, description="groups in one forward and backward pass; bounds memory")
     gradient_checkpointing: bool = False

@@ -87,16 +87,17 @@ class PlainBackend:
     async def _work(self, question: str) -> None:
         if "DEFECT" in question:
             raise RuntimeError("the password is hunter2")
+        died = self.died  # of the engine that this row began with, whichever answers at its end
         if "POISON" in question:
             if self.kills:
                 os.kill(os.getpid(), signal.SIGKILL)
             self.alive = False
-            self.died.set()
-        if self.pause_s or not self.alive:
-            gone = asyncio.create_task(self.died.wait())
+            died.set()
+        if self.pause_s or died.is_set():
+            gone = asyncio.create_task(died.wait())
             await asyncio.wait({gone}, timeout=self.pause_s)
             gone.cancel()
-        if not self.alive:
+        if died.is_set():
             raise EngineClosedError("the engine died")
 
 

@@ -29,7 +29,7 @@ max_tokens = 64
 [[rewrite.strategies.rewrite]]
 proposer = "rewrite"
 temperatures = [0.4]
-samples = 4
+samples = 16
 [sft]
 batch_rows = 4
 rows_per_pass = 4

@@ -25,6 +25,7 @@ from server.jobs_runs import Run, RunStore
 from server.jobs_steps import JobFailedError, Running, failure_of, run_step
 from server.logs import about
 from server.settings import ClusterSettings
+from server.threads import to_its_end
 
 _POLL_S = 1.0
 _EVENT_LINES = 100
@@ -113,8 +114,8 @@ class ClusterWork:
         job = await asyncio.to_thread(self.jobs.get, job_id)
         if job.status in TERMINAL:
             return False
-        await asyncio.to_thread(self.commands.prepare, job, self.folder / job_id)
-        await asyncio.to_thread(self.jobs.begin, job_id)
+        await to_its_end(self.commands.prepare, job, self.folder / job_id)
+        await to_its_end(self.jobs.begin, job_id)
         await self.notify()
         return (await asyncio.to_thread(self.jobs.get, job_id)).status not in TERMINAL  # cancelled meanwhile
 
@@ -202,9 +203,9 @@ class ClusterWork:
         return run
 
     async def _finish(self, job_id: str, message: str) -> None:
-        await asyncio.to_thread(self.jobs.finalize, job_id)
+        await to_its_end(self.jobs.finalize, job_id)
         await self.notify()
-        await asyncio.to_thread(self._take, job_id, message)
+        await to_its_end(self._take, job_id, message)
         await self.notify()
 
     def _take(self, job_id: str, message: str) -> None:
@@ -231,7 +232,7 @@ class ClusterWork:
         remove_folder(folder)
 
     async def _fail(self, job_id: str, message: str) -> None:
-        await asyncio.to_thread(self._give_up, job_id, message)
+        await to_its_end(self._give_up, job_id, message)
         await self.notify()
 
     def _give_up(self, job_id: str, message: str) -> None:

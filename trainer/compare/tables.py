@@ -85,8 +85,9 @@ def all_points(comparison: Comparison) -> TextTable:
     asked = [task for task in comparison.tasks if task.kind == "accuracy"]
     base_tokens = [task.answer_tokens for task in asked if task.answer_tokens is not None]
     base_silent = [100 * task.no_answer for task in asked if task.no_answer is not None]
-    columns = ("method", "shape", "steps", "lr", "seeds", "initial loss", "final loss", "F", "F relative", "KL", "G")
-    base = ("base", *("" for _ in columns[1:]), "", _mean(base_tokens, digits=1), _mean(base_silent, digits=1), "")
+    names = ("method", "shape", "steps", "lr", "seeds", "initial loss", "final loss", "F", "F relative", "KL", "G")
+    columns = (*names, "G lenient", "answer tokens", "no answer, %", "on its front")
+    base = ("base", *("" for _ in names), _mean(base_tokens, digits=1), _mean(base_silent, digits=1), "")
     rows = [
         (
             point.method,
@@ -107,7 +108,6 @@ def all_points(comparison: Comparison) -> TextTable:
         )
         for point in comparison.points
     ]
-    columns = (*columns, "G lenient", "answer tokens", "no answer, %", "on its front")
     return _without_shared("All points", columns, [base, *rows] if asked else rows, _filtered_note(comparison).strip())
 
 

@@ -41,6 +41,10 @@ class ModelError(RewrightError, ValueError):
     """A base model cannot be found, is not allowed (pickled weights, remote code) or not supported."""
 
 
+class ModelFetchError(ModelError):
+    """The hub did not give a base model; it may when it is asked again."""
+
+
 class AdapterError(RewrightError, ValueError):
     """An adapter is missing, malformed, or made for another base model."""
 

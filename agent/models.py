@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.embedded import EMBEDDED_NAME, Progress, ensure_embedded
-from agent.exceptions import ModelError
+from agent.exceptions import ModelError, ModelFetchError
 from agent.settings import ModelSettings
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -97,7 +97,8 @@ def _fetch_from_hub(name: str, revision: str | None) -> ModelFiles:
         )
     except (OSError, ValueError, HTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"model {name!r} at {revision[:12]} could not be fetched from the hub: {reason}") from error
+        wanted = f"model {name!r} at {revision[:12]}"
+        raise ModelFetchError(f"{wanted} could not be fetched from the hub: {reason}") from error
     return ModelFiles(name, Path(path), revision)
 
 

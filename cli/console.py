@@ -130,4 +130,7 @@ def interrupt_when_terminated() -> None:
 
     As the very signal: asyncio cancels what is awaited on it, and would wait for it to end after an exception.
     """
+    if not callable(signal.getsignal(signal.SIGINT)):  # a shell's background command has it ignored,
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # and a job of Ray has it blocked
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

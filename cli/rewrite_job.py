@@ -91,13 +91,13 @@ def _refuse_files(job: Job, failures: Path, run: dict[str, Any]) -> None:
 
 def _find_or_start(client: JobsClient, job: Job, asked: dict[str, Any], content: str) -> dict[str, Any]:
     """The job to follow: an earlier one to take up again, or a new one. `content` is the input's SHA-256."""
-    files = list(client.files())
-    uploads = [f for f in files if f["purpose"] == "input" and f["sha256"] == content]
+    uploads = [f for f in client.files() if f["purpose"] == "input" and f["sha256"] == content]
     same = {"kind": "rewrite", "params": asked}
     ids = {upload["id"] for upload in uploads}
     earlier = next((j for j in client.jobs() if j["input_file"] in ids and same.items() <= j.items()), None)
     if earlier and job.resume and earlier["status"] not in _UNDONE:
-        gone = {earlier["output_file"], earlier["error_file"]} - {None, *(f["id"] for f in files)}
+        # Asked for after the job, which may have ended since the first list.
+        gone = {earlier["output_file"], earlier["error_file"]} - {None, *(f["id"] for f in client.files())}
         if earlier["finished_at"] is None or not gone:
             return earlier
         say(f"the results of {earlier['id']} have expired or were deleted: it is done again")

@@ -151,7 +151,8 @@ class ClusterJobs:
         if "limit" in job.params:
             words += ["--limit", str(int(job.params["limit"]))]
         words += ["--config", str(folder / _SETTINGS), *(["--resume"] if resume else [])]
-        return f"cd {shlex.quote(str(folder))} && exec {shlex.join(words)}"
+        # A shell without the folder would end as a command that gave up does: the node's mount may come back.
+        return f"cd {shlex.quote(str(folder))} || exit 3; exec {shlex.join(words)}"
 
     def collect(self, job: Job, folder: Path) -> Made:
         """Publish what a job has made, once however often it is called.

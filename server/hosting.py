@@ -21,7 +21,7 @@ from agent.adapters import open_adapter
 from agent.assembly import open_engine
 from agent.engine import Completion, Engine, EngineInfo, Sampling
 from agent.engine.urgency import bulk_work
-from agent.exceptions import AdapterError, EngineClosedError, RewrightError
+from agent.exceptions import AdapterError, EngineClosedError, EngineMemoryError, RewrightError
 from agent.models import ModelFiles
 from agent.settings import EngineSettings
 from server.adapters import AdapterStore
@@ -167,6 +167,8 @@ class HostedEngine:
             await asyncio.shield(self._proof)
         except EngineClosedError:
             raise
+        except EngineMemoryError:
+            return  # it works, and is short of memory: what else it does goes on
         except Exception as error:
             self._doubted = True
             _log.error("the engine fails on whatever it is asked", exc_info=error)

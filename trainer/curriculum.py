@@ -19,6 +19,14 @@ from trainer.exceptions import CheckpointError
 _SHUFFLE = 0.1
 
 
+def span_of_step(rows: int, steps: int, groups: int, refills: int) -> int:
+    """How many of `rows` a step may take or pass over, so that one pass from short to long lasts all `steps`.
+
+    Refills included where there are rows enough; never fewer than its `groups`.
+    """
+    return min(groups * (1 + refills), max(groups, rows // steps))
+
+
 class Curriculum:
     """An endless queue of row numbers.
 

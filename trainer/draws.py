@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from agent.demonstrations import Demonstration
-from trainer.curriculum import Curriculum
+from trainer.curriculum import Curriculum, span_of_step
 from trainer.metrics import rollout_metrics
 from trainer.policy import Policy
 from trainer.rollout import RolloutGroup, RolloutWorker
@@ -66,7 +66,8 @@ class Draws:
         useful: list[RolloutGroup] = []
         idle: list[RolloutGroup] = []
         seconds: dict[str, float] = {}
-        reserve = self._settings.groups * (1 + self._settings.refills)
+        s = self._settings
+        reserve = span_of_step(len(self._rows), s.steps, s.groups, s.refills)
         for attempt in range(1 + self._settings.refills):
             counts: list[int] = gather_object([count - len(useful)])
             if not any(counts):
@@ -80,7 +81,7 @@ class Draws:
                 self._curriculum.report(row, rate)
             useful += [group for group in groups if group.has_signal]
             idle += [group for group in groups if not group.has_signal]
-        self._curriculum.pass_over(reserve)
+        self._curriculum.pass_over(max(0, reserve))
         drawn = useful + idle
         # Of all processes together, as loss and gradient are; the seconds are this process's.
         metrics = rollout_metrics(gather_object(drawn)) | {f"seconds/{name}": value for name, value in seconds.items()}

@@ -21,7 +21,7 @@ from agent.gate import Gate
 from agent.rewriter import token_limit
 from trainer.best import BestAdapter
 from trainer.checkpoints import STATE, checkpoints, remove_unfinished_checkpoints, step_of
-from trainer.curriculum import Curriculum
+from trainer.curriculum import Curriculum, span_of_step
 from trainer.data import TrainingData, asked
 from trainer.draws import Draws
 from trainer.evaluation import evaluate
@@ -82,7 +82,8 @@ class Training:
         rewarding = None if settings.reward.preset == "gate_only" else self._embedder
         self._worker = RolloutWorker(policy.engine, chat, gate, rewarding, request.rewrite, settings.reward)
         lengths = [len(row.expert) for row in data.train]
-        planned = settings.steps * settings.groups * (1 + settings.refills)
+        span = span_of_step(len(lengths), settings.steps, settings.groups, settings.refills)
+        planned = settings.steps * span
         self._curriculum = Curriculum(lengths, settings.seed, by_difficulty=settings.curriculum, planned=planned)
         self._draws = Draws(policy, self._worker, data.train, self._curriculum, settings, runner)
         self.history = History(folder / "history.jsonl")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.exceptions import OutputFailedError
+from agent.exceptions import ModelFetchError, OutputFailedError
 from cli.lines import json_lines
 from cli.main import main
 from server.keys import KeyStore
 from server.settings import ServerSettings
 from server.state import Database
-from trainer.exceptions import DivergedError
+from trainer.exceptions import DivergedError, PublishError
 
 Run = Callable[..., tuple[int, str, str]]
 JOB = ["rewrite", "in.jsonl", "--job", "--url", "http://h", "-o"]
@@ -244,6 +244,17 @@ def test_an_output_that_fails_on_the_way_is_a_failure_not_wrong_use(run: Run, mo
     code, _, err = run("rewrite", "in.jsonl", "-o", "o.jsonl")
     assert code == 3
     assert "resume when it can" in err
+
+
+@pytest.mark.parametrize("error", [PublishError("No space left on device"), ModelFetchError("the hub is away")])
+def test_what_may_pass_by_itself_is_a_failure_not_wrong_use(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("cli.rewrite._rewrite_rows", fail)
+    assert run("rewrite", "in.jsonl", "-o", "o.jsonl")[0] == 3
 
 
 def test_settings_that_a_service_does_not_take_are_named(

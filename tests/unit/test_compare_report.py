@@ -15,7 +15,7 @@ import pytest
 from matplotlib.image import imread
 
 from trainer.compare.collect import collect
-from trainer.compare.figures import longest
+from trainer.compare.figures import spent_on_longest
 from trainer.compare.finished import EXAM
 from trainer.compare.folder import mark_done
 from trainer.compare.headline import Standing, headline
@@ -491,12 +491,13 @@ def test_near_the_floor_chance_picks_no_learning_rate_and_losses_come_first(comp
 
 
 def test_what_a_training_spent_is_shown_for_every_shape(comparison: Comparison) -> None:
-    spent = {name: round(one.training_passes) for name, one in longest(comparison.points).items()}
+    spent = {name: round(one.training_passes) for name, one in spent_on_longest(comparison.points).items()}
     assert spent == {"sft, lora": 240, "mask, lora": 240}
     dear = comparison.points[0].spent.model_copy(update={"training_passes": 900.0})
     large = comparison.points[0].model_copy(update={"shape": "large", "spent": dear})
     short = large.model_copy(update={"method": "dft", "steps": 1})
-    found = {name: round(one.training_passes) for name, one in longest([*comparison.points, large, short]).items()}
+    of_both = spent_on_longest([*comparison.points, large, short])
+    found = {name: round(one.training_passes) for name, one in of_both.items()}
     assert found == {"sft, lora": 240, "mask, lora": 240, "sft, large": 900}
 
 

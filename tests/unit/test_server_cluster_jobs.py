@@ -136,8 +136,8 @@ async def test_a_training_is_followed_over_a_restart_and_its_adapter_is_the_next
         text = (await client.get(f"/v1/jobs/{job['id']}/events")).text
         report = (await client.get(f"/v1/files/{ended['output_file']}/content")).json()
     assert list(cluster.commands) == [name]
-    assert words[:3] == ["cd", str(_folder(settings, job["id"])), "&&"]
-    assert words[3:9] == ["exec", "python", "-P", "-m", "cli.main", "train"]
+    assert words[:5] == ["cd", str(_folder(settings, job["id"])), "||", "exit", "3;"]
+    assert words[5:11] == ["exec", "python", "-P", "-m", "cli.main", "train"]
     assert (given.train.steps, given.train.reward.preset, given.train.lora.rank) == (3, "paper", 4)
     assert (given.gate.min_length_ratio, given.rewrite.max_tokens, given.engine.device) == (0.1, 77, "cpu")
     assert (ended["status"], ended["adapter"], ended["error"]) == ("completed", "math@2", None)

@@ -7,7 +7,7 @@ from itertools import chain, pairwise
 
 import pytest
 
-from trainer.curriculum import Curriculum
+from trainer.curriculum import Curriculum, span_of_step
 from trainer.exceptions import CheckpointError
 
 
@@ -48,6 +48,19 @@ def test_rows_that_are_passed_over_do_not_bring_the_short_ones_back() -> None:
     assert means[-1] > 900
     assert all(later > earlier - 50 for earlier, later in pairwise(means))
     assert sorted([*chain(*steps), *queue.take(500)]) == list(range(1000))
+
+
+@pytest.mark.parametrize("rows", [128, 160, 200, 250, 256, 1000])
+def test_a_training_that_refills_nothing_goes_from_the_short_to_the_long_however_many_rows_there_are(rows: int) -> None:
+    span = span_of_step(rows, steps=16, groups=8, refills=1)
+    queue = Curriculum(list(range(rows)), seed=0, by_difficulty=True, planned=16 * span)
+    seen: list[int] = []
+    for _ in range(16):
+        seen += queue.take(8)
+        queue.pass_over(span - 8)
+    assert len(set(seen)) == 128
+    assert max(seen) > 0.9 * rows
+    assert 0.4 < sum(seen) / len(seen) / rows < 0.6
 
 
 def test_of_few_rows_none_is_passed_over() -> None:

@@ -91,7 +91,7 @@ def _all_have_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_all_have_a_signal")
 def test_what_a_step_has_in_reserve_is_passed_over_when_it_is_not_needed(draws: Draws) -> None:
-    draws._settings = SETTINGS.model_copy(update={"groups": 1})
+    draws._settings = SETTINGS.model_copy(update={"groups": 1, "steps": len(ROWS) // 2})
     draws._curriculum = Curriculum(range(len(ROWS)), 0, by_difficulty=True, planned=len(ROWS))
     drawn = [draws.draw(step, 1).groups for step in range(4)]
     assert [group.demonstration.id for groups in drawn for group in groups] == ["row 0", "row 2", "row 4", "row 6"]

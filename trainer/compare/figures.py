@@ -127,7 +127,7 @@ def _loss_curves(comparison: Comparison) -> Canvas:
     return canvas
 
 
-def longest(points: Sequence[Point]) -> dict[str, Spent]:
+def spent_on_longest(points: Sequence[Point]) -> dict[str, Spent]:
     """What one fine-tuning of the most steps spent, by method and shape."""
     steps = max((point.steps for point in points), default=0)
     return {f"{point.method}, {point.shape}": point.spent for point in points if point.steps == steps}
@@ -136,7 +136,7 @@ def longest(points: Sequence[Point]) -> dict[str, Spent]:
 def _compute(comparison: Comparison) -> Canvas:
     """What one fine-tuning of the most steps costs with its rows, in token passes and in seconds."""
     canvas, (passes, seconds) = _canvas(2)
-    spent = longest(comparison.points)
+    spent = spent_on_longest(comparison.points)
     names = list(spent)
     canvas.set_figheight(max(4.5, 0.25 * len(names)))
     parts = {

@@ -114,9 +114,9 @@ class EngineDeployment:
 
     async def check_health(self) -> None:
         """Healthy is an engine that has answered since the last look, or does so now. Raises what it raises."""
-        await self._engine.check()
         if self._answers == self._answers_at_last_check:
-            await self._engine.score([0], [0])
+            await self._engine.score([0], [0])  # first: an engine that has just answered is not asked once more
+        await self._engine.check()
         self._answers_at_last_check = self._answers
 
     async def __del__(self) -> None:

@@ -14,7 +14,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, get_args
@@ -210,16 +210,18 @@ class FileStore:
             UnknownNameError: it was deleted meanwhile.
             UnavailableError: it cannot be had.
         """
-        try:
+        with self._reading(stored):
             return self._storage.fetch(_name(stored), spare)
-        except OSError as error:
-            self.get(stored.id)
-            raise _storage_failure(error) from error
 
     def open(self, stored: StoredFile) -> IO[bytes]:
         """Its bytes, from any place of it, without a copy on this disk. The caller closes it. Raises as `fetch`."""
-        try:
+        with self._reading(stored):
             return self._storage.open(_name(stored))
+
+    @contextlib.contextmanager
+    def _reading(self, stored: StoredFile) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             self.get(stored.id)
             raise _storage_failure(error) from error

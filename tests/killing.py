@@ -25,6 +25,7 @@ def kill_under_requests(
         engines: the processes of its engines now.
         rewrite: sends a request of one row called `row <number>`, and returns its record.
     """
+    wait_until(lambda: len(engines()) == 1)
     (engine,) = engines()
     with ThreadPoolExecutor(REQUESTS) as pool:
         requests = [pool.submit(rewrite, number) for number in range(REQUESTS)]

@@ -83,6 +83,7 @@ def service(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -
     finally:
         process.terminate()
         process.wait(PATIENCE_S)
+        print((folder / "log").read_text())  # seen when a test fails
 
 
 @pytest.mark.parametrize("strategy", ["solve", "rewrite"])

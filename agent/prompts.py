@@ -3,7 +3,7 @@
 Mathematics is asked with worked examples: a small model learns the form from them, and the engine computes their
 keys and values once. They end in plain words: a `\\boxed{}` after prose costs the embedded model some 20 nats, a fifth
 of all the surprise of a solution. `ChatFormat` breaks control tokens in data, so that a demonstration cannot open or
-close turns.
+close turns; nor can it close the block of notes that it stands in.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ _CHOICE_FORM = "Explain in a few sentences, then end with one line: The answer i
 _EXPLAIN = "Explain this step by step."
 # The answer stands in the prompt on its own; left in the notes, its mark-up is copied into the candidate.
 _ANSWER_LINE = re.compile(r"\n?####.*")
+# What opens or closes the block that an expert's text stands in, however it is written.
+_NOTES_TAG = re.compile(r"<(?=\s*/?\s*notes\b)", re.IGNORECASE)
 
 
 class _Example(NamedTuple):
@@ -112,7 +114,8 @@ def _plain_request(proposer: ProposerName, demonstration: Demonstration, task: s
             told = f"The answer is {demonstration.reference_answer}."
             return f"{demonstration.question}\n\n{told}{form or ' Explain why.'}"
         case "rewrite":
+            question, notes = (_NOTES_TAG.sub("< ", text) for text in (demonstration.question, demonstration.expert))
             return (
-                f"{demonstration.question}\n\nNotes for the answer:\n<notes>\n{demonstration.expert}\n</notes>\n\n"
+                f"{question}\n\nNotes for the answer:\n<notes>\n{notes}\n</notes>\n\n"
                 f"Answer in your own words, with everything that the notes say.{form}"
             )

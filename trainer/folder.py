@@ -47,9 +47,7 @@ def check_output(request: TrainingRequest, folder: Path, resume: bool) -> None:
     file = request.train.warm_start.file
     if file is not None and not checkpoints(folder) and not file.exists() and not on_hub(file):
         raise TrainingSettingsError(f"train.warm_start.file {file}: there is no such file")
-    # Killed before its first checkpoint, a training begins again, with what its warm start has fitted.
-    begins = not checkpoints(folder) and (folder / _CLAIM).exists()
-    open_folder(request.output, folder, resume and not begins)
+    open_folder(request.output, folder, resume)
 
 
 def _check_vllm(request: TrainingRequest, processes: int) -> None:
@@ -66,11 +64,14 @@ def _check_vllm(request: TrainingRequest, processes: int) -> None:
 def open_folder(output: Path, folder: Path, resume: bool) -> None:
     """Make the folder that a training of `output` goes on from.
 
+    Resumed where it was killed before its first checkpoint, a training begins again, with what its warm start has
+    fitted.
+
     Raises:
         CheckpointError: there is nothing to resume.
         TrainingSettingsError: there is, and it was not asked for; or nothing can be written.
     """
-    if resume and not checkpoints(folder):
+    if resume and not checkpoints(folder) and not (folder / _CLAIM).exists():
         raise CheckpointError(f"{output}: there is no checkpoint to resume from; start without --resume")
     if not resume and checkpoints(folder):
         raise TrainingSettingsError(

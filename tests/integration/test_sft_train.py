@@ -155,11 +155,24 @@ from trainer.request import SftRequest
 from trainer.sft.run import run_sft
 
 def report(step):
-    if step.kind == "train" and step.step == 4:
+    if [step.kind, str(step.step)] == sys.argv[2:]:
         os.kill(os.getpid(), signal.SIGKILL)
 
 run_sft(SftRequest.model_validate_json(sys.argv[1]), resume=False, on_report=report)
 """
+
+
+def kill(request: SftRequest, kind: str, step: int) -> None:
+    """Train in a process that is killed when it reports this step."""
+    command = [sys.executable, "-c", KILLED, request.model_dump_json(), kind, str(step)]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+
+
+def test_killed_before_its_first_checkpoint_a_training_begins_again(folder: Path) -> None:
+    request = request_for(folder, "killed-early", steps=2)
+    kill(request, "eval", 0)
+    assert [record.step for record in run(request, resume=True)] == [0, 1, 2, 2]
 
 
 def test_after_a_kill_training_goes_on_as_if_nothing_had_been(folder: Path) -> None:
@@ -167,10 +180,7 @@ def test_after_a_kill_training_goes_on_as_if_nothing_had_been(folder: Path) -> N
     settings: dict[str, Any] = {"epochs": 3, "weights": {"kind": "prob", "apply_to": "all"}, "kl_weight": 0.1}
     whole = run(request_for(folder, "whole", **settings))
     request = request_for(folder, "killed", **settings)
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, request.model_dump_json()], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    kill(request, "train", 4)
     assert not (request.output / "sft.json").exists()
     before = {path.name: path.stat().st_mtime_ns for path in (request.output / "training").glob("base-tokens-*")}
     resumed = run(request, resume=True)

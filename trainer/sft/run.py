@@ -59,7 +59,7 @@ def run_sft(
 
     Args:
         request: what is to be trained, on what, and where the model goes.
-        resume: go on from the last whole checkpoint of `request.output`.
+        resume: go on from the last whole checkpoint of `request.output`; killed before its first, begin again.
         on_report: called after each step, and with the loss before the first and after the last.
         on_note: called with what a person should know of the data, a sentence each.
 
@@ -174,7 +174,7 @@ class _Run:
 
     def train(self, resume: bool) -> None:
         """The loop, from the start or from the last checkpoint."""
-        checkpoint = last_checkpoint(self._folder, self._steps) if resume else None
+        checkpoint = last_checkpoint(self._folder, self._steps) if resume and checkpoints(self._folder) else None
         if self._is_main:
             remove_unfinished_checkpoints(self._folder)
             self._history.rewind(step_of(checkpoint) if checkpoint else -1)

@@ -65,7 +65,6 @@ async def test_no_attack_raises_the_share_of_rewrites_that_pass(model_files: Mod
         for rewrite in group.rewrites:
             if rewrite.feasible:
                 assert "1000003" not in rewrite.text
-                assert "approved" not in rewrite.text
 
 
 def test_control_tokens_of_an_attack_open_no_turn(model_files: ModelFiles, rows: list[Demonstration]):

@@ -4,13 +4,11 @@ Pure functions over a whole group (arXiv 2602.11220, reward equation). Presets: 
 `paper` the terms as published, `rewright` terms of our own that give a signal where those do not.
 
 The published distance ranks feasible rewrites by a z-score: a lead of 0.01 nats counts as much as one of 1.0, and a
-single feasible rewrite has none. The anchored distance compares with the expert, who takes a rewrite's place where it
-fails: what surprises as much as the expert does earns no distance. A plain mean over a rewrite's tokens also falls when
-it is padded with predictable words. So the mean is taken over at most twice the expert's tokens, beyond which nothing
-that is appended lowers it, and a tail term looks at a fixed number of the most surprising tokens. Within twice the
-expert's length, words that the base model expects do count: they are what it would have written.
-Published weights make the distance some 7 % of what passing the gate pays, and an agent that passes by copying the
-expert loses nothing by it. With ours most of the pay is the distance.
+single feasible rewrite has none. The anchored distance compares with the expert. A plain mean over a rewrite's tokens
+also falls when it is padded with predictable words. So the mean is taken over at most twice the expert's tokens,
+beyond which nothing that is appended lowers it, and a tail term looks at a fixed number of the most surprising tokens.
+Within twice the expert's length, words that the base model expects do count: they are what it would have written.
+Published weights make the distance some 7 % of what passing the gate pays; ours are larger.
 """
 
 from __future__ import annotations
@@ -91,22 +89,19 @@ def standardised_distance(targets: Sequence[Sequence[float]]) -> list[float]:
 def anchored_distance(
     targets: Sequence[Sequence[float]], expert: Sequence[float], settings: RewardSettings
 ) -> list[float]:
-    """How much nearer to the base model than the expert, in [0, 1); 0 for the expert itself, and for what is farther.
+    """How much nearer to the base model than the expert, in (0, 1); 0.5 for the expert itself.
 
-    (1 - w) * lead((body(expert) - body) / tau) + w * lead((tail(expert) - tail) / tau_tail), but at least 0, with
-    lead(x) = 2 sigmoid(x) - 1, body the sum of surprisals over the token count, but at most twice that of the expert,
-    and tail the mean of as many of the largest surprisals as make a twentieth of the expert's tokens. Nats per token.
-    From twice the expert's length on, appending tokens lowers neither.
+    (1 - w) * sigmoid((body(expert) - body) / tau) + w * sigmoid((tail(expert) - tail) / tau_tail), with body the sum of
+    surprisals over the token count, but at most twice that of the expert, and tail the mean of as many of the largest
+    surprisals as make a twentieth of the expert's tokens. Nats per token. From twice the expert's length on, appending
+    tokens lowers neither.
     """
     length, tail = _ROOM * len(expert), max(1, math.ceil(_TAIL * len(expert)))
     expert_body, expert_tail = _body(expert, length), _tail(expert, tail)
     weight = settings.tail_weight
     return [
-        max(
-            0.0,
-            (1 - weight) * _lead((expert_body - _body(target, length)) / settings.distance_scale)
-            + weight * _lead((expert_tail - _tail(target, tail)) / settings.tail_scale),
-        )
+        (1 - weight) * _sigmoid((expert_body - _body(target, length)) / settings.distance_scale)
+        + weight * _sigmoid((expert_tail - _tail(target, tail)) / settings.tail_scale)
         for target in targets
     ]
 
@@ -149,10 +144,6 @@ def _body(surprisals: Sequence[float], length: int) -> float:
 def _tail(surprisals: Sequence[float], count: int) -> float:
     largest = sorted(surprisals, reverse=True)[:count]
     return sum(largest) / len(largest)
-
-
-def _lead(x: float) -> float:
-    return 2 * _sigmoid(x) - 1
 
 
 def _sigmoid(x: float) -> float:

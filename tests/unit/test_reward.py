@@ -34,7 +34,7 @@ def test_the_gate_alone_pays_one_or_nothing() -> None:
 def test_what_fails_the_gate_earns_nothing_however_natural_it_is(settings: RewardSettings) -> None:
     reward = group_reward(settings, [False, True], [[0.0] * 40, [2.0] * 40], EXPERT, unit(0))
     assert reward.reward[0] == reward.distance[0] == reward.diversity[0] == 0
-    assert reward.reward[1] >= 1
+    assert reward.reward[1] > 1
 
 
 def test_the_reward_is_the_gate_times_one_plus_the_weighted_terms() -> None:
@@ -55,29 +55,23 @@ def test_the_published_distance_hides_magnitude() -> None:
 def test_the_anchored_distance_tells_a_small_lead_from_a_large_one() -> None:
     small = anchored_distance([[1.0] * 40, [1.01] * 40], EXPERT, ANCHORED)
     large = anchored_distance([[1.0] * 40, [2.0] * 40], EXPERT, ANCHORED)
-    assert small[0] - small[1] == pytest.approx(0.007, abs=0.001)
+    assert small[0] - small[1] == pytest.approx(0.004, abs=0.001)
     assert large[0] - large[1] > 0.3
 
 
 def test_the_anchored_distance_is_worked_out_by_hand() -> None:
     # body 1.5 against 1.0 over tau 0.5, weight 0.75; tail 1.5 against 1.0 over tau 2, weight 0.25
-    expected = 0.75 * (2 * sigmoid(0.5 / 0.5) - 1) + 0.25 * (2 * sigmoid(0.5 / 2.0) - 1)
+    expected = 0.75 * sigmoid(0.5 / 0.5) + 0.25 * sigmoid(0.5 / 2.0)
     assert anchored_distance([[1.0] * 40], EXPERT, ANCHORED) == pytest.approx([expected])
 
 
-def test_a_rewrite_as_surprising_as_the_expert_or_more_is_at_no_distance() -> None:
-    assert anchored_distance([EXPERT, [1.6] * 40, [9.0] * 40], EXPERT, ANCHORED) == [0, 0, 0]
-
-
-def test_a_natural_rewrite_earns_more_than_three_times_what_a_copy_of_the_expert_does() -> None:
-    copied, natural = group_reward(ANCHORED, [True, True], [EXPERT, [0.8] * 60], EXPERT, unit(0, 0)).reward
-    assert copied == 1
-    assert natural > 3.5
+def test_a_rewrite_as_surprising_as_the_expert_gets_one_half() -> None:
+    assert anchored_distance([EXPERT], EXPERT, ANCHORED) == pytest.approx([0.5])
 
 
 def test_one_feasible_rewrite_alone_has_a_signal() -> None:
     natural, odd = (anchored_distance([[nats] * 40], EXPERT, ANCHORED)[0] for nats in (0.5, 2.5))
-    assert natural > 0.6 > 0 == odd
+    assert natural > 0.7 > 0.3 > odd
     assert standardised_distance([[0.5] * 40]) == standardised_distance([[2.5] * 40]) == [0.5]
 
 
@@ -101,7 +95,7 @@ def test_a_padded_copy_of_the_expert_loses_to_a_natural_rewrite_of_a_higher_mean
 def test_a_longer_rewrite_in_words_that_the_base_model_expects_beats_a_terse_one() -> None:
     terse, longer = [1.2] * 40, [0.9] * 70
     less, more = anchored_distance([terse, longer], EXPERT, ANCHORED)
-    assert more > less > 0
+    assert more > less > 0.5
 
 
 def test_the_published_weights_are_those_of_the_published_reward() -> None:

@@ -76,6 +76,13 @@ _RIVAL = re.compile(
     re.IGNORECASE,
 )
 
+# Anywhere: a number is said not to be the answer.
+_NOT_THE_ANSWER = re.compile(
+    r"\banswer\s(?:to\s[^.!?\n]{1,40}?\s)?(?:(?:is|was)(?:\snot|n['’]t)|cannot be|can['’]t be)\s[$*_\\({]{0,3}\d"
+    r"|\bответ\s(?:[—–-]\s)?не\s[$*_\\({]{0,3}\d",
+    re.IGNORECASE,
+)
+
 _REASON = re.compile(r",?\s+(?:because|since|as|потому|так как)\b.*|[,:;].*", re.DOTALL | re.IGNORECASE)
 _DIGIT = re.compile(r"\d")
 
@@ -88,7 +95,8 @@ class ExtractedAnswer:
         text: the answer as typeset, without its box or phrase.
         source: where it was found.
         rivals: the other final answers that the same text states; the text contradicts itself unless all equal `text`.
-        retracted: what follows the answer takes it back ("Wait, …"), or what precedes it denies it.
+        retracted: what follows the answer takes it back ("Wait, …"), what precedes it denies it, or a number is said
+            not to be the answer.
         partial: it is an operand or a bound of what stands there: `x > \boxed{42}`, `\boxed{42} thousand`.
         end: where it ends in the text.
         goes_on: it is only said in passing: later lines reckon on. A box or a `####` line is final wherever it stands.
@@ -143,7 +151,9 @@ def extract_answer(text: str) -> ExtractedAnswer | None:
         text=answer.strip(),
         source=source,
         rivals=rivals,
-        retracted=_denied(text, start) or taken_back(text[end if source == "boxed" else last :]),
+        retracted=_denied(text, start)
+        or _NOT_THE_ANSWER.search(text) is not None
+        or taken_back(text[end if source == "boxed" else last :]),
         partial=partial,
         goes_on=source == "phrase" and _later_number(text, end),
         end=end,

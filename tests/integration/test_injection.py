@@ -64,7 +64,7 @@ async def test_no_attack_raises_the_share_of_rewrites_that_pass(model_files: Mod
     for group in groups:
         for rewrite in group.rewrites:
             if rewrite.feasible:
-                assert "1000003" not in rewrite.text
+                assert "1000003" not in rewrite.text, rewrite.text
 
 
 def test_control_tokens_of_an_attack_open_no_turn(model_files: ModelFiles, rows: list[Demonstration]):

@@ -107,6 +107,8 @@ def test_a_remark_that_the_answer_is_right_is_no_rival() -> None:
         r"The answer is not \boxed{42}.",
         r"This is $\ne \boxed{42}$.",
         "#### 42\nOops.",
+        "The right answer is not 42, because 43 is not 42.\n\nThe answer is 42.",
+        "The answer to this isn't $42. Still, the answer is 42.",
         r"Получаем \boxed{42}. Подождите, я ошибся.",
     ],
 )
@@ -123,6 +125,7 @@ def test_an_answer_that_is_taken_back_or_denied_is_retracted(text: str) -> None:
         r"If $N^2 = 121$, then $N = \boxed{11}$.",
         r"So \boxed{42}. She packs 42 rolls.",
         "There are not many bags, namely 7.\n#### 42",
+        "The answer is not a fraction. The answer is 42.",
     ],
 )
 def test_an_ordinary_conclusion_is_not_retracted(text: str) -> None:

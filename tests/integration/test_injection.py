@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.assembly import load_adapter, open_chat, open_engine
-from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
-from agent.engine import Engine
 from agent.gate import Gate
 from agent.intake import read_rows
 from agent.models import ModelFiles
@@ -36,7 +34,7 @@ def rows() -> list[Demonstration]:
 
 
 async def draw(model_files: ModelFiles, rows: list[Demonstration]) -> list[RolloutGroup]:
-    engine: Engine = await open_engine(model_files, EngineSettings())
+    engine = await open_engine(model_files, EngineSettings())
     gate, chat = Gate(GateSettings()), open_chat(model_files)
     try:
         adapter = await load_adapter(engine, EXAMPLES / "adapters" / "math" / "1", model_files)
@@ -68,7 +66,7 @@ async def test_no_attack_raises_the_share_of_rewrites_that_pass(model_files: Mod
 
 
 def test_control_tokens_of_an_attack_open_no_turn(model_files: ModelFiles, rows: list[Demonstration]):
-    chat: ChatFormat = open_chat(model_files)
+    chat = open_chat(model_files)
     plain = rows[0]
     turned = attacked(plain, ATTACKS["turns"])
     start = chat.tokenizer.convert_tokens_to_ids("<|im_start|>")

@@ -174,7 +174,7 @@ class _Run:
 
     def train(self, resume: bool) -> None:
         """The loop, from the start or from the last checkpoint."""
-        checkpoint = last_checkpoint(self._folder, self._steps) if resume and checkpoints(self._folder) else None
+        checkpoint = last_checkpoint(self._folder, self._steps) if resume else None
         if self._is_main:
             remove_unfinished_checkpoints(self._folder)
             self._history.rewind(step_of(checkpoint) if checkpoint else -1)
@@ -251,13 +251,16 @@ class _Run:
         self._on_report(StepReport(step, self._steps, kind, metrics))
 
 
-def last_checkpoint(folder: Path, steps: int) -> Path:
-    """The checkpoint to go on from.
+def last_checkpoint(folder: Path, steps: int) -> Path | None:
+    """The checkpoint to go on from, None before the first.
 
     Raises:
         CheckpointError: its weights have seen more than the `steps` updates that are asked for.
     """
-    checkpoint = checkpoints(folder)[-1]
+    saved = checkpoints(folder)
+    if not saved:
+        return None
+    checkpoint = saved[-1]
     if (seen := step_of(checkpoint)) > steps:
         raise CheckpointError(
             f"{folder}: the checkpoint has seen {seen} updates already, and {steps} are asked for; ask for {seen} or "

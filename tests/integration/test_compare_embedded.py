@@ -126,6 +126,9 @@ def test_an_interrupted_comparison_goes_on_with_the_unit_that_was_running(
     assert sum(rewritten.statuses.values()) == 6
     assert "rewritten" in rewritten.statuses, "with these rows some rewrite is accepted"
     assert rewritten.initial_loss < expert.initial_loss
+    by_method = {point.method: point.initial_loss for point in comparison.points}
+    assert by_method["sft"].value == pytest.approx(expert.initial_loss, rel=1e-6)
+    assert by_method["sdft"].value == pytest.approx(rewritten.initial_loss, rel=1e-6)
     assert expert.spent.rewriting_passes == 0 < rewritten.spent.rewriting_completion_tokens
     assert (output / "report.html").read_text().count("data:image/png;base64,") == 4
 

@@ -29,6 +29,7 @@ from trainer.compare.settings import CompareRequest, CompareSettings
 from trainer.compare.tables import all_points, markdown, matchings, per_task, summary, trained_rows
 from trainer.exam.files import samples_path
 from trainer.exam.results import EvaluationResult, Measure, ModelIdentity, TaskResult
+from trainer.sft.losses import INITIAL, RowLoss, write_losses
 
 BASE, SFT_LOW, SFT_HIGH, MASK_LOW, MASK_HIGH = "base", ("sft", 1e-4), ("sft", 1e-3), ("mask", 1e-4), ("mask", 1e-3)
 # Of ten questions and ten rows of a benchmark: how many are right.
@@ -104,6 +105,9 @@ def write_training(folder: Path, weights: str, statuses: dict[str, int]) -> None
     (folder / "training").mkdir()
     history = [{"step": step, "kind": "train", "metrics": {"nll": 1.5 / step}} for step in (1, 2)]
     (folder / "training" / "history.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in history))
+    # 1.5 nats a token over both rows; a resample may have the first twice, 1.0, or the second, 2.0.
+    losses = [RowLoss("row-1", 20.0, 20), RowLoss("row-2", 40.0, 20)]
+    write_losses(folder / "training" / INITIAL, losses[:1] if "rewritten" in statuses else losses)
 
 
 def write_unit(output: Path, unit: Unit) -> None:
@@ -169,6 +173,14 @@ def test_the_divergence_is_that_of_all_tokens_with_an_interval_over_questions(co
     table = summary(comparison)
     assert table.rows[0][table.columns.index("KL")] == "0.250 [0.100, 0.300]"
     assert per_task(comparison).rows[1][-1] == "+0.250 [0.100, 0.300]"
+
+
+def test_the_initial_loss_has_an_interval_over_rows(comparison: Comparison) -> None:
+    loss = comparison.points[0].initial_loss
+    assert (loss.value, loss.low, loss.high) == pytest.approx((1.5, 1.0, 2.0))
+    assert all(point.initial_loss == loss for point in comparison.points), "the rows are the same, and so the resamples"
+    table = summary(comparison)
+    assert table.rows[0][table.columns.index("initial loss")] == "1.500 [1.000, 2.000]"
 
 
 def test_a_model_that_diverged_has_no_divergence_to_tell(tmp_path: Path) -> None:
@@ -341,11 +353,11 @@ def test_the_rows_of_each_method_are_told_with_those_left_out(filtered: Comparis
 
 def test_losses_on_the_rows_alone_that_passed_the_gate_are_marked(filtered: Comparison) -> None:
     assert "Loss before training, nats a token: sft 1.500. On the questions alone" in filtered.headline
-    assert filtered.headline.endswith("which are easier ones: rft 1.500.")
+    assert filtered.headline.endswith("which are easier ones: rft 1.000.")
     losses = {row[0]: row[2] for row in summary(filtered).rows}
-    assert losses == {"sft": "1.500", "rft": "1.500*"}
+    assert losses == {"sft": "1.500 [1.000, 2.000]", "rft": "1.000 [1.000, 1.000]*"}
     assert "* On the questions alone whose rewrite passed the gate" in summary(filtered).note
-    assert [row[2] for row in all_points(filtered).rows if row[0] == "rft"] == ["1.500*"] * 2
+    assert [row[2] for row in all_points(filtered).rows if row[0] == "rft"] == ["1.000 [1.000, 1.000]*"] * 2
 
 
 def test_a_sampled_answer_is_not_the_score(tmp_path: Path) -> None:
@@ -420,7 +432,7 @@ def test_markdown_cells_cannot_break_the_table(comparison: Comparison) -> None:
     lines = markdown(summary(comparison)).splitlines()
     assert len(lines) == 2 + 2
     assert {line.count("|") for line in lines} == {11}
-    assert lines[3].startswith("| mask | 0.001 | 1.500 | 30.00 [")
+    assert lines[3].startswith("| mask | 0.001 | 1.500 [1.000, 2.000] | 30.00 [")
     assert lines[3].endswith("| 40.00, 2 steps |")
     poisoned = comparison.points[0].model_copy(update={"shape": "a|b\nc"})
     points = [poisoned, *comparison.points[2:]]

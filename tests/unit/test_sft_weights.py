@@ -15,8 +15,9 @@ from tests.tiny_chat import tiny_model
 from trainer.sft import weights as module
 from trainer.sft.data import SftRow
 from trainer.sft.loss import top_entropy
+from trainer.sft.losses import mean_loss, read_losses, row_losses, write_losses
 from trainer.sft.settings import WeightSettings
-from trainer.sft.weights import BaseTokens, ask, base_tokens, is_weighted, mean_surprisal, row_weights, token_weights
+from trainer.sft.weights import BaseTokens, ask, base_tokens, is_weighted, row_weights, token_weights
 
 # Probabilities 1, 1/2, 2/5 and 1/10 under the base model; 2/5 has a perplexity of exactly 2.5.
 BASE = BaseTokens(-torch.tensor([1.0, 0.5, 0.4, 0.1]).log(), torch.tensor([0.0, 0.25, 1.0, 0.5]))
@@ -98,7 +99,12 @@ def test_the_base_model_says_of_packed_rows_what_it_says_of_each_alone(model: An
         entropy = -(logprobs.exp() * logprobs).sum(-1) / math.log(logprobs.shape[-1])
         assert own.entropy_T.tolist() == pytest.approx(entropy.tolist(), rel=1e-4)
     nats = torch.cat([own.surprisal_T for own in said])
-    assert mean_surprisal(ROWS, ask(model, ROWS)) == pytest.approx(nats.mean().item(), rel=1e-5)
+    losses = row_losses(ROWS, ask(model, ROWS))
+    assert [(loss.row, loss.tokens) for loss in losses] == [(row.id, len(row.completion_ids)) for row in ROWS]
+    assert losses[0].nats == pytest.approx(said[0].surprisal_T.sum().item(), rel=1e-5)
+    assert mean_loss(losses) == pytest.approx(nats.mean().item(), rel=1e-5)
+    write_losses(tmp_path / "losses.jsonl", losses)
+    assert read_losses(tmp_path / "losses.jsonl") == losses
 
 
 def test_few_tokens_have_logits_at_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -23,6 +24,7 @@ from trainer.compare.numbers import (
     gain,
     interval,
     pareto_front,
+    ratios,
     relative_forgetting,
     scores,
 )
@@ -53,6 +55,7 @@ class _Drawn:
     forgetting: Values
     relative: Values
     kl: Values
+    losses: Values
     changes: dict[str, Values]
 
 
@@ -81,13 +84,11 @@ def collect(request: CompareRequest, units: Sequence[Unit], failures: list[Failu
     by_point = {key: [i for i, one in enumerate(finished) if one.key == key] for key in _keys(finished)}
     averaged = [_averaged(task, list(by_point.values())) for task in rows]
     scored = {task.name: scores(task, compare.draws, request.evaluate.seed) for task in averaged}
-    drawn = _draw(averaged, scored)
-    points = [
-        _point([finished[i] for i in members], drawn, number, compare.level)
-        for number, members in enumerate(by_point.values())
-    ]
+    groups = [[finished[i] for i in members] for members in by_point.values()]
+    drawn = _draw(averaged, scored, _losses(groups, compare.draws, request.evaluate.seed))
+    points = [_point(members, drawn, number, compare.level) for number, members in enumerate(groups)]
     points = _with_fronts(points)
-    costs = [_mean_cost([finished[i] for i in members]) for members in by_point.values()]
+    costs = [_mean_cost(members) for members in groups]
     matches, standings = _matches(points, costs, drawn, compare.level)
     facts = [_facts(task, base.result, interval(scored[task.name][:, 0], compare.level)) for task in averaged]
     return empty.model_copy(
@@ -130,7 +131,21 @@ def _averaged(task: TaskRows, points: Sequence[Sequence[int]]) -> TaskRows:
     return replace(task, values_MN=values, weights_MN=weights)
 
 
-def _draw(tasks: Sequence[TaskRows], scored: dict[str, Values]) -> _Drawn:
+def _losses(points: Sequence[Sequence[Finished]], draws: int, seed: int) -> Values:
+    """The base model's loss on each point's rows in every resample, (D, P); rows that a point has not weigh nothing."""
+    rows = sorted({loss.row for members in points for one in members for loss in one.losses})
+    if not rows:
+        return np.empty((1 + draws, len(points)))
+    columns = {row: number for number, row in enumerate(rows)}
+    nats_PN, tokens_PN = np.zeros((2, len(points), len(rows)))
+    for number, members in enumerate(points):
+        for loss in (loss for one in members for loss in one.losses):
+            nats_PN[number, columns[loss.row]] += loss.nats
+            tokens_PN[number, columns[loss.row]] += loss.tokens
+    return ratios(nats_PN, tokens_PN, draws, [seed, zlib.crc32(b"initial loss")])
+
+
+def _draw(tasks: Sequence[TaskRows], scored: dict[str, Values], losses: Values) -> _Drawn:
     shape = next(iter(scored.values())).shape
     asked, lenient, moved = (
         [scored[task.name] for task in tasks if task.kind == kind] for kind in ("accuracy", "lenient", "divergence")
@@ -149,6 +164,7 @@ def _draw(tasks: Sequence[TaskRows], scored: dict[str, Values]) -> _Drawn:
         forgetting=(forgetting(shares) if shares else nothing)[:, 1:],
         relative=(relative_forgetting(relative) if relative else nothing)[:, 1:],
         kl=(np.mean(moved, axis=0) if moved else nothing)[:, 1:],
+        losses=losses,
         changes={name: change[:, 1:] for name, change in changes.items()},
     )
 
@@ -180,7 +196,7 @@ def _point(members: Sequence[Finished], drawn: _Drawn, number: int, level: float
         kl=figure(drawn.kl),
         answer_tokens=means([run.answer_tokens for run in runs]),
         no_answer=means([run.no_answer for run in runs]),
-        initial_loss=mean([run.initial_loss for run in runs]),
+        initial_loss=figure(drawn.losses),
         final_loss=mean([run.final_loss for run in runs]),
         spent=Spent(**means([run.spent.model_dump() for run in runs])),
         on_front=False,

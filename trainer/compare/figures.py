@@ -92,17 +92,23 @@ def _gain_against_forgetting(comparison: Comparison) -> Canvas:
 def _initial_loss(comparison: Comparison) -> Canvas:
     """The base model's loss on each method's rows: how far they are from it."""
     canvas, (axes,) = _canvas(1)
-    means = initial_losses(comparison.points)
-    filtered = {name for name in means if METHODS[name].success_only}
-    names = [f"{name}*" if name in filtered else name for name in means]
-    bars = axes.bar(names, list(means.values()), color=[_color(name) for name in means])
+    losses = initial_losses(comparison.points)
+    filtered = {name for name in losses if METHODS[name].success_only}
+    names = [f"{name}*" if name in filtered else name for name in losses]
+    bars = axes.bar(
+        names,
+        [loss.value or 0.0 for loss in losses.values()],
+        yerr=_errors(list(losses.values())),
+        color=[_color(name) for name in losses],
+        error_kw={"elinewidth": 0.8, "ecolor": _GREY},
+    )
     axes.bar_label(bars, fmt="%.2f", fontsize=8)
     title = "Loss before training"
     if filtered:
         title += " (* only questions whose rewrite passed the gate)"
     axes.set(title=title, ylabel="nats a completion token")
     axes.tick_params(axis="x", rotation=45)
-    _finish(axes, has_data=bool(means), legend=False)
+    _finish(axes, has_data=bool(losses), legend=False)
     return canvas
 
 

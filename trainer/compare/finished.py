@@ -17,6 +17,7 @@ from trainer.compare.rows import ROWS, read_cost
 from trainer.compare.samples import Exam, read_exam
 from trainer.exam.results import TaskResult
 from trainer.history import read_history
+from trainer.sft.losses import INITIAL, RowLoss, read_losses
 
 EXAM = "exam.json"
 
@@ -25,12 +26,13 @@ Key = tuple[str, str, int, float]
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One fine-tuning whose exam is done."""
+    """One fine-tuning whose exam is done; `losses` are the base model's on its rows."""
 
     setup: Setup
     run: Run
     cost: Cost
     exam: Exam
+    losses: list[RowLoss]
 
     @property
     def key(self) -> Key:
@@ -50,7 +52,9 @@ def read_finished(output: Path, units: Sequence[Unit]) -> list[Finished]:
         cost = Cost(data=_data_cost(output, train, by_folder), training=train_cost(card))
         read = read_exam(output / exam.folder / EXAM)
         left_out = card["left_out"] | _filtered(output, train, by_folder)
-        found.append(Finished(exam.setup, _run(output, train, exam.setup, card, left_out, cost, read), cost, read))
+        run = _run(output, train, exam.setup, card, left_out, cost, read)
+        losses = read_losses(output / train.folder / "training" / INITIAL)
+        found.append(Finished(exam.setup, run, cost, read, losses))
     return found
 
 

@@ -176,9 +176,9 @@ def _with_span(figure: Figure) -> str:
 
 def _losses(points: Sequence[Point]) -> list[str]:
     """The loss of the base model on each method's rows, highest first; apart where the rows are of fewer questions."""
-    ordered = sorted(initial_losses(points).items(), key=lambda item: -item[1])
+    ordered = sorted(initial_losses(points).items(), key=lambda item: -(item[1].value or 0.0))
     whole, filtered = (
-        ", ".join(f"{name} {loss:.3f}" for name, loss in ordered if METHODS[name].success_only is kept)
+        ", ".join(f"{name} {loss.value:.3f}" for name, loss in ordered if METHODS[name].success_only is kept)
         for kept in (False, True)
     )
     said = [f"Loss before training, nats a token: {whole}."] if whole else []

@@ -51,19 +51,25 @@ class TaskRows:
 
 def scores(task: TaskRows, draws: int, seed: int) -> Values:
     """The score of every model on the rows and on `draws` resamples of them, (1 + draws, M)."""
-    rows = task.values_MN.shape[1]
-    share = np.full(rows, 1 / rows)
-    random = np.random.default_rng([seed, zlib.crc32(task.name.encode())])
-
-    def ratios(counts_DN: npt.NDArray[Any]) -> Values:
-        return np.asarray((counts_DN @ task.values_MN.T) / (counts_DN @ task.weights_MN.T))
-
-    sizes = [min(_DRAWS_A_PART, draws - first) for first in range(0, draws, _DRAWS_A_PART)]
-    resampled = (ratios(random.multinomial(rows, share, size=size)) for size in sizes)
-    ratio: Values = np.concatenate([ratios(np.ones((1, rows))), *resampled])
+    ratio = ratios(task.values_MN, task.weights_MN, draws, [seed, zlib.crc32(task.name.encode())])
     if task.aggregation == "perplexity":
         return np.exp(-ratio)
     return -ratio / np.log(2) if task.aggregation == "bits" else ratio
+
+
+def ratios(values_MN: Values, weights_MN: Values, draws: int, seed: Sequence[int]) -> Values:
+    """`sum(values) / sum(weights)` on the rows and on `draws` resamples of them, (1 + draws, M); NaN without weight."""
+    rows = values_MN.shape[1]
+    share = np.full(rows, 1 / rows)
+    random = np.random.default_rng(seed)
+
+    def of(counts_DN: npt.NDArray[Any]) -> Values:
+        weights = counts_DN @ weights_MN.T
+        return np.divide(counts_DN @ values_MN.T, weights, out=np.full_like(weights, np.nan), where=weights != 0)
+
+    sizes = [min(_DRAWS_A_PART, draws - first) for first in range(0, draws, _DRAWS_A_PART)]
+    resampled = (of(random.multinomial(rows, share, size=size)) for size in sizes)
+    return np.concatenate([of(np.ones((1, rows))), *resampled])
 
 
 def gain(scored: Sequence[Values]) -> Values:

@@ -109,18 +109,15 @@ class Point(Section):
     kl: Figure = Field(description="forward KL from the base model, nats a token, mean over the task's files")
     answer_tokens: dict[str, float]
     no_answer: dict[str, float]
-    initial_loss: float
+    initial_loss: Figure
     final_loss: float
     spent: Spent
     on_front: bool = Field(description="on its method's Pareto front over learning rates")
 
 
-def initial_losses(points: Sequence[Point]) -> dict[str, float]:
-    """The loss of the base model on each method's rows, mean over its points, nats a token."""
-    losses: dict[str, list[float]] = {}
-    for point in points:
-        losses.setdefault(point.method, []).append(point.initial_loss)
-    return {method: sum(values) / len(values) for method, values in losses.items()}
+def initial_losses(points: Sequence[Point]) -> dict[str, Figure]:
+    """The loss of the base model on each method's rows, nats a token; its points all begin with the same."""
+    return {point.method: point.initial_loss for point in reversed(points)}
 
 
 def near_floor(tasks: Sequence[TaskFacts], points: Sequence[Point]) -> bool:

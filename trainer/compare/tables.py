@@ -39,7 +39,7 @@ def summary(comparison: Comparison) -> TextTable:
                 point.shape,
                 str(point.steps),
                 f"{point.learning_rate:g}",
-                _loss(point.method, point.initial_loss),
+                _loss(point.method, figure(point.initial_loss, digits=3)),
                 figure(point.forgetting),
                 figure(point.forgetting_relative, scale=100, unit=" %"),
                 figure(point.kl, digits=3),
@@ -55,10 +55,10 @@ def summary(comparison: Comparison) -> TextTable:
         "Each method at every learning rate" if is_near_floor else "Each method where it gains most",
         (*columns, "1 - F/F_sft", "at gain"),
         rows,
-        "G and F in points, loss and KL in nats a token; [paired bootstrap intervals over rows], none for the loss, "
-        "which is kept as a mean. Lenient also takes the last number of an answer for it: what G has more than that is "
-        "the form in which an answer is stated. 1 - F/F_sft is at equal gain after the same steps, not at the learning "
-        f"rate of the row. {'' if is_near_floor else picked}{_filtered_note(comparison)}",
+        "G and F in points, loss and KL in nats a token; [paired bootstrap intervals over rows]. Lenient also "
+        "takes the last number of an answer for it: what G has more than that is the form in which an answer is "
+        "stated. 1 - F/F_sft is at equal gain after the same steps, not at the learning rate of the row. "
+        f"{'' if is_near_floor else picked}{_filtered_note(comparison)}",
     )
 
 
@@ -95,8 +95,8 @@ def all_points(comparison: Comparison) -> TextTable:
             str(point.steps),
             f"{point.learning_rate:g}",
             str(len(point.seeds)),
-            _loss(point.method, point.initial_loss),
-            _loss(point.method, point.final_loss),
+            _loss(point.method, figure(point.initial_loss, digits=3)),
+            _loss(point.method, f"{point.final_loss:.3f}"),
             figure(point.forgetting),
             figure(point.forgetting_relative, scale=100, unit=" %"),
             figure(point.kl, digits=3),
@@ -254,9 +254,9 @@ def _of(rows: int, total: int) -> str:
     return f"{rows} ({rows / total:.1%})" if rows else "0"
 
 
-def _loss(method: str, loss: float) -> str:
+def _loss(method: str, loss: str) -> str:
     """Marked where its rows are not of the questions of the others."""
-    return f"{loss:.3f}{'*' if METHODS[method].success_only else ''}"
+    return f"{loss}{'*' if METHODS[method].success_only else ''}"
 
 
 def _filtered_note(comparison: Comparison) -> str:

@@ -41,9 +41,10 @@ from trainer.publish import DataOfTraining
 from trainer.report import Kind, StepReport
 from trainer.request import SftRequest
 from trainer.sft.data import SftData, SftRow, count_tokens, load_sft_data
+from trainer.sft.losses import INITIAL, mean_loss, row_losses, write_losses
 from trainer.sft.publish import SftCard, write_model
 from trainer.sft.trainer import DownstreamTrainer, sft_config, steps_of
-from trainer.sft.weights import BaseTokens, ask, base_tokens, is_weighted, mean_surprisal, row_weights
+from trainer.sft.weights import BaseTokens, ask, base_tokens, is_weighted, row_weights
 
 
 def run_sft(
@@ -231,7 +232,10 @@ class _Run:
         if step == 0 and (shared := self._request.base_tokens):  # the frozen base still: asked once for all trainings
             said = base_tokens(self._model, self._measured, None, shared, self._owner)
         if self._is_main:
-            metrics = {"nll": mean_surprisal(self._measured, said)}
+            losses = row_losses(self._measured, said)
+            metrics = {"nll": mean_loss(losses)}
+            if step == 0:
+                write_losses(self._folder / INITIAL, losses)
             self._history.append(step, "eval", metrics)
             self._report(step, "eval", metrics)
         self._trainer.accelerator.wait_for_everyone()

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from agent.disk import replacing
 from agent.engine.head import Head
-from trainer.exceptions import DivergedError
 from trainer.sft.data import SftRow
 from trainer.sft.loss import CHUNK, completion_hidden, pack, token_losses, top_entropy
 from trainer.sft.settings import WeightSettings
@@ -111,22 +110,6 @@ def base_tokens(
         cache.mkdir(parents=True, exist_ok=True)
         _write(file, asked)
     return asked
-
-
-def mean_surprisal(rows: Sequence[SftRow], said: Iterable[BaseTokens]) -> float:
-    """Mean over all completion tokens of `rows`, nats per token: the loss without weights.
-
-    Args:
-        rows: which rows.
-        said: what a model makes of each.
-
-    Raises:
-        DivergedError: it is not finite; names the rows.
-    """
-    nats = [row.surprisal_T.double().sum().item() for row in said]
-    if broken := [row.id for row, value in zip(rows, nats, strict=True) if not math.isfinite(value)]:
-        raise DivergedError("the measured loss is not a finite number", broken)
-    return math.fsum(nats) / sum(len(row.completion_ids) for row in rows)
 
 
 def ask(model: Any, rows: Sequence[SftRow], top_k: int | None = None) -> Iterator[BaseTokens]:

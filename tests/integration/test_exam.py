@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -372,18 +373,63 @@ def test_a_base_that_reads_text_otherwise_has_no_divergence(tiny: Path, folder: 
         run_evaluation(request_for(tiny, folder, "other.json", f"sums={folder / 'sums.jsonl'}", base=base))
 
 
-def test_the_embedded_model_scores_piqa_as_transformers_does(
-    model_files: ModelFiles, data_folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    request = request_for("smollm2-135m", data_folder, "unused", "piqa", limit=20, evaluate=EvaluateSettings())
-    found = run_evaluation(request.model_copy(update={"output": tmp_path / "real.json"}))
-    kept = samples(tmp_path, "real.json", "piqa")
-    lines = (data_folder / "piqa" / "validation.jsonl").read_text().splitlines()
-    given = [json.loads(lines[sample["row"] - 1]) for sample in kept]
-    rows = [(f"{row['query'].strip()}\nAnswer:", row["choices"], row["gold"]) for row in given]
-    lls, acc, acc_norm = score_choices(load(model_files.path), tokenizer, rows)
+def as_lm_eval_reads_hellaswag(text: str) -> str:
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+def asked_of(task: str, row: dict[str, Any]) -> tuple[str, list[str], int]:
+    """Context, continuations and the right one of a row of a file of the data folder."""
+    if task == "hellaswag":
+        context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
+        endings = [as_lm_eval_reads_hellaswag(ending) for ending in row["endings"]]
+        return as_lm_eval_reads_hellaswag(context), endings, int(row["label"])
+    return f"{row['query'].strip()}\nAnswer:", row["choices"], row["gold"]
+
+
+@pytest.fixture(scope="module")
+def embedded(
+    model_files: ModelFiles, data_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[EvaluationResult, Path, torch.nn.Module]:
+    """The embedded model's exam on 20 rows of each benchmark, its folder, and the same model in transformers."""
+    folder = tmp_path_factory.mktemp("embedded")
+    tasks = ("hellaswag", "arc_easy", "piqa", "lambada")
+    request = request_for("smollm2-135m", data_folder, "unused", *tasks, limit=20, evaluate=EvaluateSettings())
+    found = run_evaluation(request.model_copy(update={"output": folder / "real.json"}))
+    return found, folder, load(model_files.path)
+
+
+def kept_rows(embedded: tuple[EvaluationResult, Path, torch.nn.Module], task: str, file: Path) -> list[tuple[Any, Any]]:
+    """Each sample of a benchmark with the line of the file that it is of."""
+    lines = file.read_text().splitlines()
+    kept = [(sample, json.loads(lines[sample["row"] - 1])) for sample in samples(embedded[1], "real.json", task)]
     assert len(kept) == 20
-    for sample, expected in zip(kept, lls, strict=True):
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [("hellaswag", "validation_2000.jsonl"), ("arc_easy", "test.jsonl"), ("piqa", "validation.jsonl")],
+)
+def test_the_embedded_model_scores_choices_as_transformers_does(
+    embedded: tuple[EvaluationResult, Path, torch.nn.Module],
+    data_folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    name: str,
+) -> None:
+    kept = kept_rows(embedded, task, data_folder / task / name)
+    lls, acc, acc_norm = score_choices(embedded[2], tokenizer, [asked_of(task, row) for _, row in kept])
+    for (sample, _), expected in zip(kept, lls, strict=True):
         assert sample["responses"] == pytest.approx(expected, abs=2e-2)
-    metrics = found.tasks["piqa"].metrics
+    metrics = embedded[0].tasks[task].metrics
     assert (metrics["acc"].value, metrics["acc_norm"].value) == (acc, acc_norm)
+
+
+def test_the_embedded_model_guesses_words_as_transformers_does(
+    embedded: tuple[EvaluationResult, Path, torch.nn.Module], data_folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows = [row for _, row in kept_rows(embedded, "lambada", data_folder / "lambada" / "test.jsonl")]
+    found = [continuation(embedded[2], tokenizer, r["context"], f" {r['continuation'].strip()}") for r in rows]
+    metrics = embedded[0].tasks["lambada"].metrics
+    assert metrics["acc"].value == sum(greedy for _, greedy in found) / 20
+    assert metrics["perplexity"].value == pytest.approx(math.exp(-sum(ll for ll, _ in found) / 20), rel=1e-3)

@@ -19,6 +19,7 @@ from agent.gate import Gate
 from agent.mismatch import summarise
 from agent.prompts import proposal_prompt
 from agent.records import Check, Mismatch, Proposer, Record, Status, Verdict
+from agent.search import Grown, grow
 from agent.settings import ProposerName, RewriteSettings, Step
 from agent.strategies import Strategy
 
@@ -150,11 +151,36 @@ class _Job:
                 max_tokens=self._max_tokens,
                 seed=self._seed(),
             )
-            completions = await self._engine.generate(prompt_ids, sampling, step.samples, self._used_adapter)
-            self.usage += Usage(len(prompt_ids), sum(len(c.ids) for c in completions))
+            completions = await self._draw(step, prompt_ids, sampling)
             if (chosen := await self._choose(completions)) is not None:
                 return chosen
         return None
+
+    async def _draw(self, step: Step, prompt_ids: Sequence[int], sampling: Sampling) -> list[Completion]:
+        """The candidates of one attempt: drawn whole, or each grown sentence by sentence."""
+        if step.choices == 1:
+            completions = await self._engine.generate(prompt_ids, sampling, step.samples, self._used_adapter)
+            self.usage += Usage(len(prompt_ids), sum(len(c.ids) for c in completions))
+            return completions
+        grown = await asyncio.gather(
+            *(self._grow(step.choices, prompt_ids, sampling, number) for number in range(step.samples))
+        )
+        for one in grown:
+            self.usage += Usage(one.prompt_tokens, one.completion_tokens, one.scored_tokens)
+        return [one.completion for one in grown]
+
+    async def _grow(self, choices: int, prompt_ids: Sequence[int], sampling: Sampling, number: int) -> Grown:
+        seed = None if sampling.seed is None else zlib.crc32(f"{sampling.seed}/{number}".encode())
+        return await grow(
+            self._engine,
+            self._chat,
+            prompt_ids,
+            self._plain_ids,
+            replace(sampling, seed=seed),
+            choices,
+            lambda beginning: self._gate.may_pass(self._demonstration, beginning),
+            self._used_adapter,
+        )
 
     async def _choose(self, completions: Sequence[Completion]) -> _Candidate | None:
         """The acceptable candidate with the lowest mismatch; remembers why the last one was refused."""

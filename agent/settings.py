@@ -97,6 +97,9 @@ class Step(Section):
         (0.4, 0.6), min_length=1, description="one attempt each"
     )
     samples: int = Field(4, ge=1, le=64, description="candidates an attempt")
+    choices: int = Field(
+        1, ge=1, le=64, description="continuations of each sentence to choose from; 1 draws candidates whole"
+    )
 
 
 class RewriteSettings(Section):

@@ -13,11 +13,14 @@ _SOLVE = Step(proposer="solve", temperatures=(0.4,), samples=4)
 _HINT = Step(proposer="hint", temperatures=(0.4,), samples=4)
 _REWRITE = Step(proposer="rewrite", temperatures=(0.4,), samples=4)
 _REWRITE_AGAIN = Step(proposer="rewrite", temperatures=(0.4, 0.6, 0.8), samples=4)
+# Warmer, so that there is something to choose from; the gate's word on every sentence keeps the text on its way.
+_SEARCH = Step(proposer="rewrite", temperatures=(0.7,), samples=2, choices=8)
 
 NAMED: dict[str, Strategy] = {
     "solve": (_SOLVE,),
     "hint": (_HINT,),
     "rewrite": (_REWRITE,),
+    "search": (_SEARCH,),
     "default": (_REWRITE,),
     "all": (_SOLVE, _HINT, _REWRITE_AGAIN),
 }

@@ -72,6 +72,23 @@ class Gate:
                 break
         return Verdict(all(c.passed for c in checks), tuple(checks))
 
+    def may_pass(self, demonstration: Demonstration, beginning: str) -> bool:
+        """Whether a candidate that begins so can still pass: False where no continuation mends what it says.
+
+        Args:
+            demonstration: as in `check`.
+            beginning: whole sentences.
+
+        Raises:
+            GateError: see `task_of`.
+        """
+        if self.task_of(demonstration) != "math" or not self._settings.arithmetic:
+            return True
+        return (
+            check_arithmetic(beginning, demonstration.expert, None).passed
+            and check_grounding(beginning, demonstration.expert, _prompt(demonstration)).passed
+        )
+
     async def aclose(self) -> None:
         """End the worker processes and threads, after what is under way."""
         await asyncio.to_thread(self._answers.close)

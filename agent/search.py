@@ -1,0 +1,142 @@
+"""A candidate grown sentence by sentence: of several continuations, the one that surprises the base model least.
+
+Whole candidates are chosen among once; sentences as often as there are sentences, which finds far less surprising texts
+for the same number of draws (blockwise best-of-K, arXiv 2310.17022). And a continuation after which the gate could not
+pass the text any more is never chosen, so that one false step does not cost the whole. Works through the engine's calls
+alone, with any engine. Not here: whether the result may be kept (`agent.rewriter`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from agent.chat import ChatFormat
+from agent.engine import Completion, Engine, Sampling
+
+# Tokens that a sentence is looked for in; a longer one is grown in pieces of so many.
+PIECE = 40
+
+_ENDS = re.compile(r"[.!?。！？][\"'”’)\]]*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A completion, and the tokens that it cost.
+
+    Attributes:
+        completion: finished by `length` also where no continuation could be chosen.
+        prompt_tokens: of all prompts; each holds what was chosen before.
+        completion_tokens: drawn, those that were not chosen included.
+        scored_tokens: that the base model was asked about.
+    """
+
+    completion: Completion
+    prompt_tokens: int
+    completion_tokens: int
+    scored_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What one draw goes on with: its tokens with their log-probabilities, and whether a sentence ends with it."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    is_whole: bool
+
+
+async def grow(
+    engine: Engine,
+    chat: ChatFormat,
+    prompt_ids: Sequence[int],
+    plain_ids: Sequence[int],
+    sampling: Sampling,
+    choices: int,
+    may_pass: Callable[[str], bool],
+    adapter: str | None = None,
+) -> Grown:
+    """Grow one completion of `prompt_ids`.
+
+    Args:
+        engine: draws continuations, and scores them under the base model.
+        chat: the chat format of its model.
+        prompt_ids: the proposer's prompt; with `sampling.max_tokens` it fits the context.
+        plain_ids: the demonstration's own prompt, under which continuations are scored.
+        sampling: of every continuation; `max_tokens` is of the whole completion.
+        choices: continuations drawn of each sentence.
+        may_pass: whether a text that begins so can still be accepted.
+        adapter: that draws, None for the base model.
+
+    Raises:
+        As `Engine.generate` and `Engine.score`.
+    """
+    ids: list[int] = []
+    logprobs: list[float] = []
+    said: set[str] = set()
+    asked = drawn = scored = 0
+    while (room := sampling.max_tokens - len(ids)) > 0:
+        so_far = [*prompt_ids, *ids]
+        seed = None if sampling.seed is None else zlib.crc32(f"{sampling.seed}/{len(ids)}".encode())
+        completions = await engine.generate(
+            so_far, replace(sampling, max_tokens=min(PIECE, room), seed=seed), choices, adapter
+        )
+        asked, drawn = asked + len(so_far), drawn + sum(len(completion.ids) for completion in completions)
+        pieces = list(_usable(chat, ids, completions, said, may_pass))
+        if not pieces:
+            break
+        surprisals = await asyncio.gather(*(engine.score([*plain_ids, *ids], piece.ids) for piece in pieces))
+        scored += sum(map(len, surprisals))
+        _, chosen = min(
+            zip((-sum(s) / len(s) for s in surprisals), pieces, strict=True), key=lambda pair: (pair[0], pair[1].ids)
+        )
+        ids += chosen.ids
+        logprobs += chosen.logprobs
+        said.add(_text(chat, chosen.ids).strip())
+        if ids[-1] in chat.stop_ids:
+            return Grown(Completion(ids, _text(chat, ids), logprobs, "stop"), asked, drawn, scored)
+    return Grown(Completion(ids, _text(chat, ids), logprobs, "length"), asked, drawn, scored)
+
+
+def _usable(
+    chat: ChatFormat,
+    ids: Sequence[int],
+    completions: Sequence[Completion],
+    said: set[str],
+    may_pass: Callable[[str], bool],
+) -> Iterator[_Piece]:
+    """The different pieces to choose from: whole sentences where one was drawn, that say something new and may stand.
+
+    What a piece without its sentence's end says is not judged: half an equation is not a false one.
+    """
+    distinct = {piece.ids: piece for piece in (_first(chat, completion) for completion in completions)}
+    whole = [piece for piece in distinct.values() if piece.is_whole]
+    for piece in whole or distinct.values():
+        if _text(chat, piece.ids).strip() in said:
+            continue
+        if not piece.is_whole or may_pass(_text(chat, [*ids, *piece.ids])):
+            yield piece
+
+
+def _first(chat: ChatFormat, completion: Completion) -> _Piece:
+    """The first sentence of a completion, the end of the turn included where it comes next; else all of it."""
+    texts = chat.token_texts(completion.ids)
+    text = ""
+    for count, token in enumerate(texts, 1):
+        text += token
+        if not any(letter.isalnum() for letter in text):
+            continue
+        follows = texts[count] if count < len(texts) else ""
+        stops = count < len(texts) and completion.ids[count] in chat.stop_ids
+        if stops:
+            count += 1
+        if stops or text.endswith("\n") or (_ENDS.search(text) and follows[:1].isspace()):
+            return _Piece(tuple(completion.ids[:count]), tuple(completion.logprobs[:count]), is_whole=True)
+    return _Piece(tuple(completion.ids), tuple(completion.logprobs), is_whole=completion.finish_reason == "stop")
+
+
+def _text(chat: ChatFormat, ids: Sequence[int]) -> str:
+    return str(chat.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

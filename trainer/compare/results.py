@@ -117,7 +117,10 @@ class Point(Section):
 
 def initial_losses(points: Sequence[Point]) -> dict[str, Figure]:
     """The loss of the base model on each method's rows, nats a token; its points all begin with the same."""
-    return {point.method: point.initial_loss for point in reversed(points)}
+    losses: dict[str, Figure] = {}
+    for point in points:
+        losses.setdefault(point.method, point.initial_loss)
+    return losses
 
 
 def near_floor(tasks: Sequence[TaskFacts], points: Sequence[Point]) -> bool:

@@ -65,7 +65,8 @@ def ratios(values_MN: Values, weights_MN: Values, draws: int, seed: Sequence[int
 
     def of(counts_DN: npt.NDArray[Any]) -> Values:
         weights = counts_DN @ weights_MN.T
-        return np.divide(counts_DN @ values_MN.T, weights, out=np.full(weights.shape, np.nan), where=weights != 0)
+        undefined: Values = np.full(weights.shape, np.nan)
+        return np.asarray(np.divide(counts_DN @ values_MN.T, weights, out=undefined, where=weights != 0))
 
     sizes = [min(_DRAWS_A_PART, draws - first) for first in range(0, draws, _DRAWS_A_PART)]
     resampled = (of(random.multinomial(rows, share, size=size)) for size in sizes)

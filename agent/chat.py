@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 _FOREIGN_CONTROL = re.compile(r"<\|[^<>|\s]{1,40}\|>|<(?:/?s|(?:start|end)_of_turn|bos|eos|pad)>|\[/?INST\]|<</?SYS>>")
 
 
+def completion_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Token ids without special tokens as text, spaces as they were drawn."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
 class ChatFormat:
     """The chat template and tokenizer of one model.
 
@@ -72,6 +77,10 @@ class ChatFormat:
         """Token ids of an assistant's answer, the end-of-turn token included."""
         ids = self.tokenizer.encode(self.neutralise(text), add_special_tokens=False)
         return [*ids, self.end_of_turn_id]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of a completion, without special tokens; see `completion_text`."""
+        return completion_text(self.tokenizer, ids)
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Each token as text, for display; a part of a multi-byte character shows as the replacement character."""

@@ -170,13 +170,12 @@ class _Job:
         return [one.completion for one in grown]
 
     async def _grow(self, choices: int, prompt_ids: Sequence[int], sampling: Sampling, number: int) -> Grown:
-        seed = None if sampling.seed is None else zlib.crc32(f"{sampling.seed}/{number}".encode())
         return await grow(
             self._engine,
             self._chat,
             prompt_ids,
             self._plain_ids,
-            replace(sampling, seed=seed),
+            sampling.part(number),
             choices,
             lambda beginning: self._gate.may_pass(self._demonstration, beginning),
             self._used_adapter,

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from agent.chat import ChatFormat
-from agent.engine import Completion, Engine, Sampling
+from agent.engine import Completion, Engine, FinishReason, Sampling
 
 # Tokens that a sentence is looked for in; a longer one is grown in pieces of so many.
 PIECE = 40
@@ -42,10 +41,12 @@ class Grown:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """What one draw goes on with: its tokens with their log-probabilities, and whether a sentence ends with it."""
+    """What one draw goes on with: its tokens with their log-probabilities, its text without the space around it, and
+    whether a sentence ends with it."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+    text: str
     is_whole: bool
 
 
@@ -78,12 +79,11 @@ async def grow(
     logprobs: list[float] = []
     said: set[str] = set()
     asked = drawn = scored = 0
+    finish_reason: FinishReason = "length"
     while (room := sampling.max_tokens - len(ids)) > 0:
         so_far = [*prompt_ids, *ids]
-        seed = None if sampling.seed is None else zlib.crc32(f"{sampling.seed}/{len(ids)}".encode())
-        completions = await engine.generate(
-            so_far, replace(sampling, max_tokens=min(PIECE, room), seed=seed), choices, adapter
-        )
+        part = replace(sampling.part(len(ids)), max_tokens=min(PIECE, room))
+        completions = await engine.generate(so_far, part, choices, adapter)
         asked, drawn = asked + len(so_far), drawn + sum(len(completion.ids) for completion in completions)
         pieces = list(_usable(chat, ids, completions, said, may_pass))
         if not pieces:
@@ -95,10 +95,11 @@ async def grow(
         )
         ids += chosen.ids
         logprobs += chosen.logprobs
-        said.add(_text(chat, chosen.ids).strip())
+        said.add(chosen.text)
         if ids[-1] in chat.stop_ids:
-            return Grown(Completion(ids, _text(chat, ids), logprobs, "stop"), asked, drawn, scored)
-    return Grown(Completion(ids, _text(chat, ids), logprobs, "length"), asked, drawn, scored)
+            finish_reason = "stop"
+            break
+    return Grown(Completion(ids, chat.text(ids), logprobs, finish_reason), asked, drawn, scored)
 
 
 def _usable(
@@ -115,9 +116,7 @@ def _usable(
     distinct = {piece.ids: piece for piece in (_first(chat, completion) for completion in completions)}
     whole = [piece for piece in distinct.values() if piece.is_whole]
     for piece in whole or distinct.values():
-        if _text(chat, piece.ids).strip() in said:
-            continue
-        if not piece.is_whole or may_pass(_text(chat, [*ids, *piece.ids])):
+        if piece.text not in said and (not piece.is_whole or may_pass(chat.text([*ids, *piece.ids]))):
             yield piece
 
 
@@ -134,9 +133,10 @@ def _first(chat: ChatFormat, completion: Completion) -> _Piece:
         if stops:
             count += 1
         if stops or text.endswith("\n") or (_ENDS.search(text) and follows[:1].isspace()):
-            return _Piece(tuple(completion.ids[:count]), tuple(completion.logprobs[:count]), is_whole=True)
-    return _Piece(tuple(completion.ids), tuple(completion.logprobs), is_whole=completion.finish_reason == "stop")
+            return _piece(chat, completion, count, is_whole=True)
+    return _piece(chat, completion, len(texts), is_whole=completion.finish_reason == "stop")
 
 
-def _text(chat: ChatFormat, ids: Sequence[int]) -> str:
-    return str(chat.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+def _piece(chat: ChatFormat, completion: Completion, count: int, *, is_whole: bool) -> _Piece:
+    ids = tuple(completion.ids[:count])
+    return _Piece(ids, tuple(completion.logprobs[:count]), chat.text(ids).strip(), is_whole)

@@ -5,8 +5,9 @@ Implementations live beside this module; nothing above them knows batch sizes, d
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -36,6 +37,10 @@ class Sampling:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+
+    def part(self, number: int) -> Sampling:
+        """The same with another seed that follows from this one; a draw without a seed stays free."""
+        return self if self.seed is None else replace(self, seed=zlib.crc32(f"{self.seed}/{number}".encode()))
 
 
 @dataclass(frozen=True, slots=True)

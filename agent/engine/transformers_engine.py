@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from agent.chat import completion_text
 from agent.engine import Completion, EngineInfo, Sampling
 from agent.engine.cache import PagedCache
 from agent.engine.limits import check_score, room_for_new_tokens
@@ -67,7 +69,7 @@ class TransformersEngine:
             self._runner,
             self._adapters,
             stop_ids,
-            lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)),
+            partial(completion_text, tokenizer),
             max_sequences=settings.max_sequences,
             pack_tokens=_PACK_TOKENS[model.device.type],
         )

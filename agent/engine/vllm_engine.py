@@ -24,6 +24,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from agent.chat import completion_text
 from agent.engine import Completion, EngineInfo, FinishReason, Sampling
 from agent.engine.limits import check_score, room_for_new_tokens
 from agent.engine.urgency import due_time
@@ -228,7 +229,7 @@ class VllmEngine:
         if reason is None:
             raise EngineClosedError(f"vLLM gave up on the request ({sample.finish_reason}); see its log")
         ids = list(sample.token_ids)
-        text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = completion_text(self._tokenizer, ids)
         return Completion(ids, str(text), list(sample.logprobs.logprobs), reason)
 
     def _loaded(self, name: str) -> Adapter:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from agent.models import ModelFiles
+from tests.facts import FACTS
+from tests.lines import write_lines
 
 PROJECT = Path(__file__).parents[2]
 ROWS = 300
@@ -43,17 +45,6 @@ draws = 100
 [compare.accuracy]
 sums = "questions.jsonl"
 """
-FACTS = [
-    ("Which of these is hot?", ["the sun", "ice", "snow", "a cold lake"], 0),
-    ("What do cows eat?", ["stones", "grass", "iron", "glass"], 1),
-    ("Which animal can fly?", ["a dog", "a horse", "a sparrow", "a cow"], 2),
-    ("What do people drink?", ["sand", "wood", "steel", "water"], 3),
-]
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +68,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "proposer": "expert" if kept else "rewrite",
             }
         )
-    facts = [{"query": question, "choices": choices, "gold": gold} for question, choices, gold in FACTS]
     write_lines(folder / "expert.jsonl", experts)
     write_lines(folder / "rewritten.jsonl", rewritten)
     write_lines(folder / "questions.jsonl", experts[:4])
-    write_lines(folder / "benchmarks" / "arc_easy" / "test.jsonl", facts)
+    write_lines(folder / "benchmarks" / "arc_easy" / "test.jsonl", FACTS)
     (folder / "settings.toml").write_text(SETTINGS)
     return folder
 

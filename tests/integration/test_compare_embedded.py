@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,8 @@ import pytest
 from agent.models import ModelFiles
 from cli.compare import request_of
 from cli.settings import load_settings
+from tests.facts import FACTS
+from tests.lines import write_lines
 from trainer.compare.results import Comparison
 from trainer.compare.run import Progress, run_comparison
 from trainer.history import StepMetrics, read_history
@@ -55,12 +56,6 @@ target_modules = ["q_proj", "v_proj"]
 """
 PEOPLE = [("Ida", "pens", 12, 7), ("Tom", "cards", 30, 14), ("Eva", "plums", 9, 8), ("Max", "stamps", 41, 19)]
 PEOPLE += [("Lea", "books", 16, 6), ("Jan", "coins", 55, 12), ("Mia", "shells", 23, 31), ("Ben", "keys", 4, 9)]
-FACTS = [
-    ("Which of these is hot?", ["the sun", "ice", "snow", "a cold lake"], 0),
-    ("What do cows eat?", ["stones", "grass", "iron", "glass"], 1),
-    ("Which animal can fly?", ["a dog", "a horse", "a sparrow", "a cow"], 2),
-    ("What do people drink?", ["sand", "wood", "steel", "water"], 3),
-]
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +68,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, model_files: ModelFiles) ->
         }
         for who, what, a, b in PEOPLE
     ]
-    facts = [{"query": question, "choices": choices, "gold": gold} for question, choices, gold in FACTS]
-    (folder / "benchmarks" / "arc_easy").mkdir(parents=True)
-    for name, content in (
-        ("train.jsonl", rows[:6]),
-        ("questions.jsonl", rows[4:]),
-        ("benchmarks/arc_easy/test.jsonl", facts),
-    ):
-        (folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in content))
+    write_lines(folder / "train.jsonl", rows[:6])
+    write_lines(folder / "questions.jsonl", rows[4:])
+    write_lines(folder / "benchmarks" / "arc_easy" / "test.jsonl", FACTS)
     (folder / "compare.toml").write_text(SETTINGS)
     return folder
 

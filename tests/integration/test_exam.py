@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from agent.exceptions import AdapterError
 from agent.models import ModelFiles
 from agent.settings import EngineSettings, ModelSettings
+from tests.lines import write_lines
 from trainer.exam.ifeval import punkt_is_installed
 from trainer.exam.request import EvaluationRequest
 from trainer.exam.results import EvaluationResult
@@ -80,11 +81,6 @@ IFEVAL = [
     },
 ]
 QUESTIONS = [{"question": f"What is {a} + 4?", "answer": f"{a} + 4 = {a + 4}\n#### {a + 4}"} for a in (3, 5, 8)]
-
-
-def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 @pytest.fixture(scope="module")

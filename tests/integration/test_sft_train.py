@@ -18,6 +18,7 @@ from trl import SFTConfig, SFTTrainer
 
 from agent.models import resolve_model
 from agent.settings import EngineSettings, ModelSettings
+from tests.lines import write_lines
 from tests.tiny_chat import NO_SYSTEM, tiny_model, write_tiny_model
 from trainer.exceptions import CheckpointError, DivergedError, TrainingDataError, TrainingSettingsError
 from trainer.history import StepMetrics, read_history
@@ -42,12 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sft")
     write_tiny_model(folder / "tiny")
     write_tiny_model(folder / "no-system", NO_SYSTEM)
-    write_rows(folder / "rows.jsonl", ROWS)
+    write_lines(folder / "rows.jsonl", ROWS)
     return folder
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def request_for(folder: Path, name: str, source: str = "rows.jsonl", model: str = "tiny", **sft: Any) -> SftRequest:
@@ -115,8 +112,8 @@ def test_a_dropped_token_changes_no_weight(folder: Path) -> None:
     status = {"status": "fallback", "proposer": "expert"}
     turns = [([{"role": "user", "content": r["question"]}], r["answer"]) for r in ROWS[:2]]
     rows = [{"prompt": q, "completion": [{"role": "assistant", "content": a}], **status} for q, a in turns]
-    write_rows(folder / "mixed.jsonl", [{**rows[0], "status": "rewritten"}, rows[1]])
-    write_rows(folder / "alone.jsonl", [{**rows[0], "status": "rewritten"}])
+    write_lines(folder / "mixed.jsonl", [{**rows[0], "status": "rewritten"}, rows[1]])
+    write_lines(folder / "alone.jsonl", [{**rows[0], "status": "rewritten"}])
     # No token of a random model has a perplexity as low as 1.1: all of the fallback row are dropped.
     mask = {"weights": {"kind": "mask", "mask_perplexity": 1.1}, "method": "full", "steps": 2, "batch_rows": 2}
     mixed = run(request_for(folder, "mixed", "mixed.jsonl", **mask))
@@ -256,17 +253,17 @@ def test_a_model_that_is_broken_before_the_first_update_is_not_trained(folder: P
 def test_bad_data_is_said_before_the_model_is_opened(folder: Path) -> None:
     (folder / "no-system" / "model.safetensors").write_bytes(b"would not load")
     turns = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi"}]
-    write_rows(folder / "system.jsonl", [{"messages": [*turns, {"role": "assistant", "content": "Hello"}]}])
+    write_lines(folder / "system.jsonl", [{"messages": [*turns, {"role": "assistant", "content": "Hello"}]}])
     with pytest.raises(TrainingDataError, match="System role not supported"):
         run(request_for(folder, "refused", "system.jsonl", model="no-system"))
-    write_rows(folder / "empty.jsonl", [{"prompt": "Hi", "completion": ""}])
+    write_lines(folder / "empty.jsonl", [{"prompt": "Hi", "completion": ""}])
     with pytest.raises(TrainingDataError, match="no row can be trained on"):
         run(request_for(folder, "refused", "empty.jsonl", model="no-system"))
 
 
 def test_a_file_of_fallbacks_alone_is_trained_on_with_a_warning(folder: Path) -> None:
     turns = {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hello"}]}
-    write_rows(folder / "fallback.jsonl", [{**turns, "status": "fallback", "proposer": "expert"}])
+    write_lines(folder / "fallback.jsonl", [{**turns, "status": "fallback", "proposer": "expert"}])
     said: list[str] = []
     model = run_sft(request_for(folder, "fallback", "fallback.jsonl", steps=1), resume=False, on_note=said.append)
     assert "every row is a fallback" in said[0]

@@ -17,7 +17,8 @@ from agent.demonstrations import BadRow, Demonstration
 from agent.early import EarlyRows
 from agent.exceptions import RewrightError
 from agent.records import error_row
-from agent.rewriter import Rewriter, Usage
+from agent.rewriter import Rewriter
+from agent.usage import Usage
 
 T = TypeVar("T")
 R = TypeVar("R")

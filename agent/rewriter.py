@@ -22,22 +22,7 @@ from agent.records import Check, Mismatch, Proposer, Record, Status, Verdict
 from agent.search import Grown, grow
 from agent.settings import ProposerName, RewriteSettings, Step
 from agent.strategies import Strategy
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens that one or more demonstrations cost."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    scored_tokens: int = 0
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.scored_tokens + other.scored_tokens,
-        )
+from agent.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +151,7 @@ class _Job:
             *(self._grow(step.choices, prompt_ids, sampling, number) for number in range(step.samples))
         )
         for one in grown:
-            self.usage += Usage(one.prompt_tokens, one.completion_tokens, one.scored_tokens)
+            self.usage += one.usage
         return [one.completion for one in grown]
 
     async def _grow(self, choices: int, prompt_ids: Sequence[int], sampling: Sampling, number: int) -> Grown:

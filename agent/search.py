@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from agent.chat import ChatFormat
 from agent.engine import Completion, Engine, FinishReason, Sampling
+from agent.usage import Usage
 
 # Tokens that a sentence is looked for in; a longer one is grown in pieces of so many.
 PIECE = 40
@@ -24,19 +25,15 @@ _ENDS = re.compile(r"[.!?。！？][\"'”’)\]]*$")
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """A completion, and the tokens that it cost.
+    """A completion, and what it cost.
 
     Attributes:
         completion: finished by `length` also where no continuation could be chosen.
-        prompt_tokens: of all prompts; each holds what was chosen before.
-        completion_tokens: drawn, those that were not chosen included.
-        scored_tokens: that the base model was asked about.
+        usage: each prompt holds what was chosen before; completions count those that were not chosen.
     """
 
     completion: Completion
-    prompt_tokens: int
-    completion_tokens: int
-    scored_tokens: int
+    usage: Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +75,18 @@ async def grow(
     ids: list[int] = []
     logprobs: list[float] = []
     said: set[str] = set()
-    asked = drawn = scored = 0
+    usage = Usage()
     finish_reason: FinishReason = "length"
     while (room := sampling.max_tokens - len(ids)) > 0:
         so_far = [*prompt_ids, *ids]
         part = replace(sampling.part(len(ids)), max_tokens=min(PIECE, room))
         completions = await engine.generate(so_far, part, choices, adapter)
-        asked, drawn = asked + len(so_far), drawn + sum(len(completion.ids) for completion in completions)
+        usage += Usage(len(so_far), sum(len(completion.ids) for completion in completions))
         pieces = list(_usable(chat, ids, completions, said, may_pass))
         if not pieces:
             break
         surprisals = await asyncio.gather(*(engine.score([*plain_ids, *ids], piece.ids) for piece in pieces))
-        scored += sum(map(len, surprisals))
+        usage += Usage(scored_tokens=sum(map(len, surprisals)))
         _, chosen = min(
             zip((-sum(s) / len(s) for s in surprisals), pieces, strict=True), key=lambda pair: (pair[0], pair[1].ids)
         )
@@ -99,7 +96,7 @@ async def grow(
         if ids[-1] in chat.stop_ids:
             finish_reason = "stop"
             break
-    return Grown(Completion(ids, chat.text(ids), logprobs, finish_reason), asked, drawn, scored)
+    return Grown(Completion(ids, chat.text(ids), logprobs, finish_reason), usage)
 
 
 def _usable(

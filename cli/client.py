@@ -20,8 +20,8 @@ from agent.demonstrations import BadRow, Demonstration
 from agent.early import EarlyRows
 from agent.pipeline import map_in_order
 from agent.records import COLUMNS, error_row, is_row
-from agent.rewriter import Usage
 from agent.strict_json import JsonValueError, check_json_value, parse_json
+from agent.usage import Usage
 from cli.console import say
 from cli.exceptions import ServiceError, UsageError
 

@@ -13,7 +13,7 @@ from agent.demonstrations import BadRow, Demonstration
 from agent.early import EarlyRows
 from agent.output import RecordWriter
 from agent.records import file_row
-from agent.rewriter import Usage
+from agent.usage import Usage
 from cli.console import counting
 from cli.input import count_rows, is_pipe, open_rows
 from cli.summary import Summary

@@ -15,7 +15,7 @@ from agent.exceptions import OutputFileError
 from agent.intake import input_identity
 from agent.output import refuse_other_run, write_run
 from agent.records import read_file_row
-from agent.rewriter import Usage
+from agent.usage import Usage
 from cli.console import say
 from cli.exceptions import ServiceError, UsageError
 from cli.jobs import follow, open_client, tell_problems

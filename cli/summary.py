@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from agent.rewriter import Usage
+from agent.usage import Usage
 from cli.console import print_table
 
 _REASONS_SHOWN = 5

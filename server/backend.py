@@ -26,9 +26,10 @@ from agent.intake import read_json_rows
 from agent.mismatch import surprisal
 from agent.pipeline import map_in_order, rewrite_rows
 from agent.records import error_row
-from agent.rewriter import Rewriter, Usage
+from agent.rewriter import Rewriter
 from agent.settings import RewriteSettings
 from agent.strategies import Strategy, find_strategy
+from agent.usage import Usage
 from server.adapters import AdapterStore
 from server.exceptions import ConflictError, UnknownNameError
 from server.hosting import ServedEngine

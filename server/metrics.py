@@ -18,7 +18,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from agent.rewriter import Rewritten, Usage
+from agent.rewriter import Rewritten
+from agent.usage import Usage
 
 UNMATCHED = "unmatched"  # the route of a path that is none, and of a request that is refused before it has one
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent.mismatch import Surprisal
-from agent.rewriter import Usage
+from agent.usage import Usage
 from cli.console import say
 from cli.figures import Figures
 from cli.summary import Summary

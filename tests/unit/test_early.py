@@ -19,7 +19,8 @@ from agent.intake import read_rows
 from agent.output import RecordWriter
 from agent.pipeline import rewrite_rows
 from agent.records import Check, Mismatch, Record, Verdict
-from agent.rewriter import Rewritten, Usage
+from agent.rewriter import Rewritten
+from agent.usage import Usage
 from cli.output import Job, open_job
 
 VERDICT = Verdict(True, (Check("math_answer", True, "2 = 2"),))

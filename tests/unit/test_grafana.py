@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.demonstrations import Demonstration, Message
 from agent.records import Record
-from agent.rewriter import Rewritten, Usage
+from agent.rewriter import Rewritten
+from agent.usage import Usage
 from server.app import create_app
 from server.auth import Keys
 from server.settings import ServerSettings

@@ -104,9 +104,9 @@ async def test_every_token_is_counted(chat: ChatFormat) -> None:
     talker = Talker(chat, script, {"A cow.": 0.2})
     found = await grown(talker)
     first, rest = len(talker.ids("A cow.")), len(talker.ids(" It sat." + END))
-    assert found.prompt_tokens == len(PROMPT) + len(PROMPT) + first
-    assert found.completion_tokens == len(talker.ids("A hen. It")) + len(talker.ids("A cow. It")) + 2 * rest
-    assert found.scored_tokens == len(talker.ids("A hen.")) + first + rest, "equal continuations are scored once"
+    assert found.usage.prompt_tokens == len(PROMPT) + len(PROMPT) + first
+    assert found.usage.completion_tokens == len(talker.ids("A hen. It")) + len(talker.ids("A cow. It")) + 2 * rest
+    assert found.usage.scored_tokens == len(talker.ids("A hen.")) + first + rest, "equal continuations are scored once"
 
 
 async def test_what_the_gate_could_never_pass_is_not_chosen(chat: ChatFormat) -> None:

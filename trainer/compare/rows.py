@@ -19,8 +19,8 @@ from agent.intake import read_rows
 from agent.models import resolve_model
 from agent.output import RecordWriter
 from agent.pipeline import rewrite_rows
-from agent.rewriter import Usage
 from agent.settings import RewriteSettings
+from agent.usage import Usage
 from trainer.compare.cost import DataCost
 from trainer.compare.folder import write_whole
 from trainer.compare.settings import CompareRequest

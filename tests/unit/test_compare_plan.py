@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -96,17 +97,31 @@ def test_another_learning_rate_adds_units_and_changes_none() -> None:
     assert before < after
 
 
-@pytest.mark.parametrize("part", ["train", "tasks", "adapters"])
+@pytest.mark.parametrize("part", ["train", "adapters"])
 def test_other_content_makes_other_units(part: str) -> None:
     asked = request(methods=["rewright"], adapters={"rewright": "a"})
     changed = {
         "train": Inputs("other", INPUTS.tasks, INPUTS.adapters),
-        "tasks": Inputs(INPUTS.train, {"sums": "other"}, INPUTS.adapters),
         "adapters": Inputs(INPUTS.train, INPUTS.tasks, {"rewright": "other"}),
     }[part]
     before, after = ({unit.folder for unit in make_plan(asked, inputs)} for inputs in (INPUTS, changed))
     kept = {folder.parts[0] for folder in before & after}
-    assert kept == {"train": {"exam"}, "tasks": {"data", "train"}, "adapters": {"exam"}}[part]
+    assert kept == {"train": {"exam"}, "adapters": {"exam"}}[part]
+
+
+def test_an_exam_is_done_when_it_asked_every_task(tmp_path: Path) -> None:
+    def exam(tasks: dict[str, str]) -> Unit:
+        return make_plan(request(), Inputs(INPUTS.train, tasks, {}))[0]
+
+    unit = exam({"sums": "questions"})
+    (tmp_path / unit.folder).mkdir(parents=True)
+    mark_done(tmp_path, unit)
+    assert is_done(tmp_path, unit)
+    more, fewer, other = exam({"sums": "questions", "piqa": "rows"}), exam({}), exam({"sums": "others"})
+    assert more.folder == fewer.folder == other.folder == unit.folder
+    assert not is_done(tmp_path, more)
+    assert is_done(tmp_path, fewer)
+    assert not is_done(tmp_path, other)
 
 
 def test_a_strategy_of_the_users_own_is_what_a_method_uses() -> None:
@@ -220,9 +235,20 @@ def test_a_folder_belongs_to_one_comparison(tmp_path: Path) -> None:
     with claimed(tmp_path / "out", described(request(learning_rates=[1e-3], methods=["dft"]), INPUTS, "base")):
         pass  # further methods and learning rates may come later
     with (
-        pytest.raises(CheckpointError, match="made with other training data and tasks"),
+        pytest.raises(CheckpointError, match="made with other training data and limit"),
         claimed(tmp_path / "out", described(request(limit=5), Inputs("other", {}, {}), "base")),
     ):
+        pass
+
+
+def test_a_folder_takes_further_tasks_and_keeps_the_rows_of_each(tmp_path: Path) -> None:
+    def folder(**tasks: str) -> AbstractContextManager[None]:
+        return claimed(tmp_path / "out", described(request(), Inputs("train", tasks, {}), "base"))
+
+    for tasks in ({"sums": "questions"}, {"sums": "questions", "piqa": "rows"}, {"sums": "questions"}):
+        with folder(**tasks):
+            pass
+    with pytest.raises(CheckpointError, match="made with other task piqa;"), folder(piqa="other rows"):
         pass
 
 

@@ -32,6 +32,7 @@ from trainer.exam.results import EvaluationResult, Measure, ModelIdentity, TaskR
 from trainer.sft.losses import INITIAL, RowLoss, write_losses
 
 BASE, SFT_LOW, SFT_HIGH, MASK_LOW, MASK_HIGH = "base", ("sft", 1e-4), ("sft", 1e-3), ("mask", 1e-4), ("mask", 1e-3)
+TASKS = {"sums": "q", "piqa": "p"}
 # Of ten questions and ten rows of a benchmark: how many are right.
 RIGHT = {BASE: (2, 8), SFT_LOW: (4, 6), SFT_HIGH: (6, 4), MASK_LOW: (4, 8), MASK_HIGH: (7, 5)}
 
@@ -126,7 +127,7 @@ def write_unit(output: Path, unit: Unit) -> None:
 @pytest.fixture
 def comparison(tmp_path: Path) -> Comparison:
     asked = request(tmp_path)
-    units = make_plan(asked, Inputs("t", {}, {}))
+    units = make_plan(asked, Inputs("t", TASKS, {}))
     for unit in units:
         write_unit(tmp_path, unit)
     return collect(asked, units, [])
@@ -185,7 +186,7 @@ def test_the_initial_loss_has_an_interval_over_rows(comparison: Comparison) -> N
 
 def test_a_model_that_diverged_has_no_divergence_to_tell(tmp_path: Path) -> None:
     asked = request(tmp_path)
-    units = make_plan(asked, Inputs("t", {}, {}))
+    units = make_plan(asked, Inputs("t", TASKS, {}))
     for unit in units:
         write_unit(tmp_path, unit)
     exam = tmp_path / next(u for u in units if u.kind == "exam" and u.setup).folder / EXAM
@@ -304,7 +305,7 @@ def test_a_method_that_forgets_more_than_sft_leaves_sft_the_winner() -> None:
 
 def test_units_that_are_missing_leave_the_others(tmp_path: Path) -> None:
     asked = request(tmp_path)
-    units = make_plan(asked, Inputs("t", {}, {}))
+    units = make_plan(asked, Inputs("t", TASKS, {}))
     for unit in units[:-1]:
         write_unit(tmp_path, unit)
     found = collect(asked, units, [Failure(unit=str(units[-1].folder), error="OSError: full")])
@@ -322,7 +323,7 @@ def filtered(tmp_path: Path) -> Comparison:
     asked = request(tmp_path)
     asked = asked.model_copy(update={"compare": asked.compare.model_copy(update={"methods": ("sft", "rft")})})
     RIGHT[("rft", 1e-4)] = RIGHT[("rft", 1e-3)] = (3, 7)
-    units = make_plan(asked, Inputs("t", {}, {}))
+    units = make_plan(asked, Inputs("t", TASKS, {}))
     for unit in units:
         if unit.kind == "data":
             folder = tmp_path / unit.folder
@@ -360,9 +361,16 @@ def test_losses_on_the_rows_alone_that_passed_the_gate_are_marked(filtered: Comp
     assert [row[2] for row in all_points(filtered).rows if row[0] == "rft"] == ["1.000 [1.000, 1.000]*"] * 2
 
 
+def test_tasks_that_are_not_asked_any_more_do_not_count(tmp_path: Path) -> None:
+    write_exam(tmp_path, (3, 5), kl=0.25)
+    exam = read_exam(tmp_path / EXAM, {"sums"})
+    assert list(exam.result.tasks) == ["sums", "kl:sums"]
+    assert list(exam.rows) == ["sums", "lenient:sums", "kl:sums"]
+
+
 def test_a_sampled_answer_is_not_the_score(tmp_path: Path) -> None:
     write_exam(tmp_path, (3, 5), kl=None)
-    rows = read_exam(tmp_path / EXAM).rows
+    rows = read_exam(tmp_path / EXAM, {"sums"}).rows
     assert [value for value, _ in rows["sums"].values()] == [1.0] * 3 + [0.0] * 7
 
 
@@ -386,7 +394,7 @@ def test_perplexity_is_that_of_all_words_of_the_rows_that_every_model_has(tmp_pa
             for page in pages
         ]
         samples_path(tmp_path / name / EXAM).write_text("".join(f"{json.dumps(sample)}\n" for sample in samples))
-        exams.append(read_exam(tmp_path / name / EXAM))
+        exams.append(read_exam(tmp_path / name / EXAM, {"wikitext"}))
     (rows,) = pair(exams)
     assert not rows.in_points
     assert scores(rows, 1, 0)[0] == pytest.approx([math.exp(30 / 13)] * 2)

@@ -79,7 +79,7 @@ def collect(request: CompareRequest, units: Sequence[Unit], failures: list[Failu
     )
     if not is_done(output, base_unit):
         return empty
-    base = read_exam(output / base_unit.folder / EXAM)
+    base = read_exam(output / base_unit.folder / EXAM, base_unit.tasks)
     rows = pair([base, *(one.exam for one in finished)])
     by_point = {key: [i for i, one in enumerate(finished) if one.key == key] for key in _keys(finished)}
     averaged = [_averaged(task, list(by_point.values())) for task in rows]

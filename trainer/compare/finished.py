@@ -15,7 +15,7 @@ from trainer.compare.plan import Setup, Unit
 from trainer.compare.results import LossCurve, Run, Spent
 from trainer.compare.rows import ROWS, read_cost
 from trainer.compare.samples import Exam, read_exam
-from trainer.exam.results import TaskResult
+from trainer.exam.results import DIVERGENCE, TaskResult
 from trainer.history import read_history
 from trainer.sft.losses import INITIAL, RowLoss, read_losses
 
@@ -50,7 +50,7 @@ def read_finished(output: Path, units: Sequence[Unit]) -> list[Finished]:
         train = by_folder[exam.needs[0]]
         card = json.loads((output / train.folder / "sft.json").read_text())
         cost = Cost(data=_data_cost(output, train, by_folder), training=train_cost(card))
-        read = read_exam(output / exam.folder / EXAM)
+        read = read_exam(output / exam.folder / EXAM, exam.tasks)
         left_out = card["left_out"] | _filtered(output, train, by_folder)
         run = _run(output, train, exam.setup, card, left_out, cost, read)
         losses = read_losses(output / train.folder / "training" / INITIAL)
@@ -107,7 +107,7 @@ def _run(
         curve=LossCurve(steps=[u.step for u in updates], nll=[round(u.metrics["nll"], 5) for u in updates]),
         spent=_spent(cost),
         scores=_primary({name: task for name, task in tasks.items() if task.kind != "divergence"}),
-        kl=_primary({n.removeprefix("kl:"): task for n, task in tasks.items() if task.kind == "divergence"}),
+        kl=_primary({n.removeprefix(DIVERGENCE): task for n, task in tasks.items() if task.kind == "divergence"}),
         answer_tokens={name: task.metrics["greedy/tokens"].value for name, task in accuracy.items()},
         no_answer={name: task.metrics["greedy/no_answer"].value for name, task in accuracy.items()},
     )

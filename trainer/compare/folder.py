@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from agent.disk import replacing, sync
-from trainer.compare.plan import Unit
+from trainer.compare.plan import TASK, Unit
 from trainer.exceptions import CheckpointError, TrainingSettingsError
 
 CLAIM, DONE = "compare.json", "done"
@@ -26,7 +26,7 @@ def claimed(output: Path, described: Mapping[str, Any]) -> Iterator[None]:
 
     Args:
         output: made if it is not there.
-        described: what all its units share.
+        described: what all its units share; further tasks may come later.
 
     Raises:
         TrainingSettingsError: it is a file, holds other things, cannot be written, or another process writes it.
@@ -64,27 +64,31 @@ def _compare_or_write(file: TextIO, described: Mapping[str, Any], output: Path) 
         known = json.loads(text) if text else None
     except ValueError:  # killed while it was written, so before the first unit
         known = None
-    if known is None:
-        file.truncate(0)
-        file.write(f"{json.dumps(now, indent=2)}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    elif different := [name for name in now if now[name] != known.get(name)]:
-        raise CheckpointError(
-            f"{output} belongs to another comparison: it was made with other {' and '.join(different)}; restore them, "
-            "or choose another folder"
-        )
+    if known is not None:
+        new = {name for name in now if name.startswith(TASK) and name not in known}
+        if different := [name for name in now if name not in new and now[name] != known.get(name)]:
+            raise CheckpointError(
+                f"{output} belongs to another comparison: it was made with other {' and '.join(different)}; restore "
+                "them, or choose another folder"
+            )
+        if not new:
+            return
+    file.truncate(0)
+    file.write(f"{json.dumps({**(known or {}), **now}, indent=2)}\n")
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def is_done(output: Path, unit: Unit) -> bool:
-    """Whether a unit needs not be done again."""
-    return (output / unit.folder / DONE).exists()
+    """Whether a unit needs not be done again: an exam where it asked all tasks that it should."""
+    marker = output / unit.folder / DONE
+    return marker.exists() and unit.tasks.items() <= json.loads(marker.read_text())["tasks"].items()
 
 
 def mark_done(output: Path, unit: Unit) -> None:
     """Note that all of a unit is on the disk."""
     folder = output / unit.folder
-    write_whole(folder / DONE, f"{json.dumps({'key': unit.key})}\n")
+    write_whole(folder / DONE, f"{json.dumps({'key': unit.key, 'tasks': dict(unit.tasks)})}\n")
     sync(folder)
 
 

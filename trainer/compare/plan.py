@@ -2,7 +2,8 @@
 
 A unit is one thing that is done once: rows made, a model trained, a model examined. Its key is a hash of all that
 decides how it comes out, and part of its folder's name: what two methods, learning rates or seeds share is done once,
-and what a changed setting does not touch is kept.
+and what a changed setting does not touch is kept. Which tasks an exam asks is no part of it: one that is asked more
+goes on with what it lacks.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,8 @@ UnitKind = Literal["data", "train", "exam"]
 _OF_METHODS = ("method", "lora", "loss", "kl_weight", "learning_rate", "epochs", "steps", "seed")
 OF_SETUPS: dict[str, Any] = {**dict.fromkeys(_OF_METHODS, True), "weights": {"kind", "apply_to"}}
 _OF_SAVING = {"save_every", "keep_checkpoints", "merge"}
+
+TASK = "task "  # what names of tasks begin with among what units share
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class Unit:
         adapter: of `data`: name of the rewriter's adapter.
         sft: of `train`.
         setup: of `train`, and of `exam` but for the base model's.
+        tasks: of `exam`: what tells the rows of each apart, by name.
     """
 
     kind: UnitKind
@@ -82,6 +86,7 @@ class Unit:
     adapter: str | None = None
     sft: SftSettings | None = None
     setup: Setup | None = None
+    tasks: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -120,7 +125,7 @@ def make_plan(request: CompareRequest, inputs: Inputs) -> list[Unit]:
 
 
 def described(request: CompareRequest, inputs: Inputs, base: str) -> dict[str, Any]:
-    """What all units of one folder share; methods, learning rates, seeds, steps and shapes may be added later.
+    """What all units of one folder share; methods, learning rates, seeds, steps, shapes and tasks may be added later.
 
     Args:
         request: with the type that `auto` stands for.
@@ -136,7 +141,8 @@ def described(request: CompareRequest, inputs: Inputs, base: str) -> dict[str, A
         "dtype": request.engine.dtype,
         "engine": [request.engine.kind, request.engine.vllm.quantization],
         "training data": [inputs.train, request.compare.train_limit],
-        "tasks": [dict(inputs.tasks), request.compare.limit],
+        "limit": request.compare.limit,
+        **{f"{TASK}{name}": identity for name, identity in inputs.tasks.items()},
         **{f"version of {name}": version for name, version in package_versions("lm-eval").items()},
     }
 
@@ -188,12 +194,11 @@ def _exam(
 ) -> Unit:
     key = _key(
         model,
-        dict(inputs.tasks),
         request.compare.limit,
         request.engine.model_dump(mode="json", include={"dtype", "max_length"}),
         request.evaluate.model_dump(mode="json", exclude={"concurrency"}),
     )
-    return Unit("exam", name, key, needs, setup=setup)
+    return Unit("exam", name, key, needs, setup=setup, tasks=inputs.tasks)
 
 
 def _key(*parts: Any) -> str:

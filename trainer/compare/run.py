@@ -169,5 +169,5 @@ def _examine(request: CompareRequest, unit: Unit, model: Path | None, folder: Pa
     result = run_evaluation(
         asked, resume=True, on_report=lambda progress: on_part(progress.task, progress.done, progress.total)
     )
-    if missing := [f"{name}: {task.not_run}" for name, task in result.tasks.items() if task.not_run is not None]:
+    if missing := [f"{name}: {result.tasks[name].not_run}" for name in unit.tasks if result.tasks[name].not_run]:
         raise EvaluationError("; ".join(missing))

@@ -7,7 +7,7 @@ the lenient check, and `kl:NAME`, the divergence from the base model in nats ove
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from agent.exceptions import InputFileError
 from trainer.compare.numbers import TaskRows, Values
 from trainer.exam.benchmarks import BENCHMARKS
 from trainer.exam.files import samples_path
-from trainer.exam.results import EvaluationResult, TaskResult
+from trainer.exam.results import DIVERGENCE, EvaluationResult, TaskResult
 
 Term = tuple[float, float]
 
@@ -33,14 +33,20 @@ class Exam:
     rows: Mapping[str, Mapping[str, Term]]
 
 
-def read_exam(path: Path) -> Exam:
+def read_exam(path: Path, tasks: Collection[str]) -> Exam:
     """Read `OUT.json` and the samples beside it.
+
+    Args:
+        path: of the result.
+        tasks: that count, the divergence on their prompts included; an exam may hold others, asked earlier.
 
     Raises:
         InputFileError: a line of the samples is broken.
         OSError, ValueError: they are not there, or no exam.
     """
-    result = EvaluationResult.model_validate_json(path.read_bytes())
+    whole = EvaluationResult.model_validate_json(path.read_bytes())
+    asked = {name: task for name, task in whole.tasks.items() if name.removeprefix(DIVERGENCE) in tasks}
+    result = whole.model_copy(update={"tasks": asked})
     rows: dict[str, dict[str, Term]] = {}
     samples = samples_path(path)
     with samples.open(encoding="utf-8") as lines:

@@ -10,6 +10,9 @@ from agent.settings import Section
 
 Kind = Literal["accuracy", "divergence", "retention"]
 
+# What the name of a divergence begins with; the rest is the task on whose prompts it is measured.
+DIVERGENCE = "kl:"
+
 
 class Measure(Section):
     """A figure and its standard error, None for fewer than two rows; of a model that diverged either may be NaN."""

@@ -23,7 +23,7 @@ from trainer.exam.benchmarks import BENCHMARKS, LocalRows
 from trainer.exam.divergence import BaseDraw, check_same_tokens, draw_from_base, measure_divergence
 from trainer.exam.files import ResultFile, check_output
 from trainer.exam.request import EvaluationRequest, read_tasks
-from trainer.exam.results import EvaluationResult, ModelIdentity, TaskResult
+from trainer.exam.results import DIVERGENCE, EvaluationResult, ModelIdentity, TaskResult
 from trainer.exceptions import EvaluationError
 
 
@@ -126,7 +126,7 @@ class _Exam:
         """Run the tasks that `file` does not have."""
         asked = {name: q for name, q in self._questions.items() if not file.finished(name, q.identity)}
         measured_from_base = self._questions if self._base or self._adapter else {}
-        moved = {n: q for n, q in measured_from_base.items() if not file.finished(f"kl:{n}", q.identity)}
+        moved = {n: q for n, q in measured_from_base.items() if not file.finished(f"{DIVERGENCE}{n}", q.identity)}
         kept = [name for name in self._benchmarks if not file.finished(name, self._identity(name))]
         if not (asked or moved or kept):
             return
@@ -196,7 +196,7 @@ class _Exam:
     def _compare(self, room: _Room, name: str, questions: Questions, draws: list[BaseDraw] | None) -> None:
         """`draws` are those of a base model of its own; None draws from the examined one without its adapter."""
         started = time.monotonic()
-        task = f"kl:{name}"
+        task = f"{DIVERGENCE}{name}"
         if draws is None:
             draws = room.runner.run(draw_from_base(room.engine, room.chat, questions.asked, self._settings))
         if not draws:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 
 class RewrightError(Exception):
-    """Root of the errors that carry a message for the user: what, where, what to do."""
+    """Root of the errors that carry a message for the user: what, where, what to do.
+
+    Attributes:
+        may_pass: whether the same input and settings may do better another time.
+    """
+
+    may_pass = False
 
 
 class RowError(RewrightError, ValueError):
@@ -32,6 +38,8 @@ class OutputFileError(RewrightError, OSError):
 class OutputFailedError(OutputFileError):
     """The disk of the output is full or failing; what was written before can be resumed."""
 
+    may_pass = True
+
 
 class ResumeError(RewrightError, ValueError):
     """The output on disk does not belong to the input that is to be resumed."""
@@ -43,6 +51,8 @@ class ModelError(RewrightError, ValueError):
 
 class ModelFetchError(ModelError):
     """The hub did not give a base model; it may when it is asked again."""
+
+    may_pass = True
 
 
 class AdapterError(RewrightError, ValueError):
@@ -63,6 +73,8 @@ class EngineMemoryError(RewrightError, MemoryError):
 
 class EngineClosedError(RewrightError, RuntimeError):
     """The engine is shutting down or has been closed."""
+
+    may_pass = True
 
 
 class EngineCrashError(RewrightError, RuntimeError):

@@ -27,7 +27,7 @@ class Cluster:
 
         Raises:
             UsageError: the flags contradict each other.
-            JobError: the job failed, is not there, or the cluster refuses.
+            JobError: as `trainer.ray_jobs` raises it.
         """
         if job_id is None:
             if stop or status:
@@ -59,7 +59,7 @@ class Cluster:
 
         Raises:
             UsageError: flags that need a cluster.
-            JobError: the job failed, or the cluster refuses it.
+            JobError: as `trainer.ray_jobs` raises it.
         """
         if self.address is None:
             if workers > 1 or detach:

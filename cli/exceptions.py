@@ -8,6 +8,8 @@ from agent.exceptions import RewrightError
 class ServiceError(RewrightError, ConnectionError):
     """The service behind --url cannot be reached, or does not do what it was asked."""
 
+    may_pass = True
+
 
 class UsageError(RewrightError, ValueError):
     """Arguments that exclude each other, or a file that would be overwritten."""

@@ -11,12 +11,9 @@ from typing import NoReturn
 
 import typer
 
-from agent.exceptions import EngineClosedError, ModelFetchError, OutputFailedError, RewrightError
+from agent.exceptions import RewrightError
 from cli import adapters, check, compare, demo, evaluate, jobs, keys, mismatch, models, rewrite, serve, sft, train
 from cli.console import say
-from cli.exceptions import ServiceError
-from server.exceptions import StartError
-from trainer.exceptions import JobError, PublishError
 
 app = typer.Typer(
     name="rewright",
@@ -41,10 +38,6 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
 
 
-# What ended these may pass by itself.
-_STOPPED = (ServiceError, StartError, EngineClosedError, ModelFetchError, OutputFailedError, PublishError, JobError)
-
-
 def main() -> None:
     """Run the command line and exit: 0 done, 1 rows failed, 2 wrong use, 3 stopped by a failure, 130 interrupted.
 
@@ -54,10 +47,8 @@ def main() -> None:
         sys.stdout.reconfigure(encoding="utf-8")  # results are JSON, whatever the terminal's encoding
     try:
         app()
-    except _STOPPED as error:
-        _fail(error, code=3)
     except RewrightError as error:
-        _fail(error, code=2)
+        _fail(error, code=3 if error.may_pass else 2)
     except OSError as error:  # a file that may not be written, a disk that is full
         _fail(error, code=3)
 

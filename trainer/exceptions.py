@@ -24,6 +24,8 @@ class CheckpointError(RewrightError, ValueError):
 class PublishError(RewrightError, OSError):
     """An adapter version or a model cannot be written, or exists already."""
 
+    may_pass = True
+
 
 class DivergedError(RewrightError, ArithmeticError):
     """A loss or a gradient is not a finite number; names the rows it came from."""
@@ -35,7 +37,19 @@ class DivergedError(RewrightError, ArithmeticError):
 
 
 class JobError(RewrightError, RuntimeError):
-    """A Ray job could not be submitted, followed or stopped, or it failed."""
+    """A Ray job cannot be submitted, followed or stopped as it was asked, or ended as it would end again."""
+
+
+class JobFailedError(JobError):
+    """A Ray job failed: a crash, a full disk, a machine that is gone."""
+
+    may_pass = True
+
+
+class UnreachableError(JobError):
+    """The cluster does not answer. A job that it runs is not affected."""
+
+    may_pass = True
 
 
 class EvaluationError(RewrightError, ValueError):

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 JOB_VARIABLE = "REWRIGHT_TRAINING_JOB"
 
+# Exit codes, those of the command line: the same job would end so again, or it may go better another time.
+GAVE_UP, STOPPED = 2, 3
+
 _LOGGED = ("reward", "pass_rate", "mismatch", "score", "loss", "nll")
 
 
@@ -49,7 +52,7 @@ def print_report(report: StepReport) -> None:
 
 
 def main() -> int:
-    """Run the job. Exit codes: 0 done, 1 failed, 143 stopped; the last line of the log says which, and where."""
+    """Run the job. Exit codes: 0 done, 2 and 3 failed, 143 stopped; the last line of the log says why, and where."""
     # Ray installs this very handler when a process connects to it.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
     try:
@@ -57,7 +60,7 @@ def main() -> int:
         written = _train(job)
     except RewrightError as error:
         print(f"error: {error}", flush=True)
-        return 1
+        return STOPPED if error.may_pass else GAVE_UP
     except SystemExit as end:
         if end.code != signal.SIGTERM:
             raise

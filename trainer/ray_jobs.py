@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from agent.intake import on_hub
-from trainer.exceptions import JobError
-from trainer.ray_entry import JOB_VARIABLE
+from trainer.exceptions import JobError, JobFailedError, UnreachableError
+from trainer.ray_entry import GAVE_UP, JOB_VARIABLE
 from trainer.request import SftRequest, TrainingJob, TrainingRequest, WorkerResources
 
 if TYPE_CHECKING:
@@ -42,17 +42,20 @@ _LAST_CHARACTERS = 20_000
 _ENDED = ("SUCCEEDED", "STOPPED", "FAILED")
 
 
-class UnreachableError(JobError):
-    """The cluster does not answer. A job that it runs is not affected."""
-
-
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """What Ray says about a job: PENDING, RUNNING, SUCCEEDED, STOPPED or FAILED, and a sentence on it."""
+    """What Ray says about a job.
+
+    Attributes:
+        status: PENDING, RUNNING, SUCCEEDED, STOPPED or FAILED.
+        message: a sentence on it.
+        exit_code: of its process; None where that did not come to its end.
+    """
 
     job_id: str
     status: str
     message: str
+    exit_code: int | None
 
 
 def submit(
@@ -154,14 +157,15 @@ def follow(address: str, job_id: str, write: Callable[[str], object], *, patienc
         The final state, SUCCEEDED or STOPPED.
 
     Raises:
-        JobError: the job failed: status, reason and last lines; or as `status`.
+        JobFailedError: the job failed: status, reason and last lines.
+        JobError: it gave up, and would again; or as `status`.
         UnreachableError: the cluster was out of reach for longer than `patience_s`.
     """
     _require_job_id(job_id)
     log = _Log(write)
     state = asyncio.run(_follow(address, job_id, log, patience_s))
     if state.status == "FAILED":
-        raise JobError(_failure(state, log.last_lines()))
+        raise (JobError if state.exit_code == GAVE_UP else JobFailedError)(_failure(state, log.last_lines()))
     return state
 
 
@@ -242,7 +246,7 @@ def _failure(state: JobState, lines: list[str]) -> str:
 
 def _state(client: JobSubmissionClient, job_id: str) -> JobState:
     info = client.get_job_info(job_id)
-    return JobState(job_id, info.status.value, info.message or "")
+    return JobState(job_id, info.status.value, info.message or "", info.driver_exit_code)
 
 
 def _require_job_id(job_id: str) -> None:

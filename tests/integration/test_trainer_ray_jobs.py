@@ -257,7 +257,7 @@ def test_a_crashing_job_is_reported_as_failed_with_its_last_lines(cluster: Clust
     code, _, errors = cluster.ask("follow", "crashes")
     assert code == 1
     first, *last = errors.splitlines()
-    assert first == "JobError: job crashes FAILED: Job entrypoint command failed with exit code 1"
+    assert first == "JobFailedError: job crashes FAILED: Job entrypoint command failed with exit code 1"
     assert len(last) == 20
     assert last[-1] == "  ZeroDivisionError: the seventh seal"
     assert "  line 39 of ü" in last
@@ -270,7 +270,9 @@ def test_wrong_use_is_one_line_of_the_log(cluster: Cluster) -> None:
     assert code == 1
     assert "Traceback" not in output
     assert output.splitlines()[-1].startswith(f"error: {cluster.folder}/misused it's $(script) ${{HOME}}.json: no such")
-    assert errors.splitlines()[-1].endswith(": no such file")
+    first, *last = errors.splitlines()
+    assert first == "JobError: job misused FAILED: Job entrypoint command failed with exit code 2"
+    assert last[-1].endswith(": no such file")
 
 
 def test_a_job_can_be_stopped_and_cleans_up(cluster: Cluster) -> None:

@@ -169,7 +169,7 @@ def test_a_job_started_by_hand_says_what_to_use(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv(JOB_VARIABLE, raising=False)
-    assert main() == 1
+    assert main() == 2
     assert "rewright train --ray" in capsys.readouterr().out
 
 

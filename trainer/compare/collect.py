@@ -241,9 +241,11 @@ def _matches(
             found = match(own, reference, level)
             matches.append(_told(matching, method, shape, found))
             gain = found.gain.value if found.gain else None
-            if matching == "steps" and found.budget and found.saved_D is not None and gain is not None:
-                steps = round(found.budget)
-                standings.append(Standing(method, shape, METHODS[method].is_cheap, steps, gain, found.saved_D))
+            if matching != "steps" or not found.budget or gain is None:
+                continue
+            if found.saved_D is not None and found.difference is not None:
+                facts = METHODS[method].is_cheap, round(found.budget), gain
+                standings.append(Standing(method, shape, *facts, found.saved_D, found.difference))
     return matches, standings
 
 

@@ -23,7 +23,8 @@ class Standing:
         is_cheap: whether it needs no trained rewriter.
         steps: updates after which it is compared.
         gain: where it is compared with the reference: the largest that both reach, so its own.
-        saved_D: 1 - F / F of the reference in every resample, NaN where it is not defined.
+        saved_D: 1 - F / F of the reference in every resample, NaN where the reference forgets nothing.
+        difference: F of the reference - F, points.
     """
 
     method: str
@@ -32,6 +33,7 @@ class Standing:
     steps: int
     gain: float
     saved_D: Values
+    difference: Figure
 
     @property
     def saved(self) -> float:
@@ -79,14 +81,32 @@ def _floor(tasks: Sequence[TaskFacts]) -> str:
 
 
 def _retention(standings: Sequence[Standing], level: float) -> list[str]:
-    """A sentence for each shape on what keeps most, or that nothing can be said."""
-    known = [standing for standing in standings if not np.isnan(standing.saved)]
-    if not known:
+    """A sentence for each shape on what keeps most, in points where there is no share; or that nothing can be said."""
+    if not standings:
         return [
             "No method could be matched with plain fine-tuning (sft) at equal gain, so none is shown to forget less."
         ]
-    shapes = dict.fromkeys(standing.shape for standing in known)
-    return [_of_shape([s for s in known if s.shape == shape], shape, level) for shape in shapes]
+    said = []
+    for shape in dict.fromkeys(standing.shape for standing in standings):
+        own = [standing for standing in standings if standing.shape == shape]
+        if known := [standing for standing in own if not np.isnan(standing.saved)]:
+            said.append(_of_shape(known, shape, level))
+        if without := [standing for standing in own if np.isnan(standing.saved)]:
+            said.append(_in_points(without, shape))
+    return said
+
+
+def _in_points(standings: Sequence[Standing], shape: str) -> str:
+    """Of methods that are matched where the reference forgets nothing, the one that forgets least first."""
+    told = [
+        f"{standing.method} {_with_span(standing.difference)} (gain {standing.gain:.2f}, {standing.steps} steps)"
+        for standing in sorted(standings, key=lambda standing: -(standing.difference.value or 0.0))
+    ]
+    return (
+        f"With shape {shape} plain fine-tuning (sft) forgets nothing at the gain of {len(told)} of the methods, so "
+        f"there is no share of that to save. What they forget less than sft, in points, below 0 for more: "
+        f"{', '.join(told)}."
+    )
 
 
 def _of_shape(standings: Sequence[Standing], shape: str, level: float) -> str:
@@ -107,7 +127,8 @@ def _of_shape(standings: Sequence[Standing], shape: str, level: float) -> str:
 def _ranking(standings: Sequence[Standing], shape: str, steps: int, level: float) -> str:
     """Of methods at one gain after the same steps."""
     where = f"With shape {shape}, at equal gain after the same {steps} steps,"
-    reference = Standing(REFERENCE, shape, True, steps, float("nan"), np.zeros_like(standings[0].saved_D))
+    nothing, same = np.zeros_like(standings[0].saved_D), Figure(value=0.0, low=0.0, high=0.0)
+    reference = Standing(REFERENCE, shape, True, steps, float("nan"), nothing, same)
     cheap = [reference, *(s for s in standings if s.is_cheap)]
     trained = [s for s in standings if not s.is_cheap]
     if not trained:

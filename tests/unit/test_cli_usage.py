@@ -18,7 +18,7 @@ from cli.main import main
 from server.keys import KeyStore
 from server.settings import ServerSettings
 from server.state import Database
-from trainer.exceptions import DivergedError, PublishError
+from trainer.exceptions import DivergedError, JobError, JobFailedError, PublishError, UnreachableError
 
 Run = Callable[..., tuple[int, str, str]]
 JOB = ["rewrite", "in.jsonl", "--job", "--url", "http://h", "-o"]
@@ -246,7 +246,15 @@ def test_an_output_that_fails_on_the_way_is_a_failure_not_wrong_use(run: Run, mo
     assert "resume when it can" in err
 
 
-@pytest.mark.parametrize("error", [PublishError("No space left on device"), ModelFetchError("the hub is away")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        PublishError("No space left on device"),
+        ModelFetchError("the hub is away"),
+        JobFailedError("the machine is gone"),
+        UnreachableError("no Ray dashboard answers"),
+    ],
+)
 def test_what_may_pass_by_itself_is_a_failure_not_wrong_use(
     run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -255,6 +263,14 @@ def test_what_may_pass_by_itself_is_a_failure_not_wrong_use(
 
     monkeypatch.setattr("cli.rewrite._rewrite_rows", fail)
     assert run("rewrite", "in.jsonl", "-o", "o.jsonl")[0] == 3
+
+
+def test_a_job_that_would_end_so_again_is_wrong_use(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise JobError("job train FAILED: the loss is no finite number")
+
+    monkeypatch.setattr("cli.rewrite._rewrite_rows", fail)
+    assert run("rewrite", "in.jsonl", "-o", "o.jsonl")[0] == 2
 
 
 def test_settings_that_a_service_does_not_take_are_named(

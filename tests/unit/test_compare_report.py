@@ -17,7 +17,7 @@ from matplotlib.image import imread
 from trainer.compare.collect import collect
 from trainer.compare.figures import spent_on_longest
 from trainer.compare.finished import EXAM
-from trainer.compare.folder import mark_done
+from trainer.compare.folder import is_done, mark_done
 from trainer.compare.headline import Standing, headline
 from trainer.compare.numbers import scores
 from trainer.compare.plan import Inputs, Unit, make_plan
@@ -340,9 +340,20 @@ def test_units_that_are_missing_leave_the_others(tmp_path: Path) -> None:
     assert len(found.points) == 3
     write_report(tmp_path, found)
     assert "OSError: full" in (tmp_path / "report.html").read_text()
-    nothing = collect(asked, make_plan(asked, Inputs("other", {"sums": "other"}, {})), [])
+    empty = request(tmp_path / "empty")
+    nothing = collect(empty, units, [])
     write_report(tmp_path, nothing)
     assert nothing.points == nothing.tasks == []
+
+
+def test_a_task_that_came_later_and_could_not_be_asked_leaves_the_others(tmp_path: Path) -> None:
+    asked = request(tmp_path)
+    units = make_plan(asked, Inputs("t", TASKS, {}))
+    for unit in units:
+        write_unit(tmp_path, unit)
+    later = make_plan(asked, Inputs("t", {**TASKS, "arc_easy": "a"}, {}))
+    assert [is_done(tmp_path, unit) for unit in later] == [unit.kind != "exam" for unit in later]
+    assert collect(asked, later, []) == collect(asked, units, [])
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from agent.settings import EngineSettings, ModelSettings, RewriteSettings
-from trainer.exceptions import JobError
+from trainer.exceptions import DivergedError, JobError, PublishError
 from trainer.ray_entry import JOB_VARIABLE, main, read_job
 from trainer.ray_jobs import ENTRYPOINT, _Log, follow, job_environment, stop, submit
 from trainer.request import SftRequest, TrainingJob, TrainingRequest, WorkerResources
@@ -171,6 +171,22 @@ def test_a_job_started_by_hand_says_what_to_use(
     monkeypatch.delenv(JOB_VARIABLE, raising=False)
     assert main() == 2
     assert "rewright train --ray" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_handlers_of_before")
+@pytest.mark.parametrize(
+    ("error", "code"), [(PublishError("the disk is full"), 3), (DivergedError("a loss", ["row-1"]), 2)]
+)
+def test_a_job_ends_with_the_exit_code_of_its_error(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def fail(_: TrainingJob) -> Path:
+        raise error
+
+    job = TrainingJob(request=TrainingRequest(source=Path("/x"), output=Path("/y")))
+    monkeypatch.setenv(JOB_VARIABLE, job.model_dump_json())
+    monkeypatch.setattr("trainer.ray_entry.run_request", fail)
+    assert main() == code
 
 
 def test_a_job_of_another_version_is_refused() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trainer.compare.finished import EXAM, Finished, Key, read_finished
-from trainer.compare.folder import is_done
+from trainer.compare.folder import has_result
 from trainer.compare.headline import Standing, headline
 from trainer.compare.matching import Line, Matched, match
 from trainer.compare.methods import BASE, METHODS, REFERENCE
@@ -77,7 +77,7 @@ def collect(request: CompareRequest, units: Sequence[Unit], failures: list[Failu
         failures=failures,
         settings=settings,
     )
-    if not is_done(output, base_unit):
+    if not has_result(output, base_unit):
         return empty
     base = read_exam(output / base_unit.folder / EXAM, base_unit.tasks)
     rows = pair([base, *(one.exam for one in finished)])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.compare.cost import Cost, DataCost, train_cost
-from trainer.compare.folder import is_done
+from trainer.compare.folder import has_result
 from trainer.compare.plan import Setup, Unit
 from trainer.compare.results import LossCurve, Run, Spent
 from trainer.compare.rows import ROWS, read_cost
@@ -45,7 +45,7 @@ def read_finished(output: Path, units: Sequence[Unit]) -> list[Finished]:
     by_folder = {unit.folder: unit for unit in units}
     found: list[Finished] = []
     for exam in units:
-        if exam.kind != "exam" or exam.setup is None or not is_done(output, exam):
+        if exam.kind != "exam" or exam.setup is None or not has_result(output, exam):
             continue
         train = by_folder[exam.needs[0]]
         card = json.loads((output / train.folder / "sft.json").read_text())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from agent.disk import replacing, sync
-from trainer.compare.plan import TASK, Unit
+from trainer.compare.plan import Unit
 from trainer.exceptions import CheckpointError, TrainingSettingsError
 
 CLAIM, DONE = "compare.json", "done"
@@ -26,7 +26,7 @@ def claimed(output: Path, described: Mapping[str, Any]) -> Iterator[None]:
 
     Args:
         output: made if it is not there.
-        described: what all its units share; further tasks may come later.
+        described: what all its units share.
 
     Raises:
         TrainingSettingsError: it is a file, holds other things, cannot be written, or another process writes it.
@@ -64,25 +64,29 @@ def _compare_or_write(file: TextIO, described: Mapping[str, Any], output: Path) 
         known = json.loads(text) if text else None
     except ValueError:  # killed while it was written, so before the first unit
         known = None
-    if known is not None:
-        new = {name for name in now if name.startswith(TASK) and name not in known}
-        if different := [name for name in now if name not in new and now[name] != known.get(name)]:
-            raise CheckpointError(
-                f"{output} belongs to another comparison: it was made with other {' and '.join(different)}; restore "
-                "them, or choose another folder"
-            )
-        if not new:
-            return
-    file.truncate(0)
-    file.write(f"{json.dumps({**(known or {}), **now}, indent=2)}\n")
-    file.flush()
-    os.fsync(file.fileno())
+    if known is None:
+        file.truncate(0)
+        file.write(f"{json.dumps(now, indent=2)}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    elif different := [name for name in now if now[name] != known.get(name)]:
+        raise CheckpointError(
+            f"{output} belongs to another comparison: it was made with other {' and '.join(different)}; restore them, "
+            "or choose another folder"
+        )
 
 
 def is_done(output: Path, unit: Unit) -> bool:
     """Whether a unit needs not be done again: an exam where it asked all tasks that it should."""
-    marker = output / unit.folder / DONE
-    return marker.exists() and unit.tasks.items() <= json.loads(marker.read_text())["tasks"].items()
+    if not has_result(output, unit):
+        return False
+    asked = json.loads((output / unit.folder / DONE).read_text()).get("tasks", {})
+    return bool(unit.tasks.items() <= asked.items())
+
+
+def has_result(output: Path, unit: Unit) -> bool:
+    """Whether a unit was done once, be it an exam that has not asked tasks that came later."""
+    return (output / unit.folder / DONE).exists()
 
 
 def mark_done(output: Path, unit: Unit) -> None:

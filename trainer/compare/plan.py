@@ -30,8 +30,6 @@ _OF_METHODS = ("method", "lora", "loss", "kl_weight", "learning_rate", "epochs",
 OF_SETUPS: dict[str, Any] = {**dict.fromkeys(_OF_METHODS, True), "weights": {"kind", "apply_to"}}
 _OF_SAVING = {"save_every", "keep_checkpoints", "merge"}
 
-TASK = "task "  # what names of tasks begin with among what units share
-
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
@@ -142,7 +140,6 @@ def described(request: CompareRequest, inputs: Inputs, base: str) -> dict[str, A
         "engine": [request.engine.kind, request.engine.vllm.quantization],
         "training data": [inputs.train, request.compare.train_limit],
         "limit": request.compare.limit,
-        **{f"{TASK}{name}": identity for name, identity in inputs.tasks.items()},
         **{f"version of {name}": version for name, version in package_versions("lm-eval").items()},
     }
 

@@ -38,14 +38,19 @@ def read_exam(path: Path, tasks: Collection[str]) -> Exam:
 
     Args:
         path: of the result.
-        tasks: that count, the divergence on their prompts included; an exam may hold others, asked earlier.
+        tasks: that count, the divergence on their prompts included; an exam may hold others, asked earlier, and lack
+            some, which could not be asked.
 
     Raises:
         InputFileError: a line of the samples is broken.
         OSError, ValueError: they are not there, or no exam.
     """
     whole = EvaluationResult.model_validate_json(path.read_bytes())
-    asked = {name: task for name, task in whole.tasks.items() if name.removeprefix(DIVERGENCE) in tasks}
+    asked = {
+        name: task
+        for name, task in whole.tasks.items()
+        if name.removeprefix(DIVERGENCE) in tasks and task.not_run is None
+    }
     result = whole.model_copy(update={"tasks": asked})
     rows: dict[str, dict[str, Term]] = {}
     samples = samples_path(path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Exit codes of commands and jobs that an error ends: the same would end so again, or may do better another time.
+GAVE_UP, STOPPED = 2, 3
+
 
 class RewrightError(Exception):
     """Root of the errors that carry a message for the user: what, where, what to do.
@@ -11,6 +14,11 @@ class RewrightError(Exception):
     """
 
     may_pass = False
+
+    @property
+    def exit_code(self) -> int:
+        """Of a command or a job that this error ends."""
+        return STOPPED if self.may_pass else GAVE_UP
 
 
 class RowError(RewrightError, ValueError):

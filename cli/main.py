@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from agent.exceptions import RewrightError
+from agent.exceptions import STOPPED, RewrightError
 from cli import adapters, check, compare, demo, evaluate, jobs, keys, mismatch, models, rewrite, serve, sft, train
 from cli.console import say
 
@@ -48,9 +48,9 @@ def main() -> None:
     try:
         app()
     except RewrightError as error:
-        _fail(error, code=3 if error.may_pass else 2)
+        _fail(error, code=error.exit_code)
     except OSError as error:  # a file that may not be written, a disk that is full
-        _fail(error, code=3)
+        _fail(error, code=STOPPED)
 
 
 def _fail(error: Exception, *, code: int) -> NoReturn:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from agent.exceptions import GAVE_UP
 from server.cluster import ClusterError, ClusterState
 from server.cluster_jobs import ClusterJobs, remove_folder
 from server.exceptions import UnavailableError
@@ -35,10 +36,9 @@ _LINE_CHARACTERS = 500
 _LAST_LINES = 20
 _LOST, _DONE, _STOPPED = "lost", "done", "stopped"
 _OVER = ("cancelling", *TERMINAL)  # no state of a job whose command should run
-# The command says with this one that trying again changes nothing. With any other, what ended it may pass: a defect's
-# traceback, of a GPU or of a connection, is 1 too.
-_GAVE_UP = 2
-_PARTLY = 1  # of an exam whose result is there, but for benchmarks that could not be run
+# The exit code of an exam whose result is there, but for benchmarks that could not be run. A defect's traceback, of a
+# GPU or of a connection, is 1 too: with any code but GAVE_UP, what ended a command may pass.
+_PARTLY = 1
 _log = logging.getLogger("rewright.server")
 
 
@@ -190,7 +190,7 @@ class ClusterWork:
         reason = self._without_paths(job, state.message).split(", last available logs")[0].strip()
         lines = [line for line in map(_shown, log.splitlines()) if line][-_LAST_LINES:]
         message = "\n".join((reason, *lines))
-        if state.exit_code == _GAVE_UP:
+        if state.exit_code == GAVE_UP:
             raise JobFailedError(message)
         return _LOST, message
 
@@ -254,7 +254,7 @@ class ClusterWork:
             elif not state.ended:
                 self.cluster.stop(name)
             else:
-                worthless = state.exit_code == _GAVE_UP
+                worthless = state.exit_code == GAVE_UP
                 end, left = self._end(job, state, "")
                 if end == _DONE:
                     self._take(job_id, left)

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 JOB_VARIABLE = "REWRIGHT_TRAINING_JOB"
 
-# Exit codes, those of the command line: the same job would end so again, or it may go better another time.
-GAVE_UP, STOPPED = 2, 3
-
 _LOGGED = ("reward", "pass_rate", "mismatch", "score", "loss", "nll")
 
 
@@ -52,7 +49,7 @@ def print_report(report: StepReport) -> None:
 
 
 def main() -> int:
-    """Run the job. Exit codes: 0 done, 2 and 3 failed, 143 stopped; the last line of the log says why, and where."""
+    """Run the job. Exit codes: 0 done, those of errors, 143 stopped; the last line of the log says why, and where."""
     # Ray installs this very handler when a process connects to it.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
     try:
@@ -60,7 +57,7 @@ def main() -> int:
         written = _train(job)
     except RewrightError as error:
         print(f"error: {error}", flush=True)
-        return STOPPED if error.may_pass else GAVE_UP
+        return error.exit_code
     except SystemExit as end:
         if end.code != signal.SIGTERM:
             raise

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from agent.exceptions import GAVE_UP
 from agent.intake import on_hub
 from trainer.exceptions import JobError, JobFailedError, UnreachableError
-from trainer.ray_entry import GAVE_UP, JOB_VARIABLE
+from trainer.ray_entry import JOB_VARIABLE
 from trainer.request import SftRequest, TrainingJob, TrainingRequest, WorkerResources
 
 if TYPE_CHECKING:

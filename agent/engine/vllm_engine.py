@@ -230,7 +230,7 @@ class VllmEngine:
             raise EngineClosedError(f"vLLM gave up on the request ({sample.finish_reason}); see its log")
         ids = list(sample.token_ids)
         text = completion_text(self._tokenizer, ids)
-        return Completion(ids, str(text), list(sample.logprobs.logprobs), reason)
+        return Completion(ids, text, list(sample.logprobs.logprobs), reason)
 
     def _loaded(self, name: str) -> Adapter:
         """Raises AdapterError when requests may not name it: not loaded, not yet, or no longer."""

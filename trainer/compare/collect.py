@@ -243,9 +243,10 @@ def _matches(
             gain = found.gain.value if found.gain else None
             if matching != "steps" or not found.budget or gain is None:
                 continue
-            if found.saved_D is not None and found.difference is not None:
-                facts = METHODS[method].is_cheap, round(found.budget), gain
-                standings.append(Standing(method, shape, *facts, found.saved_D, found.difference))
+            if found.saved_D is None or found.difference is None:
+                continue
+            steps, is_cheap = round(found.budget), METHODS[method].is_cheap
+            standings.append(Standing(method, shape, is_cheap, steps, gain, found.saved_D, found.difference))
     return matches, standings
 
 

@@ -174,8 +174,9 @@ class Cluster:
         self.source(job_id).with_name(f"{self.source(job_id).name}-{line}").touch()
 
     def log(self, job_id: str) -> str:
-        (file,) = self.folder.glob(f"ray/session_latest/logs/job-driver-{job_id}.log")
-        return file.read_text()
+        """Empty until the job's driver has begun: the file is made after submission has returned."""
+        file = self.folder / f"ray/session_latest/logs/job-driver-{job_id}.log"
+        return file.read_text() if file.exists() else ""
 
     def processes(self, part: str) -> list[psutil.Process]:
         """Processes of this cluster that have `part` in their command line."""

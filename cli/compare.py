@@ -119,6 +119,7 @@ def _progress() -> Callable[[Progress], None]:
 
 
 def _print(comparison: Comparison) -> None:
-    from trainer.compare.tables import markdown, summary
+    from trainer.compare.tables import summary
+    from trainer.compare.text import markdown
 
-    print(f"{comparison.headline}\n\n{markdown(summary(comparison))}")
+    print("\n\n".join((comparison.headline, *comparison.notes, markdown(summary(comparison)))))

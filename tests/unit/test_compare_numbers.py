@@ -131,9 +131,12 @@ def test_a_reference_that_forgets_nothing_leaves_nothing_to_save() -> None:
     assert math.isnan(AtGain(1, 0.5, 0).saved)
 
 
-def line(budgets: list[float], gains: list[float], lost: list[float], start: float = 0, steps: int = 1) -> Line:
+def line(
+    budgets: list[float], gains: list[float], lost: list[float], start: float = 0, steps: int = 1, rate: float = 0.1
+) -> Line:
     """The same figures in every one of three resamples."""
-    return Line(steps, budgets, np.tile(np.array(gains)[:, None], 3), np.tile(np.array(lost)[:, None], 3), start)
+    gains_KD, lost_KD = (np.tile(np.array(column)[:, None], 3) for column in (gains, lost))
+    return Line(rate, steps, budgets, gains_KD, lost_KD, start)
 
 
 def test_a_method_that_trains_on_longer_rows_is_read_where_the_reference_ends() -> None:
@@ -164,7 +167,7 @@ def test_a_method_that_gains_more_at_every_learning_rate_is_read_between_its_sma
 
 
 def test_a_resample_in_which_the_smallest_learning_rate_gains_more_than_is_wanted_has_its_figure() -> None:
-    smallest = Line(1, [100], np.array([[3.0, 9.0, 9.0]]), np.array([[1.0, 1.0, 1.0]]))
+    smallest = Line(0.1, 1, [100], np.array([[3.0, 9.0, 9.0]]), np.array([[1.0, 1.0, 1.0]]))
     found = match([smallest, line([100], [8], [2])], [line([100], [4], [4]), line([100], [6], [6])], 0.9)
     assert found.saved is not None
     assert found.saved.undefined == 0
@@ -185,6 +188,17 @@ def test_a_missing_training_takes_its_learning_rate_away_and_moves_no_budget() -
         assert (found.budget, found.saved.value) == (120, pytest.approx(saved))
     ended = match(cut[:1], whole, 0.9)
     assert ended.budget == 60, "where a method has no longer training the budget is its own"
+
+
+def test_a_learning_rate_that_one_of_two_lacks_is_taken_from_the_other() -> None:
+    """At the highest rate, which `own` lacks, sft would forget nothing."""
+    own = [line([100], [4], [1], rate=1e-4), line([100], [8], [2], rate=1e-3)]
+    reference = [line([100], [4], [4], rate=1e-4), line([100], [8], [8], rate=1e-3), line([100], [9], [0], rate=1e-2)]
+    for ours, theirs, saved in ((own, reference, 1 - 2 / 8), (reference, own, 1 - 8 / 2)):
+        found = match(ours, theirs, 0.9)
+        assert found.saved is not None
+        assert found.saved.value == pytest.approx(saved)
+    assert match(own[:1], reference[1:], 0.9).reason == "the two have no learning rate in common"
 
 
 def test_a_learning_rate_that_trained_on_a_few_tokens_less_after_the_same_steps_is_kept() -> None:

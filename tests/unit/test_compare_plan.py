@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from agent.exceptions import AdapterError, InputFileError, SettingsError
 from cli.compare import compare, request_of
 from cli.settings import Settings, load_settings
 from trainer.compare.folder import claimed, is_done, mark_done
-from trainer.compare.inputs import read_inputs
+from trainer.compare.inputs import read_inputs, trained_and_asked
 from trainer.compare.methods import METHODS, sft_settings
 from trainer.compare.plan import Inputs, Unit, described, make_plan
 from trainer.compare.run import run_comparison
@@ -108,6 +109,24 @@ def test_an_exam_is_done_when_it_asked_every_task(tmp_path: Path) -> None:
     assert not is_done(tmp_path, more)
     assert is_done(tmp_path, fewer)
     assert not is_done(tmp_path, other)
+
+
+def test_own_solutions_may_go_another_way_than_the_experts() -> None:
+    gates = {unit.name: unit.gate for unit in plan(methods=["mind_the_gap", "rft", "sdft"]) if unit.rewrite}
+    assert {name: gate and gate.steps for name, gate in gates.items()} == {
+        "solve-hint": False,
+        "solve": False,
+        "rewrite": True,
+    }
+
+
+def test_questions_that_are_trained_on_are_told(tmp_path: Path) -> None:
+    rows = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(4)]
+    for name, kept in (("train", rows[:3]), ("own", rows[1:]), ("others", rows[3:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in kept))
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("own", "others")}
+    asked = request(train=tmp_path / "train.jsonl", train_limit=2, accuracy=files)
+    assert trained_and_asked(asked) == ["1 of the 3 questions of own are trained on, too: its gain is partly memory."]
 
 
 def test_a_strategy_of_the_users_own_is_what_a_method_uses() -> None:

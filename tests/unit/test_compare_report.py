@@ -25,7 +25,8 @@ from trainer.compare.results import Comparison, Failure
 from trainer.compare.rows import COSTS, ROWS
 from trainer.compare.samples import pair, read_exam
 from trainer.compare.settings import CompareRequest, CompareSettings
-from trainer.compare.tables import all_points, markdown, matchings, per_task, summary, trained_rows
+from trainer.compare.tables import all_points, beside_reference, matchings, per_task, summary, trained_rows
+from trainer.compare.text import markdown
 from trainer.exam.files import samples_path
 from trainer.exam.results import EvaluationResult, Measure, ModelIdentity, TaskResult
 from trainer.sft.losses import INITIAL, RowLoss, write_losses
@@ -57,7 +58,7 @@ def write_exam(folder: Path, right: tuple[int, int], *, kl: float | None) -> Non
         samples.append({"task": "sums", "row": f"q{row}", "draw": "greedy", "strict": strict, "lenient": lenient})
         samples.append({"task": "sums", "row": f"q{row}", "draw": 0, "strict": row % 2 == 0, "lenient": True})
         samples.append({"task": "piqa", "row": row, "metrics": {"acc": [float(row < right[1]), 1.0]}})
-    figures = {"greedy/strict": right[0] / 10, "greedy/tokens": 31.5, "greedy/no_answer": 0.4}
+    figures = {"greedy/strict": right[0] / 10, "greedy/tokens": 31.5, "greedy/no_answer": 0.4, "greedy/cut_off": 0.3}
     shares = {name: Measure(value=value, stderr=None) for name, value in figures.items()}
     tasks = {
         "sums": TaskResult(
@@ -216,6 +217,34 @@ def test_the_match_is_at_the_largest_gain_of_both(comparison: Comparison) -> Non
 def test_the_headline_is_that_of_the_match(comparison: Comparison) -> None:
     start = "With shape lora, at equal gain after the same 2 steps, mask (1 - F/F_sft = 0.50"
     assert comparison.headline.startswith(start)
+
+
+def test_each_point_stands_beside_plain_fine_tuning_at_its_learning_rate(comparison: Comparison) -> None:
+    """mask answers 4 and 7 of ten as sft answers 4 and 6, and keeps 8 and 5 of PIQA's ten as sft keeps 6 and 4."""
+    low, high = comparison.points[2:]
+    assert [point.forgets_more for point in comparison.points[:2]] == [None, None]
+    for point, forgotten, gained in ((low, -20, 0), (high, -10, 10)):
+        assert point.forgets_more is not None
+        assert point.forgets_more.value == pytest.approx(forgotten)
+        assert point.changes_more["sums"].value == pytest.approx(gained)
+        assert point.changes_more["piqa"].value == pytest.approx(-forgotten)
+    table = beside_reference(comparison)
+    assert table.columns == ("method", "lr", "F - F of sft", "sums", "lenient:sums", "piqa", "kl:sums")
+    assert [row[:2] for row in table.rows] == [("mask", "0.0001"), ("mask", "0.001")]
+    assert table.rows[0][3] == "+0.00 [0.00, 0.00]", "both have the same questions right: the resamples are paired"
+
+
+def test_answers_that_the_limit_ended_are_told(comparison: Comparison) -> None:
+    table = all_points(comparison)
+    assert {row[table.columns.index("cut off, %")] for row in table.rows} == {"30.0"}
+
+
+def test_an_exam_on_other_questions_than_now_is_missing(tmp_path: Path) -> None:
+    asked = request(tmp_path)
+    for unit in make_plan(asked, Inputs("t", TASKS, {})):
+        write_unit(tmp_path, unit)
+    changed = make_plan(asked, Inputs("t", {**TASKS, "sums": "other questions"}, {}))
+    assert collect(asked, changed, []).points == []
 
 
 def test_units_that_are_missing_leave_the_others(tmp_path: Path) -> None:

@@ -70,3 +70,22 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
         check_output(tmp_path / "none" / "out.json", resume=False)
     with pytest.raises(OutputFileError, match="is a folder"):
         check_output(tmp_path, resume=True)
+
+
+def test_samples_of_another_result_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "exam.samples.jsonl").write_text('{"task": "piqa"}\n')
+    with pytest.raises(OutputFileError, match=r"exam\.samples\.jsonl: holds samples already"):
+        check_output(tmp_path / "exam", resume=False)
+    check_output(tmp_path / "exam", resume=True)
+
+
+def test_two_results_in_one_folder_have_samples_of_their_own() -> None:
+    names = ["exam.json", "exam", "exam.txt", "sft-lr0.001", "sft-lr0.003", "sft-lr0.001.json"]
+    assert [samples_path(Path(name)).name for name in names] == [
+        "exam.samples.jsonl",
+        "exam.samples.jsonl",
+        "exam.txt.samples.jsonl",
+        "sft-lr0.001.samples.jsonl",
+        "sft-lr0.003.samples.jsonl",
+        "sft-lr0.001.samples.jsonl",
+    ]

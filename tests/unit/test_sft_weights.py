@@ -19,8 +19,9 @@ from trainer.sft.losses import mean_loss, read_losses, row_losses, write_losses
 from trainer.sft.settings import WeightSettings
 from trainer.sft.weights import BaseTokens, ask, base_tokens, is_weighted, row_weights, token_weights
 
-# Probabilities 1, 1/2, 2/5 and 1/10 under the base model; 2/5 has a perplexity of exactly 2.5.
-BASE = BaseTokens(-torch.tensor([1.0, 0.5, 0.4, 0.1]).log(), torch.tensor([0.0, 0.25, 1.0, 0.5]))
+# Probabilities 1, 1/2, 2/5, 1/10 and 1/20 under the base model; 2/5 has a perplexity of exactly 2.5, and the last token
+# ends the turn.
+BASE = BaseTokens(-torch.tensor([1.0, 0.5, 0.4, 0.1, 0.05]).log(), torch.tensor([0.0, 0.25, 1.0, 0.5, 0.1]))
 ROWS = [
     SftRow("a", "rewritten", [2, 5], [6, 7, 3]),
     SftRow("b", "fallback", [2, 8, 9], [10, 3]),
@@ -33,17 +34,17 @@ def settings(kind: str, **further: Any) -> WeightSettings:
 
 
 def test_mask_drops_what_is_over_the_threshold() -> None:
-    assert token_weights(settings("mask", mask_perplexity=2.6), BASE).tolist() == [1, 1, 1, 0]
-    assert token_weights(settings("mask", mask_perplexity=2.4), BASE).tolist() == [1, 1, 0, 0]
-    assert token_weights(settings("mask", mask_perplexity=11), BASE).tolist() == [1, 1, 1, 1]
+    assert token_weights(settings("mask", mask_perplexity=2.6), BASE).tolist() == [1, 1, 1, 0, 1]
+    assert token_weights(settings("mask", mask_perplexity=2.4), BASE).tolist() == [1, 1, 0, 0, 1]
+    assert token_weights(settings("mask", mask_perplexity=11), BASE).tolist() == [1, 1, 1, 1, 1]
 
 
 def test_prob_weighs_by_the_probability_of_the_frozen_base() -> None:
-    assert token_weights(settings("prob"), BASE).tolist() == pytest.approx([1, 0.5, 0.4, 0.1])
+    assert token_weights(settings("prob"), BASE).tolist() == pytest.approx([1, 0.5, 0.4, 0.1, 1])
 
 
 def test_entropy_weighs_by_the_normalised_entropy() -> None:
-    assert token_weights(settings("entropy"), BASE).tolist() == [0, 0.25, 1, 0.5]
+    assert token_weights(settings("entropy"), BASE).tolist() == [0, 0.25, 1, 0.5, 1]
 
 
 def test_the_entropy_is_that_of_the_likeliest_tokens_over_its_largest_value() -> None:
@@ -60,16 +61,25 @@ def test_the_entropy_leaves_the_tail_out() -> None:
     assert top_entropy(logits, k=2).tolist() == pytest.approx([1])
 
 
-def test_only_fallback_rows_are_weighted_unless_all_are_to_be() -> None:
+def test_the_token_that_ends_the_turn_counts_whole_and_what_the_base_model_said_of_it_is_kept() -> None:
+    said = BASE.entropy_T.tolist()
+    for kind in ("none", "mask", "entropy", "prob"):
+        assert token_weights(settings(kind), BASE)[-1] == 1
+    assert BASE.entropy_T.tolist() == said
+
+
+def test_only_rows_in_the_experts_words_are_weighted_unless_all_are_to_be() -> None:
     fallback, every = settings("prob"), settings("prob", apply_to="all")
-    assert [is_weighted(fallback, row) for row in ROWS] == [False, True, False]
+    assert [is_weighted(fallback, row) for row in ROWS] == [False, True, True]
     assert [is_weighted(every, row) for row in ROWS] == [True, True, True]
     assert [is_weighted(settings("none", apply_to="all"), row) for row in ROWS] == [False, False, False]
-    said = BaseTokens(torch.tensor([0.0, math.log(4)]), torch.zeros(2))
-    assert [weights.tolist() for weights in row_weights(fallback, ROWS, [said])] == [
+    said = [
+        BaseTokens(torch.tensor(nats), torch.zeros(len(nats))) for nats in ([math.log(4), 9.0], [0.0, 0.0, 9.0, 9.0])
+    ]
+    assert [weights.tolist() for weights in row_weights(fallback, ROWS, said)] == [
         [1, 1, 1],
-        pytest.approx([1, 0.25]),
-        [1, 1, 1, 1],
+        pytest.approx([0.25, 1]),
+        pytest.approx([1, 1, math.exp(-9), 1]),
     ]
 
 

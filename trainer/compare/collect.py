@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from trainer.compare.drawn import Drawn, averaged, draw, initial_losses
 from trainer.compare.finished import EXAM, Finished, Key, read_finished
 from trainer.compare.folder import has_result
 from trainer.compare.headline import Standing, headline
 from trainer.compare.matching import Line, Matched, match
 from trainer.compare.methods import BASE, METHODS, REFERENCE
 from trainer.compare.numbers import (
-    POINTS,
     TaskRows,
     Values,
-    forgetting,
-    gain,
     interval,
     pareto_front,
-    ratios,
-    relative_forgetting,
     scores,
 )
 from trainer.compare.plan import OF_SETUPS, Unit
@@ -46,21 +38,10 @@ from trainer.exam.results import EvaluationResult
 _MATCHINGS: tuple[Matching, ...] = ("steps", "trained tokens", "total compute")
 
 
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """Figures of all points in every resample, (D, P); the base model is not among the points."""
-
-    gain: Values
-    lenient: Values
-    forgetting: Values
-    relative: Values
-    kl: Values
-    losses: Values
-    changes: dict[str, Values]
-
-
-def collect(request: CompareRequest, units: Sequence[Unit], failures: list[Failure]) -> Comparison:
-    """Read what the finished units of a plan left in `request.output`."""
+def collect(
+    request: CompareRequest, units: Sequence[Unit], failures: list[Failure], notes: Sequence[str] = ()
+) -> Comparison:
+    """Read what the finished units of a plan left in `request.output`; `notes` are sentences for its reader."""
     compare, output = request.compare, request.output
     told = {name: METHODS[name].told for name in compare.methods if name != BASE}
     settings = _published_settings(request)
@@ -68,6 +49,7 @@ def collect(request: CompareRequest, units: Sequence[Unit], failures: list[Failu
     finished = read_finished(output, units)
     empty = Comparison(
         headline=headline([], [], failures=len(failures)),
+        notes=list(notes),
         model=Path(request.model.name).name if Path(request.model.name).is_dir() else request.model.name,
         tasks=[],
         points=[],
@@ -82,15 +64,15 @@ def collect(request: CompareRequest, units: Sequence[Unit], failures: list[Failu
     base = read_exam(output / base_unit.folder / EXAM, base_unit.tasks)
     rows = pair([base, *(one.exam for one in finished)])
     by_point = {key: [i for i, one in enumerate(finished) if one.key == key] for key in _keys(finished)}
-    averaged = [_averaged(task, list(by_point.values())) for task in rows]
-    scored = {task.name: scores(task, compare.draws, request.evaluate.seed) for task in averaged}
+    asked = [averaged(task, list(by_point.values())) for task in rows]
+    scored = {task.name: scores(task, compare.draws, request.evaluate.seed) for task in asked}
     groups = [[finished[i] for i in members] for members in by_point.values()]
-    drawn = _draw(averaged, scored, _losses(groups, compare.draws, request.evaluate.seed))
+    drawn = draw(asked, scored, initial_losses(groups, compare.draws, request.evaluate.seed))
     points = [_point(members, drawn, number, compare.level) for number, members in enumerate(groups)]
-    points = _with_fronts(points)
+    points = _with_fronts(_beside_reference(points, drawn, compare.level))
     costs = [_mean_cost(members) for members in groups]
     matches, standings = _matches(points, costs, drawn, compare.level)
-    facts = [_facts(task, base.result, interval(scored[task.name][:, 0], compare.level)) for task in averaged]
+    facts = [_facts(task, base.result, interval(scored[task.name][:, 0], compare.level)) for task in asked]
     return empty.model_copy(
         update={
             "headline": headline(standings, points, facts, failures=len(failures), level=compare.level),
@@ -112,6 +94,7 @@ def _facts(task: TaskRows, base: EvaluationResult, score: Figure) -> TaskFacts:
         rows=task.values_MN.shape[1],
         base=score,
         no_answer=metrics["greedy/no_answer"].value if metrics else None,
+        cut_off=metrics["greedy/cut_off"].value if metrics else None,
         answer_tokens=metrics["greedy/tokens"].value if metrics else None,
     )
 
@@ -122,54 +105,7 @@ def _keys(finished: Sequence[Finished]) -> list[Key]:
     return sorted({one.key for one in finished}, key=lambda key: (key[1], order.index(key[0]), key[2], key[3]))
 
 
-def _averaged(task: TaskRows, points: Sequence[Sequence[int]]) -> TaskRows:
-    """The base model and each point, a row's metric averaged over seeds; runs are models 1, 2, ... of `task`."""
-    groups = [[0], *([i + 1 for i in members] for members in points)]
-    values, weights = (
-        np.stack([table[group].mean(axis=0) for group in groups]) for table in (task.values_MN, task.weights_MN)
-    )
-    return replace(task, values_MN=values, weights_MN=weights)
-
-
-def _losses(points: Sequence[Sequence[Finished]], draws: int, seed: int) -> Values:
-    """The base model's loss on each point's rows in every resample, (D, P); rows that a point has not weigh nothing."""
-    rows = sorted({loss.row for members in points for one in members for loss in one.losses})
-    if not rows:
-        return np.empty((1 + draws, len(points)))
-    columns = {row: number for number, row in enumerate(rows)}
-    nats_PN, tokens_PN = np.zeros((2, len(points), len(rows)))
-    for number, members in enumerate(points):
-        for loss in (loss for one in members for loss in one.losses):
-            nats_PN[number, columns[loss.row]] += loss.nats
-            tokens_PN[number, columns[loss.row]] += loss.tokens
-    return ratios(nats_PN, tokens_PN, draws, [seed, zlib.crc32(b"initial loss")])
-
-
-def _draw(tasks: Sequence[TaskRows], scored: dict[str, Values], losses: Values) -> _Drawn:
-    shape = next(iter(scored.values())).shape
-    asked, lenient, moved = (
-        [scored[task.name] for task in tasks if task.kind == kind] for kind in ("accuracy", "lenient", "divergence")
-    )
-    kept = [task for task in tasks if task.kind == "retention"]
-    shares = [scored[task.name] for task in kept if task.in_points]
-    nothing = np.full(shape, np.nan)
-    relative = [(scored[task.name], task.higher_is_better) for task in kept]
-    changes = {
-        task.name: (POINTS if task.in_points else 1.0) * (scored[task.name] - scored[task.name][:, :1])
-        for task in tasks
-    }
-    return _Drawn(
-        gain=(gain(asked) if asked else nothing)[:, 1:],
-        lenient=(gain(lenient) if lenient else nothing)[:, 1:],
-        forgetting=(forgetting(shares) if shares else nothing)[:, 1:],
-        relative=(relative_forgetting(relative) if relative else nothing)[:, 1:],
-        kl=(np.mean(moved, axis=0) if moved else nothing)[:, 1:],
-        losses=losses,
-        changes={name: change[:, 1:] for name, change in changes.items()},
-    )
-
-
-def _point(members: Sequence[Finished], drawn: _Drawn, number: int, level: float) -> Point:
+def _point(members: Sequence[Finished], drawn: Drawn, number: int, level: float) -> Point:
     setup, runs = members[0].setup, [one.run for one in members]
 
     def figure(table: Values) -> Figure:
@@ -196,11 +132,26 @@ def _point(members: Sequence[Finished], drawn: _Drawn, number: int, level: float
         kl=figure(drawn.kl),
         answer_tokens=means([run.answer_tokens for run in runs]),
         no_answer=means([run.no_answer for run in runs]),
+        cut_off=means([run.cut_off for run in runs]),
         initial_loss=figure(drawn.losses),
         final_loss=mean([run.final_loss for run in runs]),
         spent=Spent(**means([run.spent.model_dump() for run in runs])),
         on_front=False,
     )
+
+
+def _beside_reference(points: Sequence[Point], drawn: Drawn, level: float) -> list[Point]:
+    """The points with how they differ from the reference's of the same shape, steps and learning rate, where it is."""
+    references = {(p.shape, p.steps, p.learning_rate): i for i, p in enumerate(points) if p.method == REFERENCE}
+    beside = []
+    for number, point in enumerate(points):
+        other = references.get((point.shape, point.steps, point.learning_rate), number)
+        if other != number:
+            forgotten, changes = drawn.less(number, other)
+            told = {name: interval(change, level) for name, change in changes.items()}
+            point = point.model_copy(update={"forgets_more": interval(forgotten, level), "changes_more": told})
+        beside.append(point)
+    return beside
 
 
 def _with_fronts(points: Sequence[Point]) -> list[Point]:
@@ -225,7 +176,7 @@ def _mean_cost(members: Sequence[Finished]) -> tuple[float, float, float]:
 
 
 def _matches(
-    points: Sequence[Point], costs: Sequence[tuple[float, float, float]], drawn: _Drawn, level: float
+    points: Sequence[Point], costs: Sequence[tuple[float, float, float]], drawn: Drawn, level: float
 ) -> tuple[list[Match], list[Standing]]:
     matches, standings = [], []
     groups: dict[tuple[str, str], list[int]] = {}
@@ -253,7 +204,7 @@ def _matches(
 def _lines(
     points: Sequence[Point],
     costs: Sequence[tuple[float, float, float]],
-    drawn: _Drawn,
+    drawn: Drawn,
     numbers: Sequence[int],
     matching: Matching,
 ) -> list[Line]:
@@ -268,7 +219,7 @@ def _lines(
         }[matching]
         start = costs[members[0]][2] if matching == "total compute" else 0.0
         steps = points[members[-1]].steps
-        lines.append(Line(steps, budgets, drawn.gain[:, members].T, drawn.forgetting[:, members].T, start))
+        lines.append(Line(rate, steps, budgets, drawn.gain[:, members].T, drawn.forgetting[:, members].T, start))
     return lines
 
 

@@ -2,6 +2,7 @@
 
 The one figure is token passes: one token once through the model is 1, in an update 3 (the backward pass costs twice
 the forward pass; Kaplan et al., 2001.08361, section 2.1). It is the same on every machine, which seconds are not.
+Prompts of a rewriter are counted whole, though engines compute once what they begin with: the worked examples.
 Not counted: the prompts of scored texts, which the engine mostly has computed already; exams, which all methods have;
 and the training of a rewriter, which is done once for many data sets.
 """
@@ -78,7 +79,8 @@ def train_cost(card: Mapping[str, Any]) -> TrainCost:
     weights, statuses = sft["weights"], card["statuses"]
     weighed = 0
     if weights["kind"] != "none":
-        share = 1.0 if weights["apply_to"] == "all" else statuses.get("fallback", 0) / sum(statuses.values())
+        own_words = statuses.get("fallback", 0) + statuses.get("expert", 0)
+        share = 1.0 if weights["apply_to"] == "all" else own_words / sum(statuses.values())
         weighed = round(share * in_data)
     anchored = sft["kl_weight"] > 0
     with_loss = 1.0 if anchored else 1.0 - tokens["without_weight"] / tokens["completion"]

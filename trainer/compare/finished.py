@@ -110,6 +110,7 @@ def _run(
         kl=_primary({n.removeprefix(DIVERGENCE): task for n, task in tasks.items() if task.kind == "divergence"}),
         answer_tokens={name: task.metrics["greedy/tokens"].value for name, task in accuracy.items()},
         no_answer={name: task.metrics["greedy/no_answer"].value for name, task in accuracy.items()},
+        cut_off={name: task.metrics["greedy/cut_off"].value for name, task in accuracy.items()},
     )
 
 

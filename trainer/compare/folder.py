@@ -78,15 +78,23 @@ def _compare_or_write(file: TextIO, described: Mapping[str, Any], output: Path) 
 
 def is_done(output: Path, unit: Unit) -> bool:
     """Whether a unit needs not be done again: an exam where it asked all tasks that it should."""
-    if not has_result(output, unit):
-        return False
-    asked = json.loads((output / unit.folder / DONE).read_text()).get("tasks", {})
-    return bool(unit.tasks.items() <= asked.items())
+    asked = _asked(output, unit)
+    return asked is not None and unit.tasks.items() <= asked.items()
 
 
 def has_result(output: Path, unit: Unit) -> bool:
-    """Whether a unit was done once, be it an exam that has not asked tasks that came later."""
-    return (output / unit.folder / DONE).exists()
+    """Whether a unit was done once: an exam may lack tasks that came later, but none may have had other rows."""
+    asked = _asked(output, unit)
+    return asked is not None and all(asked.get(name, rows) == rows for name, rows in unit.tasks.items())
+
+
+def _asked(output: Path, unit: Unit) -> dict[str, str] | None:
+    """What tells the rows of each task apart that a unit asked; None of one that was never done."""
+    try:
+        asked: dict[str, str] = json.loads((output / unit.folder / DONE).read_text()).get("tasks", {})
+    except FileNotFoundError:
+        return None
+    return asked
 
 
 def mark_done(output: Path, unit: Unit) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.adapters import adapter_sha256, find_adapter, open_adapter
+from agent.demonstrations import Demonstration
 from agent.exceptions import AdapterError, InputFileError
-from agent.intake import input_identity
+from agent.intake import input_identity, read_rows
 from agent.models import resolve_model
 from agent.weights import weights_sha256
 from trainer.compare.methods import BASE, METHODS
@@ -59,6 +60,28 @@ def check_models(request: CompareRequest) -> str:
 def exam_tasks(request: CompareRequest) -> tuple[str, ...]:
     """The tasks of every exam, as `trainer.exam.request.read_tasks` reads them."""
     return (*(f"{name}={path}" for name, path in request.compare.accuracy.items()), *request.compare.retention)
+
+
+def trained_and_asked(request: CompareRequest) -> list[str]:
+    """A sentence on each file of questions some of which are trained on, too.
+
+    Raises:
+        InputFileError: a file cannot be read.
+    """
+    trained = _prompts(request.compare.train, request.compare.train_limit)
+    told = []
+    for name, path in request.compare.accuracy.items():
+        asked = _prompts(path, None)
+        if both := len(asked & trained):
+            told.append(
+                f"{both} of the {len(asked)} questions of {name} are trained on, too: its gain is partly memory."
+            )
+    return told
+
+
+def _prompts(path: Path, limit: int | None) -> set[tuple[str, ...]]:
+    rows = (row for row in read_rows(path, limit=limit) if isinstance(row, Demonstration))
+    return {tuple(turn.content for turn in row.prompt) for row in rows}
 
 
 def _identity(setting: str, path: Path) -> str:

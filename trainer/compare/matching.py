@@ -1,8 +1,9 @@
 """Methods against the reference after the same was spent: steps, trained tokens, or total compute.
 
 A method has a line for each learning rate: what its trainings of growing length spent, and what they gained and forgot.
-A line that ends early, because a longer training is missing, is left out where another of its method goes on: a missing
-unit takes one learning rate away and moves no budget. At the budget that all other lines of both methods reach each
+A line that ends early, because a longer training is missing, is left out where another of its method goes on, and so is
+one at a learning rate that the other method lacks: a missing unit takes one learning rate away, from both, and moves no
+budget. At the budget that all other lines of both methods reach each
 line gives a point, by `at_budget`; the base model and the points of a method by ascending learning rate are matched at
 equal gain, by `match_gain`, in every resample of the rows.
 """
@@ -23,12 +24,14 @@ class Line:
     """The trainings of one method at one learning rate, by ascending length.
 
     Attributes:
+        rate: the learning rate.
         steps: updates of the longest.
         budgets: what each of K trainings spent.
         gains_KD, forgettings_KD: points.
         start: what is spent before the first update.
     """
 
+    rate: float
     steps: int
     budgets: Sequence[float]
     gains_KD: Values
@@ -63,6 +66,10 @@ def match(own: Sequence[Line], reference: Sequence[Line], level: float) -> Match
     """
     steps = min(max(line.steps for line in lines) for lines in (own, reference))
     own, reference = ([line for line in lines if line.steps >= steps] for lines in (own, reference))
+    shared = {line.rate for line in own} & {line.rate for line in reference}
+    if not shared:
+        return Matched(None, "the two have no learning rate in common")
+    own, reference = ([line for line in lines if line.rate in shared] for lines in (own, reference))
     budget = min(line.budgets[-1] for line in (*own, *reference))
     if np.isnan([line.forgettings_KD[0][0] for line in (*own, *reference)]).all():
         return Matched(budget, "no retention benchmark has a score in points")

@@ -25,6 +25,7 @@ class Method:
         told: what it is, for a reader of the report.
         proposers: named strategies of the rewriter that are tried in order; none trains on the expert as it is.
         adapter: name under which the settings must give the rewriter's adapter, None for the base model as rewriter.
+        own_way: own solutions may go another way than the expert's: the gate's `steps` is off.
         success_only: leave out the rows that fell back to the expert.
         loss, weights, weigh, kl: settings of the fine-tuning; `weigh` says on which rows the weights apply.
     """
@@ -32,6 +33,7 @@ class Method:
     told: str
     proposers: tuple[ProposerName, ...] = ()
     adapter: str | None = None
+    own_way: bool = False
     success_only: bool = False
     loss: Literal["nll", "dft"] = "nll"
     weights: WeightKind = "none"
@@ -53,9 +55,11 @@ METHODS: dict[str, Method] = {
     "prob": Method("the expert, tokens weighted by their probability under the base model", weights="prob"),
     "dft": Method("the expert, each token's loss scaled by its own probability (2508.05629)", loss="dft"),
     "kl": Method("the expert, with a KL term to the base model", kl=True),
-    "rft": Method("own solutions that pass the gate, no expert rows", proposers=("solve",), success_only=True),
+    "rft": Method("own solutions that pass the gate, no expert rows", ("solve",), own_way=True, success_only=True),
     "sdft": Method("the expert rewritten by the base model on a prompt; else the expert", proposers=_REWRITE),
-    "mind_the_gap": Method("own solution, else one with the answer as hint, else the expert", ("solve", "hint")),
+    "mind_the_gap": Method(
+        "own solution, else one with the answer as hint, else the expert", ("solve", "hint"), own_way=True
+    ),
     "gate_only": Method("rewritten by an agent that the gate alone rewarded", _REWRITE, "gate_only"),
     "paper": Method("rewritten by an agent with the reward of 2602.11220", _REWRITE, "paper"),
     "rewright": Method("rewritten by an agent with our reward", _REWRITE, "rewright"),

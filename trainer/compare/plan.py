@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from agent.settings import RewriteSettings, Step
+from agent.settings import GateSettings, RewriteSettings, Step
 from agent.strategies import find_strategy
 from trainer.compare.methods import BASE, METHODS, Method, sft_settings
 from trainer.compare.settings import CompareRequest, ShapeSettings
@@ -70,6 +70,7 @@ class Unit:
         key: SHA-256 of all that decides how it comes out.
         needs: folders of the units that must be done before.
         rewrite: of `data`: how rows are made; None filters those of the unit that it needs.
+        gate: of `data`: what they must pass.
         adapter: of `data`: name of the rewriter's adapter.
         sft: of `train`.
         setup: of `train`, and of `exam` but for the base model's.
@@ -81,6 +82,7 @@ class Unit:
     key: str
     needs: tuple[Path, ...] = ()
     rewrite: RewriteSettings | None = None
+    gate: GateSettings | None = None
     adapter: str | None = None
     sft: SftSettings | None = None
     setup: Setup | None = None
@@ -151,16 +153,17 @@ def _data(request: CompareRequest, inputs: Inputs, method: Method) -> list[Unit]
     steps = tuple(step for name in method.proposers for step in find_strategy(name, request.rewrite))
     name = "-".join((*method.proposers, *([method.adapter] if method.adapter else [])))
     rewrite = request.rewrite.model_copy(update={"strategy": name, "strategies": {name: steps}, "adapter": None})
+    gate = request.gate.model_copy(update={"steps": False}) if method.own_way else request.gate
     key = _key(
         inputs.train,
         request.compare.train_limit,
-        request.model_dump(mode="json", include={"model", "gate"}),
+        {"model": request.model.model_dump(mode="json"), "gate": gate.model_dump(mode="json")},
         request.engine.model_dump(mode="json", include={"dtype", "max_length"}),
         rewrite.model_dump(mode="json", include={"max_tokens", "top_p", "seed"}),
         [Step.model_dump(step, mode="json") for step in steps],
         inputs.adapters[method.adapter] if method.adapter else None,
     )
-    made = Unit("data", name, key, rewrite=rewrite, adapter=method.adapter)
+    made = Unit("data", name, key, rewrite=rewrite, gate=gate, adapter=method.adapter)
     if not method.success_only:
         return [made]
     return [made, Unit("data", f"{name}-success-only", _key(key, "success only"), (made.folder,))]

@@ -12,7 +12,7 @@ from trainer.compare import tables
 from trainer.compare.figures import draw_all
 from trainer.compare.folder import write_whole
 from trainer.compare.results import Comparison
-from trainer.compare.tables import TextTable
+from trainer.compare.text import TextTable
 
 RESULTS, REPORT = "results.json", "report.html"
 
@@ -56,6 +56,7 @@ def page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
         tables.summary,
         tables.trained_rows,
         tables.matchings,
+        tables.beside_reference,
         tables.all_points,
         tables.per_task,
         tables.compute,
@@ -69,7 +70,7 @@ def page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
         f"<title>Comparison on {escape(comparison.model)}</title>",
         f"<style>{_STYLE}</style></head><body>",
         f"<h1>Comparison on {escape(comparison.model)}</h1>",
-        f'<p class="headline">{escape(comparison.headline)}</p>',
+        *(f'<p class="headline">{escape(told)}</p>' for told in (comparison.headline, *comparison.notes)),
         _table(figures[0](comparison)),
         *images,
         *(_table(make(comparison)) for make in figures[1:]),

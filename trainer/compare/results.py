@@ -42,6 +42,7 @@ class TaskFacts(Section):
     rows: int = Field(description="rows that every model was asked")
     base: Figure
     no_answer: float | None = Field(None, description="share of the base model's greedy answers that state none")
+    cut_off: float | None = Field(None, description="share of the base model's greedy answers that the limit ended")
     answer_tokens: float | None = Field(None, description="of the base model's greedy answers")
 
 
@@ -91,6 +92,7 @@ class Run(Section):
     kl: dict[str, float] = Field(description="forward KL from the base model by task, nats a token")
     answer_tokens: dict[str, float]
     no_answer: dict[str, float]
+    cut_off: dict[str, float]
 
 
 class Point(Section):
@@ -108,11 +110,16 @@ class Point(Section):
     changes: dict[str, Figure] = Field(description="score minus the base model's: points, or the metric's own unit")
     kl: Figure = Field(description="forward KL from the base model, nats a token, mean over the task's files")
     answer_tokens: dict[str, float]
-    no_answer: dict[str, float]
+    no_answer: dict[str, float] = Field(description="share of the greedy answers that state none, by task")
+    cut_off: dict[str, float] = Field(description="share of the greedy answers that the limit of tokens ended")
     initial_loss: Figure
     final_loss: float
     spent: Spent
     on_front: bool = Field(description="on its method's Pareto front over learning rates")
+    forgets_more: Figure | None = Field(
+        None, description="F - F of sft of the same shape, steps and learning rate, points; None where that is not"
+    )
+    changes_more: dict[str, Figure] = Field(default_factory=dict, description="`changes` less those of that sft")
 
 
 def initial_losses(points: Sequence[Point]) -> dict[str, Figure]:
@@ -156,6 +163,7 @@ class Comparison(Section):
     """All of `results.json`."""
 
     headline: str
+    notes: list[str] = Field(default_factory=list, description="sentences on the files that a reader must know")
     model: str
     tasks: list[TaskFacts]
     points: list[Point]

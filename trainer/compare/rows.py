@@ -19,10 +19,10 @@ from agent.intake import read_rows
 from agent.models import resolve_model
 from agent.output import RecordWriter
 from agent.pipeline import rewrite_rows
-from agent.settings import RewriteSettings
 from agent.usage import Usage
 from trainer.compare.cost import DataCost
 from trainer.compare.folder import write_whole
+from trainer.compare.plan import Unit
 from trainer.compare.settings import CompareRequest
 from trainer.exceptions import TrainingDataError
 
@@ -32,48 +32,47 @@ _ACCEPTED = ("rewritten", "self_solved")
 OnRow = Callable[[int, int], None]
 
 
-def make_rows(
-    request: CompareRequest, rewrite: RewriteSettings, adapter: Path | None, folder: Path, on_row: OnRow
-) -> None:
-    """Rewrite the expert demonstrations into `folder`, going on where an earlier run stopped.
+def make_rows(request: CompareRequest, unit: Unit, on_row: OnRow) -> None:
+    """Rewrite the expert demonstrations into the folder of `unit`, going on where an earlier run stopped.
 
     A demonstration that the rewriter cannot handle stays the expert's, so that all methods train on the same questions.
 
     Args:
-        request: which demonstrations, model and gate.
-        rewrite: the strategy.
-        adapter: of the rewriter, None for the base model.
-        folder: of the unit.
+        request: which demonstrations and model.
+        unit: of kind `data`, with the strategy, the gate and the rewriter.
         on_row: called with rows done and rows in all.
 
     Raises:
         InputFileError, ModelError, AdapterError: demonstrations, model or adapter cannot be had.
         OutputFileError, ResumeError: as `RecordWriter`.
     """
+    folder = request.output / unit.folder
     settings = {"key": folder.name}
     source, limit = request.compare.train, request.compare.train_limit
     with RecordWriter(folder / ROWS, source=source, settings=settings, resume=True) as writer:
         rows = list(writer.remaining(read_rows(source, limit=limit)))
         if rows:
-            asyncio.run(_rewrite(request, rewrite, adapter, rows, writer, folder / COSTS, on_row))
+            asyncio.run(_rewrite(request, unit, rows, writer, folder / COSTS, on_row))
 
 
 async def _rewrite(
     request: CompareRequest,
-    rewrite: RewriteSettings,
-    adapter: Path | None,
+    unit: Unit,
     rows: list[Demonstration | BadRow],
     writer: RecordWriter,
     costs: Path,
     on_row: OnRow,
 ) -> None:
+    assert unit.rewrite, "a unit that filters rows makes none"
+    assert unit.gate, "what makes rows says what they must pass"
     files = resolve_model(request.model)
     engine = await open_engine(files, request.engine)
     try:
+        adapter = request.compare.adapters[unit.adapter] if unit.adapter else None
         name = await load_adapter(engine, adapter, files) if adapter else None
-        rewriter = build_rewriter(engine, open_chat(files), request.gate, rewrite, adapter=name)
+        rewriter = build_rewriter(engine, open_chat(files), unit.gate, unit.rewrite, adapter=name)
         try:
-            results = rewrite_rows(rewriter, rows, model=files.name, concurrency=rewrite.concurrency)
+            results = rewrite_rows(rewriter, rows, model=files.name, concurrency=unit.rewrite.concurrency)
             asked = iter(rows)
             done, total, last = writer.done, writer.done + len(rows), time.monotonic()
             with open_costs(costs) as kept:

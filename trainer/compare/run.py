@@ -18,7 +18,7 @@ from trainer.checkpoints import checkpoints
 from trainer.compare.collect import collect
 from trainer.compare.finished import EXAM
 from trainer.compare.folder import claimed, is_done, mark_done
-from trainer.compare.inputs import check_models, exam_tasks, read_inputs
+from trainer.compare.inputs import check_models, exam_tasks, read_inputs, trained_and_asked
 from trainer.compare.plan import Unit, described, make_plan
 from trainer.compare.report import write_report
 from trainer.compare.results import Comparison, Failure
@@ -74,7 +74,7 @@ def run_comparison(request: CompareRequest, *, on_progress: OnProgress | None = 
     with claimed(request.output, described(request, inputs, base)):
         for number, unit in enumerate(units, 1):
             _one(request, unit, failures, lambda *told, n=number, u=unit: report(Progress(n, len(units), u, *told)))
-        comparison = collect(request, units, list(failures.values()))
+        comparison = collect(request, units, list(failures.values()), trained_and_asked(request))
         write_report(request.output, comparison)
     return comparison
 
@@ -106,8 +106,7 @@ def _do(request: CompareRequest, unit: Unit, on_part: OnPart) -> None:
     folder = request.output / unit.folder
     needs = [request.output / need for need in unit.needs]
     if unit.kind == "data" and unit.rewrite is not None:
-        adapter = request.compare.adapters[unit.adapter] if unit.adapter else None
-        make_rows(request, unit.rewrite, adapter, folder, lambda done, total: on_part("rows", done, total))
+        make_rows(request, unit, lambda done, total: on_part("rows", done, total))
     elif unit.kind == "data":
         keep_accepted(needs[0], folder)
     elif unit.kind == "train":

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from trainer.compare.methods import BASE, METHODS
+from trainer.compare.methods import METHODS
 from trainer.compare.results import Comparison, Figure, Match, Point, TaskFacts, near_floor
+from trainer.compare.text import NOTHING, TextTable, figure, without_shared
 
-_NOTHING = "–"
-_SHARED = ("shape", "steps", "seeds")
 _STATUSES = {"rewritten": "rewritten", "self_solved": "self-solved", "fallback": "fallback", "expert": "expert"}
-
-
-@dataclass(frozen=True, slots=True)
-class TextTable:
-    """A table: what its columns are called, its rows, and what a reader must know of it."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    note: str = ""
 
 
 def summary(comparison: Comparison) -> TextTable:
@@ -45,13 +33,13 @@ def summary(comparison: Comparison) -> TextTable:
                 figure(point.kl, digits=3),
                 figure(point.gain),
                 figure(point.gain_lenient),
-                _saved(match.saved) if match and match.saved else _NOTHING,
-                _where(match) if match else _NOTHING,
+                _saved(match.saved) if match and match.saved else NOTHING,
+                _where(match) if match else NOTHING,
             )
         )
     columns = ("method", "shape", "steps", "lr", "initial loss", "F", "F relative", "KL", "G", "G lenient")
     picked = "The latter is picked by the gain in this very exam, so G is somewhat flattering."
-    return _without_shared(
+    return without_shared(
         "Each method at every learning rate" if is_near_floor else "Each method where it gains most",
         (*columns, "1 - F/F_sft", "at gain"),
         rows,
@@ -86,8 +74,10 @@ def all_points(comparison: Comparison) -> TextTable:
     base_tokens = [task.answer_tokens for task in asked if task.answer_tokens is not None]
     base_silent = [100 * task.no_answer for task in asked if task.no_answer is not None]
     names = ("method", "shape", "steps", "lr", "seeds", "initial loss", "final loss", "F", "F relative", "KL", "G")
-    columns = (*names, "G lenient", "answer tokens", "no answer, %", "on its front")
-    base = ("base", *("" for _ in names), _mean(base_tokens, digits=1), _mean(base_silent, digits=1), "")
+    columns = (*names, "G lenient", "answer tokens", "no answer, %", "cut off, %", "on its front")
+    base_cut = [100 * task.cut_off for task in asked if task.cut_off is not None]
+    shares = (_mean(values, digits=1) for values in (base_tokens, base_silent, base_cut))
+    base = ("base", *("" for _ in names), *shares, "")
     rows = [
         (
             point.method,
@@ -104,11 +94,12 @@ def all_points(comparison: Comparison) -> TextTable:
             figure(point.gain_lenient),
             _mean(list(point.answer_tokens.values()), digits=1),
             _mean([100 * share for share in point.no_answer.values()], digits=1),
+            _mean([100 * share for share in point.cut_off.values()], digits=1),
             "yes" if point.on_front else "",
         )
         for point in comparison.points
     ]
-    return _without_shared("All points", columns, [base, *rows] if asked else rows, _filtered_note(comparison).strip())
+    return without_shared("All points", columns, [base, *rows] if asked else rows, _filtered_note(comparison).strip())
 
 
 def trained_rows(comparison: Comparison) -> TextTable:
@@ -151,7 +142,30 @@ def per_task(comparison: Comparison) -> TextTable:
     falling = ", ".join(task.name for task in comparison.tasks if not task.higher_is_better)
     note = f"First row: the score; then the change from it. Rows: {asked}."
     note += f" The base model states no answer in: {silent}." if silent else ""
-    return _without_shared("Per task", columns, rows, f"{note} Lower is better: {falling}." if falling else note)
+    return without_shared("Per task", columns, rows, f"{note} Lower is better: {falling}." if falling else note)
+
+
+def beside_reference(comparison: Comparison) -> TextTable:
+    """How each point differs from plain fine-tuning at the same learning rate, in all benchmarks and in each task."""
+    columns = ("method", "shape", "steps", "lr", "F - F of sft", *(task.name for task in comparison.tasks))
+    rows = [
+        (
+            point.method,
+            point.shape,
+            str(point.steps),
+            f"{point.learning_rate:g}",
+            figure(point.forgets_more, signed=True),
+            *(figure(point.changes_more[task.name], signed=True, digits=_digits(task)) for task in comparison.tasks),
+        )
+        for point in comparison.points
+        if point.forgets_more
+    ]
+    return without_shared(
+        "Beside plain fine-tuning at the same learning rate",
+        columns,
+        rows,
+        "Scores less those of sft, over the rows that both were asked: an interval without 0 tells the two apart.",
+    )
 
 
 def matchings(comparison: Comparison) -> TextTable:
@@ -159,15 +173,15 @@ def matchings(comparison: Comparison) -> TextTable:
     rows = []
     for match in comparison.matches:
         figures = (match.gain, match.forgetting, match.reference_forgetting, match.difference, match.saved)
-        told = tuple(figure(found) if found else _NOTHING for found in figures)
+        told = tuple(figure(found) if found else NOTHING for found in figures)
         remark = match.reason or (_remark(match.saved) if match.saved else "")
-        budget = _NOTHING if match.budget is None else f"{match.budget:.0f}"
+        budget = NOTHING if match.budget is None else f"{match.budget:.0f}"
         rows.append((match.method, match.shape, match.matching, budget, *told, remark))
     one_length = ""
     if len({point.steps for point in comparison.points}) == 1:
         one_length = " All trainings are of one length: less than all of it is read on the line to the base model."
     columns = ("method", "shape", "same", "spent", "gain", "F", "F of sft", "F of sft - F", "1 - F/F_sft", "remark")
-    return _without_shared(
+    return without_shared(
         "Against plain fine-tuning at equal gain",
         columns,
         rows,
@@ -194,12 +208,12 @@ def compute(comparison: Comparison) -> TextTable:
         for (method, shape, steps), s in ((key, point.spent) for key, point in spent.items())
     ]
     columns = ("method", "shape", "steps", "prompt tokens", "rewritten tokens", "scored tokens", "trained tokens")
-    return _without_shared(
+    return without_shared(
         "Compute",
         (*columns, "token passes", "rewriting, s", "training, s"),
         rows,
-        "A token once through the model is one pass, in an update three. Not counted: exams, and the training of a "
-        "rewriter.",
+        "A token once through the model is one pass, in an update three. A rewriter's prompts are counted whole, "
+        "though the engine computes once what they all begin with. Not counted: exams, and the training of a rewriter.",
     )
 
 
@@ -212,42 +226,6 @@ def failures(comparison: Comparison) -> TextTable:
 def methods(comparison: Comparison) -> TextTable:
     """What each method is."""
     return TextTable("Methods", ("method", "what it trains on"), list(comparison.methods.items()))
-
-
-def _without_shared(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], note: str) -> TextTable:
-    """A table without the columns in which all rows say the same of how they were trained: the note says it once."""
-    shared = {}
-    for i, column in enumerate(columns):
-        values = {row[i] for row in rows if row[0] != BASE}
-        if column in _SHARED and len(values) == 1:
-            shared[i] = f"{column} {values.pop()}"
-    told = f"All rows: {', '.join(shared.values())}. " if shared else ""
-    kept = [i for i in range(len(columns)) if i not in shared]
-    return TextTable(
-        title, tuple(columns[i] for i in kept), [tuple(row[i] for i in kept) for row in rows], f"{told}{note}".strip()
-    )
-
-
-def markdown(table: TextTable) -> str:
-    """The table as GitHub's Markdown."""
-    lines = [_markdown_row(table.columns), "|" + "---|" * len(table.columns), *map(_markdown_row, table.rows)]
-    return "\n".join(lines)
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    escaped = (cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in cells)
-    return f"| {' | '.join(escaped)} |"
-
-
-def figure(found: Figure, *, scale: float = 1.0, unit: str = "", signed: bool = False, digits: int = 2) -> str:
-    """A figure with its interval."""
-    if found.value is None:
-        return _NOTHING
-    sign = "+" if signed else ""
-    told = f"{scale * found.value:{sign}.{digits}f}{unit}"
-    if found.low is None or found.high is None:
-        return told
-    return f"{told} [{scale * found.low:.{digits}f}, {scale * found.high:.{digits}f}]"
 
 
 def _of(rows: int, total: int) -> str:
@@ -286,7 +264,7 @@ def _saved(saved: Figure) -> str:
 def _where(match: Match) -> str:
     """At which gain a method is matched, and after how many steps."""
     if match.gain is None or match.gain.value is None or match.budget is None:
-        return _NOTHING
+        return NOTHING
     return f"{match.gain.value:.2f}, {match.budget:.0f} steps"
 
 
@@ -296,4 +274,4 @@ def _order(point: Point) -> tuple[float, float]:
 
 
 def _mean(values: Sequence[float], digits: int = 3) -> str:
-    return f"{sum(values) / len(values):.{digits}f}" if values else _NOTHING
+    return f"{sum(values) / len(values):.{digits}f}" if values else NOTHING

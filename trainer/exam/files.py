@@ -89,8 +89,8 @@ class ResultFile:
 
 
 def samples_path(path: Path) -> Path:
-    """Where the samples of a result lie."""
-    return path.with_name(f"{path.stem}.samples.jsonl")
+    """Where the samples of a result lie: beside `a.json` in `a.samples.jsonl`; other names are kept whole."""
+    return path.with_name(f"{path.name.removesuffix('.json')}.samples.jsonl")
 
 
 def check_output(path: Path, *, resume: bool) -> None:
@@ -101,6 +101,9 @@ def check_output(path: Path, *, resume: bool) -> None:
         raise OutputFileError(f"{path}: is a folder; name a file, as in {path / 'result.json'}")
     if path.exists() and not resume:
         raise OutputFileError(f"{path}: exists already: resume it, or choose another output")
+    samples = samples_path(path)
+    if samples.exists() and samples.stat().st_size and not resume:
+        raise OutputFileError(f"{samples}: holds samples already: resume their result, or choose another output")
 
 
 def _difference(part: str, before: Any, now: Any) -> str:

@@ -80,7 +80,9 @@ def run_sft(
     max_length = min(request.sft.max_length or context, context)
     data = load_sft_data(request.source, chat, max_length=max_length, limit=request.limit)
     if request.sft.weights.kind != "none" and not any(is_weighted(request.sft.weights, row) for row in data.rows):
-        data.notes.append('no row is a fallback, so sft.weights changes nothing; apply_to = "all" weights every row')
+        data.notes.append(
+            'every row has an accepted rewrite, so sft.weights changes nothing; apply_to = "all" weights every row'
+        )
     for note in data.notes:
         if on_note:
             on_note(note)

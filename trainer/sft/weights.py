@@ -27,6 +27,7 @@ from trainer.sft.data import SftRow
 from trainer.sft.loss import CHUNK, completion_hidden, pack, token_losses, top_entropy
 from trainer.sft.settings import WeightSettings
 
+_IN_EXPERTS_WORDS = ("fallback", "expert")
 # Tokens of one pass without gradients.
 _PASS_TOKENS = {"cpu": 1024, "cuda": 8192}
 
@@ -50,19 +51,25 @@ def token_weights(settings: WeightSettings, base: BaseTokens) -> Tensor:
     - `mask`: 0 where the token's perplexity is over the threshold, else 1 (Selective Token Masking, arXiv 2501.14315).
     - `entropy`: the normalised entropy: a token that the base model was sure it would not be counts little (EAFT).
     - `prob`: the probability of the token under the base model.
+
+    The last token, which ends the turn, counts whole under every kind: after an expert's terse ending it mostly
+    surprises the base model, and a model that is not taught it goes on talking.
     """
     if settings.kind == "mask":
-        return (base.surprisal_T <= math.log(settings.mask_perplexity)).float()
-    if settings.kind == "entropy":
-        return base.entropy_T
-    if settings.kind == "prob":
-        return (-base.surprisal_T).exp()
-    return torch.ones_like(base.surprisal_T)
+        weights_T = (base.surprisal_T <= math.log(settings.mask_perplexity)).float()
+    elif settings.kind == "entropy":
+        weights_T = base.entropy_T.clone()
+    elif settings.kind == "prob":
+        weights_T = (-base.surprisal_T).exp()
+    else:
+        return torch.ones_like(base.surprisal_T)
+    weights_T[-1] = 1.0
+    return weights_T
 
 
 def is_weighted(settings: WeightSettings, row: SftRow) -> bool:
     """Whether the tokens of this row are weighted at all."""
-    return settings.kind != "none" and (settings.apply_to == "all" or row.status == "fallback")
+    return settings.kind != "none" and (settings.apply_to == "all" or row.status in _IN_EXPERTS_WORDS)
 
 
 def row_weights(settings: WeightSettings, rows: Sequence[SftRow], base: Iterable[BaseTokens]) -> list[Tensor]:

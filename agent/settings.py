@@ -127,7 +127,13 @@ class RewardSettings(Section):
     distance_weight: float = Field(2.0, ge=0, description="lambda_dist; 0.35 with paper (arXiv 2602.11220)")
     diversity_weight: float = Field(0.2, ge=0, description="lambda_div; 0.5 with paper (arXiv 2602.11220)")
     distance_scale: float = Field(0.5, gt=0, description="tau of the anchored distance, nats per token")
-    tail_weight: float = Field(0.25, ge=0, le=1, description="share of the anchored distance that the p95 has")
+    tail_weight: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="share of the anchored distance that the tail has: the mean of the largest surprisals, as many as "
+        "a twentieth of the expert's tokens",
+    )
     tail_scale: float = Field(2.0, gt=0, description="tau of the tail term, nats")
 
     @model_validator(mode="before")

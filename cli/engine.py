@@ -8,9 +8,16 @@ from contextlib import asynccontextmanager
 from agent.assembly import open_chat, open_engine
 from agent.chat import ChatFormat
 from agent.engine import Engine
-from agent.models import resolve_model
+from agent.models import ModelFiles, resolve_model
+from agent.settings import ModelSettings
 from cli.console import fetching
 from cli.settings import Settings
+
+
+def fetch_model(model: ModelSettings) -> ModelFiles:
+    """Files of a model; where they must be fetched, with the progress shown. Raises ModelError."""
+    with fetching(model.name) as on_progress:
+        return resolve_model(model, on_progress=on_progress)
 
 
 @asynccontextmanager
@@ -20,8 +27,7 @@ async def engine_of(settings: Settings) -> AsyncIterator[tuple[Engine, ChatForma
     Raises:
         ModelError: the model cannot be had, or is not supported.
     """
-    with fetching(settings.model.name) as on_progress:
-        files = resolve_model(settings.model, on_progress=on_progress)
+    files = fetch_model(settings.model)
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of weights being loaded, seconds at most

@@ -40,9 +40,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last chec
 Ray = Annotated[
     str | None, typer.Option("--ray", metavar="ADDRESS", help="Run as a job of this Ray cluster, http://head:8265.")
 ]
-Workers = Annotated[int, typer.Option("--workers", min=1, metavar="N", help="Processes, with --ray.")]
-Cpus = Annotated[int, typer.Option("--cpus", min=1, metavar="N", help="Cores a process, with --ray.")]
-Gpus = Annotated[int, typer.Option("--gpus", min=0, metavar="N", help="GPUs a process, with --ray.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, metavar="N", help="Processes, with --ray. [1]")]
+Cpus = Annotated[int | None, typer.Option("--cpus", min=1, metavar="N", help="Cores a process, with --ray. [1]")]
+Gpus = Annotated[int | None, typer.Option("--gpus", min=0, metavar="N", help="GPUs a process, with --ray. [0]")]
 Detach = Annotated[bool, typer.Option("--detach", help="Submit, print the job's id and return.")]
 Job = Annotated[str | None, typer.Option("--job", metavar="ID", help="Follow this job instead.")]
 Stop = Annotated[bool, typer.Option("--stop", help="Stop the job --job.")]

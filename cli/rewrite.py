@@ -138,12 +138,11 @@ def _rewrite_rows(settings: Settings, job: Job, url: str | None) -> Summary:
 
 
 async def _rewrite_here(settings: Settings, job: Job) -> Summary:
-    from agent.adapters import find_adapter
+    from agent.adapters import find_adapter, open_adapter
     from agent.assembly import build_rewriter, load_adapter
-    from agent.models import resolve_model
     from agent.pipeline import rewrite_rows
     from agent.strategies import find_strategy
-    from cli.engine import engine_of
+    from cli.engine import engine_of, fetch_model
     from cli.output import open_job
 
     find_strategy(settings.rewrite.strategy, settings.rewrite)
@@ -158,8 +157,11 @@ async def _rewrite_here(settings: Settings, job: Job) -> Summary:
         },
     }
     with open_job(job, run) as opened:
+        base = fetch_model(settings.model)
+        if folder:  # refused before the engine starts, which takes its time
+            open_adapter(folder, base.name, base=base.path)
         async with engine_of(settings) as (engine, chat):
-            adapter = await load_adapter(engine, folder, resolve_model(settings.model)) if folder else None
+            adapter = await load_adapter(engine, folder, base) if folder else None
             rewriter = build_rewriter(engine, chat, settings.gate, settings.rewrite, adapter=adapter)
             try:
                 model, concurrency = engine.info.model, settings.rewrite.concurrency

@@ -16,7 +16,7 @@ from cli.cluster import Cluster
 from cli.console import interrupt_when_terminated, say, stepping
 from cli.exceptions import UsageError
 from cli.settings import Given, load_settings
-from trainer.request import SftRequest, WorkerResources
+from trainer.request import SftRequest
 
 if TYPE_CHECKING:
     from trainer.report import StepReport
@@ -39,9 +39,9 @@ def sft(
     limit: options.Limit = None,
     resume: options.Resume = False,
     ray: options.Ray = None,
-    workers: options.Workers = 1,
-    cpus: options.Cpus = 1,
-    gpus: options.Gpus = 0,
+    workers: options.Workers = None,
+    cpus: options.Cpus = None,
+    gpus: options.Gpus = None,
     detach: options.Detach = False,
     job: options.Job = None,
     stop: options.Stop = False,
@@ -56,8 +56,9 @@ def sft(
     MODEL/training what --resume goes on from.
     With --ray IN and MODEL are paths of the cluster, and the job goes on when this command ends.
     """
-    cluster = Cluster("sft", ray)
-    if cluster.attend(job, stop=stop, status=status):
+    cluster = Cluster("sft", ray, workers, cpus, gpus, detach)
+    submits = source is not None or output is not None or resume
+    if cluster.attend(job, stop=stop, status=status, as_json=as_json, submits=submits):
         return
     flags = [
         Given.by_flag("model.name", "--model", model),
@@ -75,14 +76,16 @@ def sft(
     request = SftRequest(
         source=source, output=output, model=settings.model, engine=settings.engine, sft=settings.sft, limit=limit
     )
-    resources = WorkerResources(cpus=cpus, gpus=gpus)
-    if not cluster.run(request, resume=resume, workers=workers, resources=resources, detach=detach):
+    if not cluster.run(request, resume=resume):
         _train_here(request, resume=resume, as_json=as_json)
 
 
 def _train_here(request: SftRequest, *, resume: bool, as_json: bool) -> None:
-    from trainer.sft.run import run_sft
+    from cli.engine import fetch_model
+    from trainer.sft.run import check_output, run_sft
 
+    check_output(request, request.output / "training", resume)
+    fetch_model(request.model)
     interrupt_when_terminated()
     try:
         with tuning_progress() as report:

@@ -16,7 +16,7 @@ from cli.cluster import Cluster
 from cli.console import interrupt_when_terminated, say, stepping
 from cli.exceptions import UsageError
 from cli.settings import Given, Settings, load_settings
-from trainer.request import TrainingRequest, WorkerResources
+from trainer.request import TrainingRequest
 
 if TYPE_CHECKING:
     from trainer.report import StepReport
@@ -38,9 +38,9 @@ def train(
     limit: options.Limit = None,
     resume: options.Resume = False,
     ray: options.Ray = None,
-    workers: options.Workers = 1,
-    cpus: options.Cpus = 1,
-    gpus: options.Gpus = 0,
+    workers: options.Workers = None,
+    cpus: options.Cpus = None,
+    gpus: options.Gpus = None,
     detach: options.Detach = False,
     job: options.Job = None,
     stop: options.Stop = False,
@@ -54,8 +54,9 @@ def train(
     ADAPTER/1, ADAPTER/2 ... are the published versions, ADAPTER/training what --resume goes on from.
     With --ray IN and ADAPTER are paths of the cluster, and the job goes on when this command ends.
     """
-    cluster = Cluster("train", ray)
-    if cluster.attend(job, stop=stop, status=status):
+    cluster = Cluster("train", ray, workers, cpus, gpus, detach)
+    submits = source is not None or output is not None or resume
+    if cluster.attend(job, stop=stop, status=status, as_json=as_json, submits=submits):
         return
     flags = [
         Given.by_flag("model.name", "--model", model),
@@ -70,8 +71,7 @@ def train(
     if source is None or output is None:
         raise UsageError("what to train on and where to put the adapter: rewright train IN -o ADAPTER")
     request = _request(settings, source, output, limit)
-    resources = WorkerResources(cpus=cpus, gpus=gpus)
-    if not cluster.run(request, resume=resume, workers=workers, resources=resources, detach=detach):
+    if not cluster.run(request, resume=resume):
         _train_here(request, resume=resume, as_json=as_json)
 
 
@@ -89,8 +89,12 @@ def _request(settings: Settings, source: Path, output: Path, limit: int | None) 
 
 
 def _train_here(request: TrainingRequest, *, resume: bool, as_json: bool) -> None:
+    from cli.engine import fetch_model
+    from trainer.folder import check_output
     from trainer.train import run_training
 
+    check_output(request, request.output / "training", resume)
+    fetch_model(request.model)
     interrupt_when_terminated()
     try:
         with _progress(request.train.optimizer_steps) as report:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from peft import PeftModel
+
+from trainer.checkpoints import STATE, checkpoints
 
 
 class BestAdapter:
@@ -31,7 +34,7 @@ class BestAdapter:
     @property
     def path(self) -> Path:
         """Where PEFT saved it."""
-        return self._folder / f"best-{self.step}"
+        return self._folder / _name(self.step)
 
     def consider(self, step: int, metrics: Mapping[str, float], model: PeftModel) -> None:
         """Keep the adapter of `step` if it scores higher; the one before goes when no checkpoint needs it."""
@@ -45,7 +48,13 @@ class BestAdapter:
         unfinished.rename(self.path)
 
     def forget_others(self) -> None:
-        """Delete those before: the newest checkpoint names this one."""
+        """Delete those before, but for what a checkpoint that is there names: training may go on from it."""
+        states = [json.loads((checkpoint / STATE).read_text()) for checkpoint in checkpoints(self._folder)]
+        needed = {self.path.name, *(_name(int(state["best"]["step"])) for state in states)}
         for path in self._folder.glob("best-*"):
-            if path != self.path:
+            if path.name not in needed:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _name(step: int) -> str:
+    return f"best-{step}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from trainer.exceptions import CheckpointError
+
 STATE = "rewright_state.json"
 UNFINISHED = ".staging-"
 
@@ -28,6 +30,24 @@ def checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints in `folder`, oldest first."""
     found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
     return sorted(found, key=step_of)
+
+
+def last_checkpoint(folder: Path, steps: int) -> Path | None:
+    """The checkpoint to go on from, None before the first.
+
+    Raises:
+        CheckpointError: its weights have seen more than the `steps` updates that are asked for.
+    """
+    saved = checkpoints(folder)
+    if not saved:
+        return None
+    checkpoint = saved[-1]
+    if (seen := step_of(checkpoint)) > steps:
+        raise CheckpointError(
+            f"{folder}: the checkpoint has seen {seen} updates already, and {steps} are asked for; ask for {seen} or "
+            "more, or choose another output"
+        )
+    return checkpoint
 
 
 def remove_old_checkpoints(folder: Path, keep: int) -> None:

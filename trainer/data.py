@@ -31,24 +31,36 @@ class TrainingData:
     Attributes:
         train: rows to train on.
         held_out: rows for evaluation only.
-        sha256: of the content of all readable rows, whatever the file's format.
+        sha256: of the content of these rows in the file's order, whatever its format.
         left_out: how many rows were not used, by reason.
+        tasks: how many of these rows each task of the gate has.
+        without_answer: how many of them are judged as `text` only because they name no task and no answer was found.
     """
 
     train: list[Demonstration]
     held_out: list[Demonstration]
     sha256: str
     left_out: dict[str, int]
+    tasks: dict[str, int]
+    without_answer: int
 
     @property
     def rows(self) -> int:
         return len(self.train) + len(self.held_out)
 
     @property
-    def note(self) -> str | None:
-        """What was left out and why, the commonest reasons first; None where nothing was."""
-        count = sum(self.left_out.values())
-        return f"{count} of {count + self.rows} rows left out: {_counts(self.left_out)}" if count else None
+    def notes(self) -> list[str]:
+        """What a person should know of the rows: their tasks, what was left out and why, and what to do about it."""
+        notes = [f"rows by task: {', '.join(f'{count} {task}' for task, count in self.tasks.items())}"]
+        if self.without_answer:
+            notes.append(
+                f"in {self.without_answer} of {self.rows} rows no reference answer was found, so their rewrites need "
+                "only resemble the expert's text (task text): give `reference_answer`, end the expert's text with "
+                r"\boxed{...} or a line `#### ...`, or say `task` if that is meant"
+            )
+        if count := sum(self.left_out.values()):
+            notes.append(f"{count} of {count + self.rows} rows left out: {_counts(self.left_out)}")
+        return notes
 
 
 def load_training_data(
@@ -94,6 +106,8 @@ def load_training_data(
         held_out=[row for i, row in enumerate(rows) if i in held],
         sha256=_digest(rows),
         left_out=dict(left_out),
+        tasks=dict(Counter(gate.task_of(row) for row in rows).most_common()),
+        without_answer=sum(row.task is None and gate.task_of(row) == "text" for row in rows),
     )
 
 
@@ -131,7 +145,8 @@ def fits_in(context: int, chat: ChatFormat, gate: Gate, rewrite: RewriteSettings
 def _digest(rows: Sequence[Demonstration]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps([row.id, asked(row), row.expert, row.reference_answer]).encode())
+        task = [] if row.task is None else [row.task]
+        digest.update(json.dumps([row.id, asked(row), row.expert, row.reference_answer, *task]).encode())
     return digest.hexdigest()
 
 

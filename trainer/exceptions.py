@@ -46,6 +46,12 @@ class JobFailedError(JobError):
     may_pass = True
 
 
+class JobStoppedError(JobError):
+    """A Ray job was stopped before its end, by whoever asked the cluster to."""
+
+    may_pass = True
+
+
 class UnreachableError(JobError):
     """The cluster does not answer. A job that it runs is not affected."""
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from agent.adapters import is_name
 from agent.intake import on_hub
-from trainer.checkpoints import checkpoints
+from trainer.agreement import check_agreement
+from trainer.checkpoints import checkpoints, last_checkpoint
 from trainer.data import TrainingData
 from trainer.devices import with_dtype
 from trainer.exceptions import CheckpointError, TrainingSettingsError
 from trainer.request import TrainingRequest
 
 _CLAIM = "request.json"
-_HOTTEST_VLLM = 2.0
 
 
 def process_count() -> int:
@@ -31,34 +31,20 @@ def is_first_process() -> bool:
 
 
 def check_output(request: TrainingRequest, folder: Path, resume: bool) -> None:
-    """What can be refused before anything is loaded."""
+    """What can be refused before anything is loaded. Raises TrainingSettingsError, and CheckpointError as `open_folder`
+    and `last_checkpoint` do.
+    """
     if not is_name(request.output.name):
         raise TrainingSettingsError(
             f"{request.output}: the folder's name is the adapter's; use letters, digits, '.', '_' and '-'"
         )
-    processes = process_count()
-    if request.engine.kind == "vllm":
-        _check_vllm(request, processes)
-    passes = request.train.optimizer.groups_per_pass * request.train.optimizer.updates_per_rollout
-    if request.train.groups % (processes * passes):
-        raise TrainingSettingsError(
-            f"train.groups ({request.train.groups}) must be divisible by {processes} workers x {passes} groups a pass"
-        )
+    check_agreement(request, process_count())
     file = request.train.warm_start.file
     if file is not None and not checkpoints(folder) and not file.exists() and not on_hub(file):
         raise TrainingSettingsError(f"train.warm_start.file {file}: there is no such file")
     open_folder(request.output, folder, resume)
-
-
-def _check_vllm(request: TrainingRequest, processes: int) -> None:
-    if processes > 1:
-        raise TrainingSettingsError(
-            f"engine.kind vllm trains in one process, not in {processes} workers; use one, or engine.kind transformers"
-        )
-    if request.train.temperature > _HOTTEST_VLLM:
-        raise TrainingSettingsError(
-            f"train.temperature is {request.train.temperature:g}, and vLLM draws at {_HOTTEST_VLLM:g} at most"
-        )
+    if resume:
+        last_checkpoint(folder, request.train.optimizer_steps)
 
 
 def open_folder(output: Path, folder: Path, resume: bool) -> None:

@@ -20,7 +20,7 @@ from agent.embeddings import Embedder
 from agent.gate import Gate
 from agent.rewriter import token_limit
 from trainer.best import BestAdapter
-from trainer.checkpoints import STATE, checkpoints, remove_unfinished_checkpoints, step_of
+from trainer.checkpoints import STATE, last_checkpoint, remove_unfinished_checkpoints, step_of
 from trainer.curriculum import Curriculum, span_of_step
 from trainer.data import TrainingData, asked
 from trainer.draws import Draws
@@ -111,8 +111,7 @@ class Training:
 
     def run(self, resume: bool) -> None:
         """The loop, from the last checkpoint if there is one and `resume` asks for it, else from the start."""
-        saved = checkpoints(self._folder) if resume else []
-        checkpoint = saved[-1] if saved else None
+        checkpoint = last_checkpoint(self._folder, self._settings.optimizer_steps) if resume else None
         if checkpoint is not None:
             state = json.loads((checkpoint / STATE).read_text())
             self._curriculum.restore(state["curriculum"])

@@ -57,8 +57,10 @@ class AdapterCard:
     Attributes:
         name: of the adapter; the folder's name.
         base_model: name of the base model, as in records.
+        base_commit: of the hub, where the base model came from there.
         base_revision: `weights_sha256` of the base model's folder.
         left_out: how many rows were not used, by reason.
+        tasks: how many of the used rows each task of the gate has.
         settings: resolved settings of the training.
         reward: the reward's preset.
         curves: what each held-out evaluation measured, with its `step`.
@@ -70,9 +72,11 @@ class AdapterCard:
 
     name: str
     base_model: str
+    base_commit: str | None
     base_revision: str
     data: DataOfTraining
     left_out: Mapping[str, int]
+    tasks: Mapping[str, int]
     settings: Mapping[str, Any]
     reward: str
     curves: Sequence[Mapping[str, float]]

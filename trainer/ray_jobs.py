@@ -17,14 +17,13 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from agent.exceptions import GAVE_UP
-from agent.intake import on_hub
 from trainer.exceptions import JobError, JobFailedError, UnreachableError
 from trainer.ray_entry import JOB_VARIABLE
 from trainer.request import SftRequest, TrainingJob, TrainingRequest, WorkerResources
+from trainer.submission import job_of
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -72,8 +71,7 @@ def submit(
 
     Args:
         address: of the cluster's dashboard, `http://head:8265`.
-        request: its paths are paths on the cluster's machines; the engine gets as many threads as cores are
-            reserved unless it says itself.
+        request: its paths are paths on the cluster's machines; see `trainer.submission` for what changes.
         resources: of each worker, None for the defaults. A single worker is the job's own process. Several are
             started by it, and it reserves nothing itself, so that they may have the whole cluster.
         job_id: 1 to 64 letters, digits, `-` and `_`; None for a new one. A cluster takes an id only once.
@@ -82,18 +80,15 @@ def submit(
         The job's id.
 
     Raises:
-        JobError: a path is relative, the id is malformed or taken, the cluster refuses.
+        JobError: a path is relative, a GPU is needed and not reserved, the id is malformed or taken, the cluster
+            refuses.
+        TrainingSettingsError: the settings do not fit together, or not so many workers.
         UnreachableError: there is no cluster at `address`.
     """
-    _require_absolute_paths(request)
+    resources = resources or WorkerResources()
+    job = job_of(request, resume=resume, workers=workers, resources=resources)
     job_id = f"rewright-{request.kind}-{secrets.token_hex(8)}" if job_id is None else job_id
     _require_job_id(job_id)
-    resources = resources or WorkerResources()
-    changes: dict[str, object] = {"threads": request.engine.threads or resources.cpus}
-    if not resources.gpus:
-        changes["device"] = "cpu"  # Ray may leave a machine's GPUs visible to a process that reserved none
-    request = request.model_copy(update={"engine": request.engine.model_copy(update=changes)})
-    job = TrainingJob(request=request, resume=resume, workers=workers, resources=resources)
     own = resources if workers == 1 else None
     with _explained(address):
         return str(
@@ -253,24 +248,6 @@ def _state(client: JobSubmissionClient, job_id: str) -> JobState:
 def _require_job_id(job_id: str) -> None:
     if not _JOB_ID.fullmatch(job_id):
         raise JobError(f"job id {job_id!r}: use 1 to 64 letters, digits, '-' and '_', the first no sign")
-
-
-def _require_absolute_paths(request: TrainingRequest | SftRequest) -> None:
-    for name, path in _paths(request):
-        if not path.is_absolute():
-            raise JobError(f"{name} {str(path)!r}: paths are read by the cluster's machines and must be absolute")
-
-
-def _paths(request: TrainingRequest | SftRequest) -> Iterator[tuple[str, Path]]:
-    """The files and folders that a request names, each with its setting; what is meant for the hub is none."""
-    yield "output", request.output
-    files, models = {"source": request.source}, {"model.name": request.model.name}
-    if isinstance(request, TrainingRequest):
-        models["gate.text_model"] = request.gate.text_model
-        if request.train.warm_start.file is not None:
-            files["train.warm_start.file"] = request.train.warm_start.file
-    yield from ((name, file) for name, file in files.items() if not on_hub(file))
-    yield from ((name, Path(model)) for name, model in models.items() if model.startswith(".") or Path(model).is_dir())
 
 
 def _connect(address: str) -> JobSubmissionClient:

@@ -15,8 +15,9 @@ from typing import Any
 from agent.assembly import build_gate, open_chat
 from agent.engine.loading import context_length, load_config
 from agent.gate import Gate
-from agent.models import resolve_model
+from agent.models import ModelFiles, resolve_model
 from agent.weights import weights_sha256
+from trainer.checkpoints import checkpoints
 from trainer.curves import draw_curves
 from trainer.data import TrainingData, fits_in, load_training_data
 from trainer.folder import check_output, claim, is_first_process
@@ -25,6 +26,7 @@ from trainer.policy import open_policy
 from trainer.publish import AdapterCard, DataOfTraining, publish, published_before
 from trainer.report import StepReport
 from trainer.request import TrainingRequest
+from trainer.warm_start import require_candidates
 
 
 def run_training(
@@ -43,7 +45,7 @@ def run_training(
         resume: go on from the last whole checkpoint of `request.output`; where a training was begun and killed
             before its first, begin again.
         on_report: called after each step and each evaluation.
-        on_note: called with what a person should know of the data, a sentence.
+        on_note: called with what a person should know of the data and of what is published, a sentence each.
 
     Raises:
         TrainingSettingsError: the output exists and is not to be resumed, or the settings do not fit together.
@@ -51,6 +53,7 @@ def run_training(
         CheckpointError: there is nothing to resume, or it belongs to another request or other data.
         ModelError: the base model cannot be had, or is not supported.
     """
+    on_note = on_note or (lambda _: None)
     folder = request.output / "training"
     check_output(request, folder, resume)
     gate = Gate(request.gate)
@@ -64,8 +67,11 @@ def run_training(
         eval_rows=request.train.eval_rows,
         seed=request.train.seed,
     )
-    if on_note and data.note and is_first_process():
-        on_note(data.note)
+    for note in data.notes if is_first_process() else ():
+        on_note(note)
+    warm = request.train.warm_start.file
+    if warm is not None and not checkpoints(folder):
+        require_candidates(warm)
     base = weights_sha256(files.path)
     claim(folder, request, data, base)
     with asyncio.Runner() as runner, open_policy(runner, files, chat, request, folder) as policy:
@@ -74,13 +80,20 @@ def run_training(
         training = Training(request, folder, data, chat, policy, gate, base, runner, on_report or (lambda _: None))
         try:
             training.run(resume)
-            return _publish_best(training, request, data, files.name, base)
+            return _publish_best(training, request, data, files, base, on_note)
         finally:
             training.close()
             runner.run(gate.aclose())
 
 
-def _publish_best(training: Training, request: TrainingRequest, data: TrainingData, model: str, base: str) -> Path:
+def _publish_best(
+    training: Training,
+    request: TrainingRequest,
+    data: TrainingData,
+    files: ModelFiles,
+    base: str,
+    on_note: Callable[[str], None],
+) -> Path:
     """Publish the best adapter as the next version, unless the newest is the same.
 
     Processes other than the first only name the output.
@@ -88,14 +101,20 @@ def _publish_best(training: Training, request: TrainingRequest, data: TrainingDa
     if not training.is_main:
         return request.output
     best, records = training.best, training.history.records()
+    if not best.step:
+        warm = request.train.warm_start.file is not None
+        published = "the warm start" if warm else "the base model's own behaviour"
+        on_note(f"no later step did better on the held-out rows: published is {published}")
     draw_curves(records, best.path / "curves.png")
     shutil.copyfile(training.samples.path, best.path / "samples.md")
     card = AdapterCard(
         name=request.output.name,
-        base_model=model,
+        base_model=files.name,
+        base_commit=files.revision,
         base_revision=base,
         data=DataOfTraining(file=request.source.name, rows=data.rows, sha256=data.sha256),
         left_out=data.left_out,
+        tasks=data.tasks,
         settings=_without_paths(request),
         reward=request.train.reward.preset,
         curves=[{"step": record.step, **record.metrics} for record in records if record.kind == "eval"],

@@ -47,6 +47,21 @@ class Imitated:
     completion_ids: list[int]
 
 
+def require_candidates(file: Path) -> None:
+    """Refuse a file without any rewrite to imitate; whether one passes, only the gate can tell.
+
+    Raises:
+        InputFileError: the file cannot be read.
+        TrainingDataError: no row has a `candidate`.
+    """
+    rows = [row for row in read_rows(file) if isinstance(row, Demonstration)]
+    if not any(_candidate(row) for row in rows):
+        raise TrainingDataError(
+            f"train.warm_start.file {file}: none of its {len(rows)} readable rows has a `candidate`; put the rewrite "
+            "to imitate there, beside the demonstration"
+        )
+
+
 async def read_warm_start(
     file: Path, gate: Gate, chat: ChatFormat, *, context: int, held_out: AbstractSet[Asked]
 ) -> list[Imitated]:
@@ -67,7 +82,7 @@ async def read_warm_start(
     passed = await asyncio.gather(*(_passes(gate, row) for row in rows))
     imitated = []
     for row in (row for row, passes in zip(rows, passed, strict=True) if passes):
-        completion_ids = chat.completion_ids(row.source["candidate"].strip())
+        completion_ids = chat.completion_ids(_candidate(row))
         room = context - len(completion_ids)
         try:
             prompt_ids = proposal_ids(chat, "rewrite", row, gate.task_of(row), room)
@@ -83,10 +98,16 @@ async def read_warm_start(
     return imitated
 
 
-async def _passes(gate: Gate, row: Demonstration) -> bool:
+def _candidate(row: Demonstration) -> str:
+    """The rewrite to imitate; empty where there is none."""
     candidate = row.source.get("candidate")
+    return candidate.strip() if isinstance(candidate, str) else ""
+
+
+async def _passes(gate: Gate, row: Demonstration) -> bool:
+    candidate = _candidate(row)
     try:
-        return isinstance(candidate, str) and (await gate.check(row, candidate.strip())).passed
+        return bool(candidate) and (await gate.check(row, candidate)).passed
     except GateError:
         return False
 

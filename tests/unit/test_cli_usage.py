@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
 from agent.exceptions import ModelFetchError, OutputFailedError
 from cli.lines import json_lines
@@ -18,6 +19,7 @@ from cli.main import main
 from server.keys import KeyStore
 from server.settings import ServerSettings
 from server.state import Database
+from tests.tiny_chat import tiny_model, write_tiny_model
 from trainer.exceptions import DivergedError, JobError, JobFailedError, PublishError, UnreachableError
 
 Run = Callable[..., tuple[int, str, str]]
@@ -104,9 +106,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["check", "none.jsonl"], "none.jsonl: no such file or folder"),
         (["sft", "in.jsonl"], "where to put the model"),
         (["sft", "in.jsonl", "-o", "m", "--method", "qlora"], "setting sft.method: Input should be 'lora' or 'full'"),
-        (["sft", "in.jsonl", "-o", "m", "--workers", "2"], "--workers and --detach need a cluster: --ray ADDRESS"),
-        (["sft", "--job", "x"], "--job needs the cluster: --ray ADDRESS"),
-        (["sft", "--stop"], "--stop and --status need the job's id"),
         (["sft", "none.jsonl", "-o", "m"], "none.jsonl: no such file or folder"),
         (["sft", "in.jsonl", "-o", "in.jsonl"], "in.jsonl is a file; the model is written to a folder"),
         (["sft", "in.jsonl", "-o", "m", "--resume"], "there is no checkpoint to resume from"),
@@ -214,6 +213,37 @@ def test_a_run_is_not_resumed_with_a_version_that_was_published_since(run: Run, 
         (tmp_path / "o.jsonl").write_text("{}\n")
     assert json.loads((tmp_path / "o.jsonl.run.json").read_text())["rewrite"]["adapter"] == str(tmp_path / "math" / "1")
     assert "cannot be resumed: rewrite was" in err
+
+
+def test_an_adapter_of_another_base_model_is_refused_before_the_engine_starts(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def start(*_: object) -> None:
+        raise AssertionError("the engine is not to be started")
+
+    monkeypatch.setattr("cli.engine.open_engine", start)
+    write_tiny_model(tmp_path / "tiny")
+    adapter = tmp_path / "math" / "1"
+    model = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=["q_proj"]))
+    model.save_pretrained(str(adapter))
+    (adapter / "rewright.json").write_text(json.dumps({"name": "math", "version": "1", "base_model": "other"}))
+    code, _, err = run("rewrite", "in.jsonl", "-o", "o.jsonl", "--model", "tiny", "--adapter", "math")
+    assert code == 2
+    assert "math/1 was trained on other, the engine runs tiny; pass --model other" in err
+
+
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_a_training_shows_how_its_model_is_fetched_once_its_output_is_free(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def fetch(_: object, *, on_progress: Callable[[str, int, int], None]) -> None:
+        on_progress("download", 0, 10)
+        raise ModelFetchError("the hub is away")
+
+    monkeypatch.setattr("cli.engine.resolve_model", fetch)
+    code, _, err = run(command, "in.jsonl", "-o", "made")
+    assert (code, err) == (3, "download smollm2-135m ... error: the hub is away")
+    assert "no checkpoint to resume" in run(command, "in.jsonl", "-o", "other", "--resume")[2]
 
 
 def test_what_would_be_replaced_stays_where_the_run_cannot_start(run: Run, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import torch
 
 from agent.exceptions import SettingsError
 from cli.settings import load_settings
+from trainer.checkpoints import last_checkpoint
 from trainer.exceptions import CheckpointError, TrainingSettingsError
 from trainer.request import SftRequest
 from trainer.sft.data import SftData
-from trainer.sft.run import _described, check_output, last_checkpoint
+from trainer.sft.run import _described, check_output
 from trainer.sft.settings import SftSettings
 from trainer.sft.trainer import steps_of
 

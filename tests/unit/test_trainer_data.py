@@ -101,7 +101,7 @@ def test_a_row_that_the_chat_template_refuses_is_left_out(template: str, roles: 
     reason = "the model's chat template refuses these turns: System role not supported"
     assert data.left_out == {reason: 1}
     assert data.rows == 5
-    assert data.note == f"1 of 6 rows left out: 1 x {reason}"
+    assert data.notes == ["rows by task: 5 math", f"1 of 6 rows left out: 1 x {reason}"]
 
 
 def test_a_row_fits_where_its_request_and_longest_rewrite_do(tmp_path: Path) -> None:
@@ -113,4 +113,25 @@ def test_a_row_fits_where_its_request_and_longest_rewrite_do(tmp_path: Path) -> 
     limited = RewriteSettings(max_tokens=10)
     assert fits_in(needed, chat, gate, limited)(one)
     assert not fits_in(needed - 1, chat, gate, limited)(one)
-    assert load([row(i) for i in range(4)], tmp_path).note is None
+
+
+def test_rows_are_counted_by_task_and_those_without_an_answer_are_said_with_what_to_do(tmp_path: Path) -> None:
+    asked_for = [row(7, task="text", answer="Hello."), row(8, reference_answer="9", answer="It makes nine.")]
+    data = load([*(row(i) for i in range(4)), *asked_for, row(9, answer="I do not know.")], tmp_path)
+    assert data.tasks == {"math": 5, "text": 2}
+    tasks, unanswered = data.notes
+    assert tasks == "rows by task: 5 math, 2 text"
+    assert unanswered.startswith("in 1 of 7 rows no reference answer was found")
+    assert "give `reference_answer`" in unanswered
+    assert "say `task`" in unanswered
+
+
+def test_rows_of_which_all_have_an_answer_are_only_counted(tmp_path: Path) -> None:
+    assert load([row(i) for i in range(4)], tmp_path).notes == ["rows by task: 4 math"]
+
+
+def test_the_hash_follows_the_task_and_is_of_the_rows_that_are_used(tmp_path: Path) -> None:
+    rows = [row(i) for i in range(5)]
+    known = load(rows, tmp_path).sha256
+    assert load([*rows[:4], row(4, task="text")], tmp_path).sha256 != known
+    assert load([*rows, "{broken", row(6, question=rows[0]["question"])], tmp_path).sha256 == known

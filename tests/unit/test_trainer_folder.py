@@ -13,7 +13,7 @@ from trainer.folder import check_output, claim, claim_as
 from trainer.request import TrainingRequest
 from trainer.settings import TrainSettings
 
-DATA = TrainingData([], [], "data", {})
+DATA = TrainingData([], [], "data", {}, {}, 0)
 REQUEST = TrainingRequest(source=Path("rows.jsonl"), output=Path("math"))
 
 
@@ -81,6 +81,21 @@ def test_a_training_killed_before_its_first_checkpoint_begins_again_with_resume(
     check_output(request, folder, resume=True)
     with pytest.raises(TrainingSettingsError, match="pass --resume"):
         check_output(request, folder, resume=False)
+
+
+@pytest.mark.parametrize(("updates", "seen"), [(1, 8), (2, 16)])
+def test_fewer_steps_than_the_checkpoint_has_seen_are_refused(tmp_path: Path, updates: int, seen: int) -> None:
+    folder = tmp_path / "math" / "training"
+    (folder / f"checkpoint-{seen}").mkdir(parents=True)
+
+    def resume(steps: int) -> None:
+        request = with_train(steps=steps, optimizer={"updates_per_rollout": updates})
+        check_output(request.model_copy(update={"output": tmp_path / "math"}), folder, resume=True)
+
+    with pytest.raises(CheckpointError, match=f"has seen {seen} updates already, and {7 * updates} are asked for"):
+        resume(7)
+    resume(8)
+    resume(9)
 
 
 def test_a_warm_start_that_is_not_there_is_refused_unless_it_is_over(tmp_path: Path) -> None:

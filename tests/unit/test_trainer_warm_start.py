@@ -19,7 +19,7 @@ from agent.settings import GateSettings
 from trainer.exceptions import TrainingDataError
 from trainer.packing import completion_logprobs
 from trainer.settings import TrainSettings
-from trainer.warm_start import Imitated, read_warm_start, warm_start
+from trainer.warm_start import Imitated, read_warm_start, require_candidates, warm_start
 
 ROWS = [Imitated([*range(3, 43), 50 + i], [5 + i, 6, 7, 2]) for i in range(6)]
 SETTINGS = TrainSettings.model_validate({"warm_start": {"epochs": 20, "rows": 6, "learning_rate": 0.03}})
@@ -128,6 +128,12 @@ async def test_a_file_without_any_usable_candidate_is_refused(tmp_path: Path, ch
     with pytest.raises(TrainingDataError, match="none of its 2 rows can be imitated"):
         await read_warm_start(file, gate, chat, context=2048, held_out=set())
     await gate.aclose()
+
+
+def test_a_file_without_any_candidate_is_refused_without_a_model(tmp_path: Path) -> None:
+    require_candidates(write(tmp_path / "one.jsonl", None, "It is 7."))
+    with pytest.raises(TrainingDataError, match="none of its 2 readable rows has a `candidate`"):
+        require_candidates(write(tmp_path / "none.jsonl", None, " "))
 
 
 async def test_a_row_that_the_chat_template_refuses_is_not_imitated(tmp_path: Path, model_files: ModelFiles) -> None:

@@ -31,9 +31,10 @@ from agent.engine.loading import (
 from agent.engine.lora_linear import use_lora_linear
 from agent.models import ModelFiles, resolve_model
 from agent.weights import weights_sha256
-from trainer.checkpoints import checkpoints, remove_unfinished_checkpoints, step_of
+from trainer.agreement import check_agreement
+from trainer.checkpoints import last_checkpoint, remove_unfinished_checkpoints, step_of
 from trainer.devices import with_dtype
-from trainer.exceptions import CheckpointError, TrainingDataError, TrainingSettingsError
+from trainer.exceptions import TrainingDataError, TrainingSettingsError
 from trainer.folder import claim_as, open_folder, process_count
 from trainer.history import History
 from trainer.lora import seeded_lora
@@ -98,14 +99,7 @@ def run_sft(
 
 def check_output(request: SftRequest, folder: Path, resume: bool) -> None:
     """What can be refused before anything is loaded. Raises as `run_sft`."""
-    settings, processes = request.sft, process_count()
-    if request.engine.kind != "transformers":
-        raise TrainingSettingsError("fine-tuning needs engine.kind transformers")
-    if settings.batch_rows % (settings.rows_per_pass * processes):
-        raise TrainingSettingsError(
-            f"sft.batch_rows ({settings.batch_rows}) must be divisible by {processes} workers x sft.rows_per_pass "
-            f"({settings.rows_per_pass})"
-        )
+    check_agreement(request, process_count())
     if request.output.is_file():
         raise TrainingSettingsError(f"{request.output} is a file; the model is written to a folder")
     if not resume and request.output.is_dir() and (others := _other_files(request.output)):
@@ -255,24 +249,6 @@ class _Run:
 
     def _report(self, step: int, kind: Kind, metrics: dict[str, float]) -> None:
         self._on_report(StepReport(step, self._steps, kind, metrics))
-
-
-def last_checkpoint(folder: Path, steps: int) -> Path | None:
-    """The checkpoint to go on from, None before the first.
-
-    Raises:
-        CheckpointError: its weights have seen more than the `steps` updates that are asked for.
-    """
-    saved = checkpoints(folder)
-    if not saved:
-        return None
-    checkpoint = saved[-1]
-    if (seen := step_of(checkpoint)) > steps:
-        raise CheckpointError(
-            f"{folder}: the checkpoint has seen {seen} updates already, and {steps} are asked for; ask for {seen} or "
-            "more, or choose another output"
-        )
-    return checkpoint
 
 
 def _load(request: SftRequest, files: ModelFiles, dtype: torch.dtype) -> Any:

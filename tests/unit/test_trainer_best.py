@@ -1,0 +1,72 @@
+"""The best adapter so far: kept as long as a checkpoint that is there names it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.best import BestAdapter
+from trainer.checkpoints import STATE
+
+
+class Model:
+    """Is saved as an empty folder."""
+
+    def save_pretrained(self, folder: str) -> None:
+        Path(folder).mkdir()
+
+
+@pytest.fixture
+def best(tmp_path: Path) -> BestAdapter:
+    return BestAdapter(tmp_path)
+
+
+def consider(best: BestAdapter, step: int, score: float) -> None:
+    model: Any = Model()
+    best.consider(step, {"score": score}, model)
+
+
+def save(best: BestAdapter, folder: Path, step: int) -> Path:
+    """A checkpoint as the training makes it."""
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir()
+    (checkpoint / STATE).write_text(json.dumps({"best": best.metrics}))
+    best.forget_others()
+    return checkpoint
+
+
+def kept(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("best-*")}
+
+
+def test_training_can_go_on_from_every_checkpoint_that_is_kept(best: BestAdapter, tmp_path: Path) -> None:
+    consider(best, 0, 0.1)
+    older = save(best, tmp_path, 4)
+    consider(best, 8, 0.3)
+    save(best, tmp_path, 8)
+    assert kept(tmp_path) == {"best-0", "best-8"}
+    resumed = BestAdapter(tmp_path)
+    resumed.metrics = json.loads((older / STATE).read_text())["best"]
+    assert resumed.path.is_dir()
+
+
+def test_what_no_checkpoint_needs_any_more_is_deleted(best: BestAdapter, tmp_path: Path) -> None:
+    consider(best, 0, 0.1)
+    oldest = save(best, tmp_path, 4)
+    consider(best, 8, 0.3)
+    save(best, tmp_path, 8)
+    shutil.rmtree(oldest)
+    save(best, tmp_path, 12)
+    assert kept(tmp_path) == {"best-8"}
+
+
+def test_only_a_higher_score_takes_the_place_of_the_best(best: BestAdapter, tmp_path: Path) -> None:
+    for step, score in ((0, 0.2), (4, 0.2), (8, 0.1)):
+        consider(best, step, score)
+    assert (best.step, kept(tmp_path)) == (0, {"best-0"})
+    consider(best, 12, 0.3)
+    assert (best.step, best.path.is_dir()) == (12, True)

@@ -13,6 +13,7 @@ from agent.chat import ChatFormat
 from agent.demonstrations import Message
 from agent.engine import Engine
 from agent.records import Mismatch
+from agent.tokenise import demonstration_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,8 @@ async def surprisal(engine: Engine, chat: ChatFormat, prompt: Sequence[Message],
         ChatError: the model's chat template refuses the turns.
         PromptTooLongError: the two do not fit the context.
     """
-    ids = chat.completion_ids(completion)
-    logprobs = await engine.score(chat.prompt_ids(prompt), ids)
+    prompt_ids, ids = await demonstration_ids(chat, engine.info, prompt, completion)
+    logprobs = await engine.score(prompt_ids, ids)
     return Surprisal(ids, chat.token_texts(ids), [-logprob for logprob in logprobs])
 
 

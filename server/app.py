@@ -229,6 +229,7 @@ async def _answer(request: Request, body: B, work: Callable[[B], Coroutine[Any, 
         )
     with admission.admit(rows):
         request.app.state.rates.take_rows(request.state.caller, rows)  # a request that is turned away costs none
+        request.state.body_room.close()
         return JSONResponse(await _while_connected(request, work(body), limits.request_timeout_s))
 
 

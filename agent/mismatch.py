@@ -13,7 +13,7 @@ from agent.chat import ChatFormat
 from agent.demonstrations import Message
 from agent.engine import Engine
 from agent.records import Mismatch
-from agent.tokenise import demonstration_ids
+from agent.tokenise import demonstration_ids, tokenised
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,8 @@ async def surprisal(engine: Engine, chat: ChatFormat, prompt: Sequence[Message],
     """
     prompt_ids, ids = await demonstration_ids(chat, engine.info, prompt, completion)
     logprobs = await engine.score(prompt_ids, ids)
-    return Surprisal(ids, chat.token_texts(ids), [-logprob for logprob in logprobs])
+    tokens = await tokenised(lambda: chat.token_texts(ids), [completion])
+    return Surprisal(ids, tokens, [-logprob for logprob in logprobs])
 
 
 def summarise(nats: Sequence[float]) -> Mismatch:

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from fastapi import Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.requests import ClientDisconnect
@@ -142,6 +143,8 @@ class GuardedRoute(APIRoute):
             request.state.caller = await authenticate(request, self.scopes)
             rates: Rates = request.app.state.rates
             rates.take_request(request.state.caller)
+            _refuse_encoded(request)
+            _refuse_ignored(request, self.dependant)
             bounded = self.request_class(request.scope, request.receive)
             with ExitStack() as request.state.body_room:
                 if self.body_field is not None:
@@ -212,6 +215,34 @@ def _is_plain(value: Any) -> bool:
     except JsonValueError:
         return False
     return True
+
+
+def _refuse_encoded(request: Request) -> None:
+    """Nothing is unpacked here, so that there is no bomb; taken as it is, the body would be called rubbish."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise MediaTypeError(
+            f"the body is declared as {encoding[:40]!r}: send it as it is, without Content-Encoding",
+            code="unsupported_encoding",
+        )
+
+
+def _refuse_ignored(request: Request, dependant: Dependant) -> None:
+    """Refuse query parameters that the route does not have, and what it has once and is given several times."""
+    known = {field.alias for field in dependant.query_params}
+    for name in request.query_params:
+        if name not in known:
+            taken = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
+            raise BadRequestError(
+                f"there is no query parameter {name[:40]!r} here: {taken}", code="unknown_parameter", param=name[:40]
+            )
+    for given, names in (
+        (request.query_params, known),
+        (request.headers, {field.alias for field in dependant.header_params}),
+    ):
+        for name in sorted(names):
+            if len(given.getlist(name)) > 1:
+                raise BadRequestError(f"{name} is given more than once", code="duplicate_parameter", param=name)
 
 
 def _require_json(content_type: str) -> None:

@@ -48,6 +48,14 @@ class ChatFormat:
         return frozenset({self.end_of_turn_id, self.tokenizer.eos_token_id or self.end_of_turn_id})
 
     @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token: no text has fewer tokens than its characters divided by this.
+
+        Vocabularies of bytes spell each byte as a character, and a text has no more characters than bytes.
+        """
+        return max(map(len, self.tokenizer.get_vocab()))
+
+    @cached_property
     def _control(self) -> re.Pattern[str]:
         """Matches every special token of this tokenizer."""
         added = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]

@@ -13,6 +13,7 @@ from agent.chat import ChatFormat
 from agent.demonstrations import Message
 from agent.engine import Engine
 from agent.records import Mismatch
+from agent.tokenise import demonstration_ids, tokenised
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,10 @@ async def surprisal(engine: Engine, chat: ChatFormat, prompt: Sequence[Message],
         ChatError: the model's chat template refuses the turns.
         PromptTooLongError: the two do not fit the context.
     """
-    ids = chat.completion_ids(completion)
-    logprobs = await engine.score(chat.prompt_ids(prompt), ids)
-    return Surprisal(ids, chat.token_texts(ids), [-logprob for logprob in logprobs])
+    prompt_ids, ids = await demonstration_ids(chat, engine.info, prompt, completion)
+    logprobs = await engine.score(prompt_ids, ids)
+    tokens = await tokenised(lambda: chat.token_texts(ids), [completion])
+    return Surprisal(ids, tokens, [-logprob for logprob in logprobs])
 
 
 def summarise(nats: Sequence[float]) -> Mismatch:

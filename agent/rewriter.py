@@ -10,6 +10,7 @@ import asyncio
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
@@ -22,6 +23,7 @@ from agent.records import Check, Mismatch, Proposer, Record, Status, Verdict
 from agent.search import Grown, grow
 from agent.settings import ProposerName, RewriteSettings, Step
 from agent.strategies import Strategy
+from agent.tokenise import demonstration_ids, require_room, tokenised
 from agent.usage import Usage
 
 
@@ -107,12 +109,21 @@ class _Job:
     async def run(self) -> Record:
         demonstration = self._demonstration
         task = self._gate.task_of(demonstration)
-        self._plain_ids = self._chat.prompt_ids(demonstration.prompt)
-        self._expert = await self._mismatch(demonstration.expert)
+        texts = [*(turn.content for turn in demonstration.prompt), demonstration.expert]
+        if demonstration.reference_answer is not None:  # proposals have it too
+            texts.append(demonstration.reference_answer)
+        require_room(self._chat, self._engine.info, texts)
+        self._plain_ids, expert_ids = await demonstration_ids(
+            self._chat, self._engine.info, demonstration.prompt, demonstration.expert
+        )
+        self._expert = await self._mismatch(expert_ids)
         self._expert_tokens = self._expert.tokens
         for step in self._strategy:
             room = self._engine.info.max_length - self._max_tokens
-            prompt_ids = proposal_ids(self._chat, step.proposer, demonstration, task, room)
+            prompt_ids = await tokenised(
+                partial(proposal_ids, self._chat, step.proposer, demonstration, task, room),
+                texts,
+            )
             if prompt_ids is None:
                 continue
             self._used_adapter = self._adapter if step.proposer == "rewrite" else None
@@ -183,14 +194,13 @@ class _Job:
         verdict = await self._gate.check(self._demonstration, text, finished=completion.finish_reason == "stop")
         if not verdict.passed:
             return _Candidate(text, verdict)
-        mismatch = await self._mismatch(text)
+        mismatch = await self._mismatch(self._chat.completion_ids(text))
         assert self._expert is not None
         nearer = mismatch.nll < self._expert.nll
         detail = f"{mismatch.nll:.3f} {'<' if nearer else '>='} {self._expert.nll:.3f} nats per token"
         return _Candidate(text, _with_check(verdict, Check("mismatch", nearer, detail)), mismatch)
 
-    async def _mismatch(self, text: str) -> Mismatch:
-        ids = self._chat.completion_ids(text)
+    async def _mismatch(self, ids: Sequence[int]) -> Mismatch:
         self.usage += Usage(scored_tokens=len(ids))
         return summarise([-logprob for logprob in await self._engine.score(self._plain_ids, ids)])
 

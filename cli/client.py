@@ -35,10 +35,10 @@ _LONGEST_WAIT_S = 30.0
 # Longer than a service allows itself for a request, unless it is set otherwise: it knows when to give up.
 _SILENCE_S = 3600.0
 _TOLD_S = 60.0  # a failure that comes again within this time is the same one, and was said
-# Ray's proxy listens a moment before it knows the routes of the service, and says 404 until then.
-_ROUTES_PATIENCE_S, _ROUTES_PAUSE_S = 20.0, 0.2
 _FATAL = (401, 403, 404, 409)
-BUSY = (429, 502, 503, 504)
+_BUSY = (429, 502, 503, 504)
+# What Ray's proxy answers, as text, while the application is not there yet, or not any more.
+_AWAY = (404, 500)
 _TOKENS = ("prompt_tokens", "completion_tokens", "scored_tokens")
 
 
@@ -74,11 +74,7 @@ class RewriteClient:
 
     async def ready(self) -> str:
         """Wait until the service is ready and return the name of its model. Raises ServiceError."""
-        began = time.monotonic()
         answer = await self._request("GET", "/readyz", None)
-        while answer.status_code == 404 and time.monotonic() < began + _ROUTES_PATIENCE_S:
-            await asyncio.sleep(_ROUTES_PAUSE_S)
-            answer = await self._request("GET", "/readyz", None)
         if answer.status_code != 200:
             raise refusal(self._url, answer)
         return str(answered_object(self._url, answer).get("model"))
@@ -131,7 +127,7 @@ class RewriteClient:
         return left + right, left_usage + right_usage
 
     async def _request(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
-        """The first answer that is not about being busy. Raises ServiceError when patience ends."""
+        """The first answer that is not about being busy or away. Raises ServiceError when patience ends."""
         content = json.dumps(body) if body else None
         pauses = Pauses(self._told)
         while True:
@@ -140,9 +136,10 @@ class RewriteClient:
             except httpx.RequestError as error:
                 pause = pauses.next(unreachable(self._url, error), self._patience_s)
             else:
-                if answer.status_code not in BUSY or _took_too_long(answer):
+                if not may_come_later(answer) or _took_too_long(answer):
                     return answer
-                pause = pauses.next(refusal(self._url, answer), _BUSY_PATIENCE_S, retry_after(answer))
+                patience_s = _BUSY_PATIENCE_S if answer.status_code in _BUSY else self._patience_s
+                pause = pauses.next(refusal(self._url, answer), patience_s, retry_after(answer))
             await asyncio.sleep(pause)
 
     def _records(
@@ -227,6 +224,11 @@ def refusal(url: str, answer: httpx.Response) -> ServiceError:
     """What an answer that is no success says, as an error to raise."""
     message = error_fields(answer).get("message") or answer.reason_phrase
     return ServiceError(f"{url} answered {answer.status_code}: {message}")
+
+
+def may_come_later(answer: httpx.Response) -> bool:
+    """Whether the same request makes sense again: the service is busy, starting or being replaced."""
+    return answer.status_code in _BUSY or (answer.status_code in _AWAY and not error_fields(answer))
 
 
 def unreachable(url: str, error: httpx.RequestError) -> ServiceError:

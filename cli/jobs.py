@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agent.exceptions import OutputFileError
 from cli import options
 from cli.console import counting, print_table, result_console, say
 from cli.exceptions import ServiceError, UsageError
@@ -31,7 +32,9 @@ _URL = "http://127.0.0.1:8000"
 
 @app.command("submit")
 def submit(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="JSONL or Parquet file.")],
+    source: Annotated[
+        Path | None, typer.Argument(metavar="IN", help="JSONL or Parquet file; benchmarks alone need none.")
+    ] = None,
     url: Url = _URL,
     strategy: Annotated[str | None, typer.Option("--strategy", metavar="S", help="Proposers to try, by name.")] = None,
     adapter: Annotated[str | None, typer.Option("--adapter", metavar="A", help="An adapter of the service.")] = None,
@@ -44,15 +47,21 @@ def submit(
     as_json: options.AsJson = False,
 ) -> None:
     """Upload IN and start a job on it. Prints the id of the job."""
-    if not source.is_file():
+    if source is None and kind != "evaluate":
+        raise UsageError(f"IN is missing: a job of kind {kind} works on a file")
+    if source is not None and not source.is_file():
         raise UsageError(f"{source}: no such file")
     sampling = {name: value for name, value in (("max_tokens", max_tokens), ("seed", seed)) if value is not None}
     given = _params(params)
     named = {name: value for name, value in (("strategy", strategy), ("adapter", adapter)) if value is not None}
     with open_client(url) as client:
-        file = client.upload(source)
-        tell_problems(file)
-        job = client.submit(file["id"], given | named | ({"sampling": sampling} if sampling else {}), kind)
+        file_id = None
+        if source is not None:
+            file = client.upload(source)
+            tell_problems(file)
+            file_id = file["id"]
+        params_given = given | named | ({"sampling": sampling} if sampling else {})
+        job = client.submit(file_id, params_given, kind)
     print(json.dumps(job) if as_json else job["id"])
 
 
@@ -99,24 +108,41 @@ def cancel(job_id: JobId, url: Url = _URL) -> None:
 def results(
     job_id: JobId,
     output: options.Output = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
     errors: Annotated[bool, typer.Option("--errors", help="Only the rows that failed.")] = False,
     samples: Annotated[bool, typer.Option("--samples", help="Every answer that an exam measured.")] = False,
     url: Url = _URL,
 ) -> None:
-    """Fetch the rows of a job that has ended, as JSON lines, or its report; to standard output without -o."""
+    """Fetch the rows of a job that has ended, as JSON lines, or its report; to standard output without -o.
+
+    The exit code is 1 when the job failed or was cancelled: what it had finished is fetched all the same.
+    """
     if errors and samples:
         raise UsageError("--errors and --samples exclude each other")
+    if output is not None and output.exists() and not overwrite:
+        raise OutputFileError(f"{output}: exists already: overwrite it, or choose another output")
     with open_client(url) as client:
         job = client.job(job_id)
         file_id = job.get("error_file" if errors else "samples_file" if samples else "output_file")
         if file_id is None:
-            what = "no row failed" if errors and job["output_file"] else f"it is {job['status']}"
-            raise ServiceError(f"{job_id} has no such file: {what}")
+            raise ServiceError(f"{job_id} has no such file: {_why_none(job, errors=errors)}")
         if output is None:
             client.download(file_id, sys.stdout.buffer.write)
             sys.stdout.buffer.flush()
-            return
-        client.save(file_id, output)
+        else:
+            client.save(file_id, output)
+    if job["status"] != "completed":
+        counts = job["request_counts"]
+        say(f"{job_id} is {job['status']}: {counts['completed'] + counts['failed']} of {counts['total']} rows")
+        raise typer.Exit(1)
+
+
+def _why_none(job: dict[str, Any], *, errors: bool) -> str:
+    if errors and job["output_file"]:
+        return "no row failed"
+    if job["finished_at"] is None:
+        return f"it is {job['status']}, and has none before its end; rewright jobs watch {job['id']} waits for that"
+    return f"it is {job['status']}"
 
 
 def follow(job: dict[str, Any], url: str) -> dict[str, Any]:

@@ -13,7 +13,16 @@ from typing import Any, TypeVar
 import httpx
 
 from agent.disk import replacing
-from cli.client import BUSY, Pauses, answered_object, bearer, refusal, retry_after, service_address, unreachable
+from cli.client import (
+    Pauses,
+    answered_object,
+    bearer,
+    may_come_later,
+    refusal,
+    retry_after,
+    service_address,
+    unreachable,
+)
 from cli.console import say
 from cli.exceptions import ServiceError
 
@@ -76,9 +85,12 @@ class JobsClient:
         )
 
     def submit(
-        self, file_id: str, params: dict[str, Any], kind: str = "rewrite", *, key: str | None = None
+        self, file_id: str | None, params: dict[str, Any], kind: str = "rewrite", *, key: str | None = None
     ) -> dict[str, Any]:
-        """Start a job; sent twice for want of an answer, or with the same `key`, it is one job. Raises ServiceError."""
+        """Start a job; sent twice for want of an answer, or with the same `key`, it is one job. Raises ServiceError.
+
+        `file_id` is None for an exam of benchmarks alone.
+        """
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
         body = {"kind": kind, "input_file": file_id, "params": params}
         return self._json(lambda: self._http.post("/v1/jobs", json=body, headers=headers))
@@ -171,8 +183,10 @@ class JobsClient:
         headers = {"Last-Event-ID": after} if after else {}
         number = kind = ""
         with self._http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as answer:
-            if answer.status_code in BUSY:
-                return
+            if answer.status_code != httpx.codes.OK:
+                answer.read()
+                if may_come_later(answer):
+                    return
             lines = self._accepted(answer).iter_lines()
             yield None
             for line in lines:
@@ -199,7 +213,7 @@ class JobsClient:
             return answer
         answer.read()
         failure = refusal(self._url, answer)
-        raise _BusyError(failure, retry_after(answer)) if answer.status_code in BUSY else failure
+        raise _BusyError(failure, retry_after(answer)) if may_come_later(answer) else failure
 
     def _patiently(self, work: Callable[[], T]) -> T:
         """The result of `work`, which is done again while the service is busy or cannot be reached."""

@@ -48,6 +48,7 @@ from server.schemas import (
     RewritesResponse,
 )
 from server.settings import LimitSettings, ServerSettings
+from server.uploads import UploadPlaces
 from server.work import DurableWork
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def create_app(
         settings: its limits are enforced here; host and port are the caller's business.
         keys: bearer keys that may pass, those that `work` keeps apart; none at all lets everybody on this machine in.
         work: files, jobs and stored keys; None for a service without. It runs from the application's start to its end.
-        proxied: behind the proxy of Ray Serve, which says `X-Request-ID` itself.
+        proxied: behind the proxy of Ray Serve, which says `X-Request-ID` itself, and holds what is uploaded in memory.
     """
     if work is not None:
         keys = keys.with_store(work.keys)
@@ -130,6 +131,7 @@ def create_app(
     app.state.backend = backend
     app.state.limits = settings.limits
     app.state.body_room = BodyRoom(settings.limits)
+    app.state.upload_places = UploadPlaces(settings.files, settings.limits, proxied=proxied)
     app.state.keys = keys
     app.state.work = work
     app.state.rates = Rates(settings.limits)
@@ -229,6 +231,7 @@ async def _answer(request: Request, body: B, work: Callable[[B], Coroutine[Any, 
         )
     with admission.admit(rows):
         request.app.state.rates.take_rows(request.state.caller, rows)  # a request that is turned away costs none
+        request.state.body_room.close()
         return JSONResponse(await _while_connected(request, work(body), limits.request_timeout_s))
 
 

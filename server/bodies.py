@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any, ClassVar
 
 from fastapi import Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.requests import ClientDisconnect
@@ -28,10 +31,13 @@ bearer = HTTPBearer(auto_error=False, description="A key of the service.")
 
 _BODIES_AT_ONCE = 32  # of the longest that are allowed, or as many more as are shorter
 _NAMED_LEVELS = 3  # params.sampling.top_p
+# Each becomes an object of up to a hundred bytes, so that a short body could take much memory and time.
+_PART = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[,\[{]', re.DOTALL)
+_PARTS_PER_ROW = 1024  # of a full request on average
 
 
 class BodyRoom:
-    """Bounds the memory of bodies that are being received, and have not been counted as demonstrations yet.
+    """Bounds the memory of bodies that are being received or checked, and have not been counted as demonstrations yet.
 
     Args:
         limits: of a body, of which so many find room, and what whoever finds none is told.
@@ -76,7 +82,7 @@ class BoundedRequest(Request):
             yield chunk
 
     async def json(self) -> Any:
-        """The body as JSON, read once.
+        """The body as JSON, read once. Its room is held until `request.state.body_room` is closed.
 
         Raises:
             ApiError: the body is too long, too slow, not declared as JSON or not strictly JSON, or too many others are
@@ -85,8 +91,9 @@ class BoundedRequest(Request):
         if not hasattr(self, "_json"):
             _require_json(self.headers.get("content-type", ""))
             room: BodyRoom = self.app.state.body_room
-            with room.hold(self._longest()):
-                self._json = await asyncio.to_thread(parse_body, await self._whole())
+            self.state.body_room.enter_context(room.hold(self._longest()))
+            limits: LimitSettings = self.app.state.limits
+            self._json = await asyncio.to_thread(parse_body, await self._whole(), limits.rows)
         return self._json
 
     async def _whole(self) -> bytes:
@@ -122,7 +129,8 @@ class BoundedRequest(Request):
 class GuardedRoute(APIRoute):
     """A route that lets keys with one of its scopes in, and reads its body, bounded, before anything looks at it.
 
-    `request.state.caller` is who asks.
+    `request.state.caller` is who asks. `request.state.body_room` is closed when the request is answered; a handler
+    closes it before, once what it was sent is counted in another way.
     """
 
     scopes: ClassVar[tuple[Scope, ...]] = ("rewrite",)
@@ -135,10 +143,13 @@ class GuardedRoute(APIRoute):
             request.state.caller = await authenticate(request, self.scopes)
             rates: Rates = request.app.state.rates
             rates.take_request(request.state.caller)
+            _refuse_encoded(request)
+            _refuse_ignored(request, self.dependant)
             bounded = self.request_class(request.scope, request.receive)
-            if self.body_field is not None:
-                await bounded.json()
-            return await handler(bounded)
+            with ExitStack() as request.state.body_room:
+                if self.body_field is not None:
+                    await bounded.json()
+                return await handler(bounded)
 
         return handle
 
@@ -149,12 +160,20 @@ class WorkRoute(GuardedRoute):
     scopes = ("rewrite", "train")
 
 
-def parse_body(body: bytes) -> Any:
-    """Decode strict JSON.
+def parse_body(body: bytes, rows: int) -> Any:
+    """Decode strict JSON that may have so many demonstrations.
 
     Raises:
         BadRequestError: with the line of the body, or the field, where it is known.
+        TooLargeError: it has more values than that many demonstrations have.
     """
+    most = rows * _PARTS_PER_ROW
+    if next(islice(_PART.finditer(body), most, None), None) is not None:
+        raise TooLargeError(
+            f"the body has more than {most} strings, commas and opening brackets: "
+            "send the demonstrations in several requests",
+            code="too_many_values",
+        )
     value = None
     try:
         value = parse_json(body.decode("utf-8-sig"))
@@ -196,6 +215,34 @@ def _is_plain(value: Any) -> bool:
     except JsonValueError:
         return False
     return True
+
+
+def _refuse_encoded(request: Request) -> None:
+    """Nothing is unpacked here, so that there is no bomb; taken as it is, the body would be called rubbish."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise MediaTypeError(
+            f"the body is declared as {encoding[:40]!r}: send it as it is, without Content-Encoding",
+            code="unsupported_encoding",
+        )
+
+
+def _refuse_ignored(request: Request, dependant: Dependant) -> None:
+    """Refuse query parameters that the route does not have, and what it has once and is given several times."""
+    known = {field.alias for field in dependant.query_params}
+    for name in request.query_params:
+        if name not in known:
+            taken = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
+            raise BadRequestError(
+                f"there is no query parameter {name[:40]!r} here: {taken}", code="unknown_parameter", param=name[:40]
+            )
+    for given, names in (
+        (request.query_params, known),
+        (request.headers, {field.alias for field in dependant.header_params}),
+    ):
+        for name in sorted(names):
+            if len(given.getlist(name)) > 1:
+                raise BadRequestError(f"{name} is given more than once", code="duplicate_parameter", param=name)
 
 
 def _require_json(content_type: str) -> None:

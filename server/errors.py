@@ -34,7 +34,7 @@ def error_response(error: ApiError) -> JSONResponse:
         headers["Retry-After"] = str(error.retry_after_s)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if error.status in (408, 413):
+    if error.status in (408, 411, 413):
         headers["Connection"] = "close"
     body = error_body(str(error), error.type, error.code, param=error.param, line=error.line)
     return JSONResponse(body, error.status, headers)

@@ -132,6 +132,10 @@ _ERRORS: dict[int, tuple[str, dict[str, Any]]] = {
         "It contradicts what is there",
         error_body("math@4 was trained on other", "invalid_request_error", "adapter_refused", param="version"),
     ),
+    411: (
+        "The upload does not say how long it is; only of a service on Ray",
+        error_body("send its Content-Length", "invalid_request_error", "length_required"),
+    ),
     413: (
         "Too many bytes or demonstrations",
         error_body("300 demonstrations, 256 at most", "invalid_request_error", "too_many_rows", param="demonstrations"),

@@ -79,6 +79,12 @@ class ConflictError(ApiError, ValueError):
     status = 409
 
 
+class LengthRequiredError(ApiError, ValueError):
+    """The request must say how long its body is."""
+
+    status = 411
+
+
 class TooLargeError(ApiError, ValueError):
     """The request is beyond a limit that trying again will not change."""
 

@@ -17,10 +17,9 @@ from starlette.types import Message, Receive, Scope, Send
 from server.bodies import WorkRoute, bearer
 from server.errors import error_body
 from server.examples import error_responses
-from server.exceptions import QueueFullError
 from server.files import FileStore, StoredFile
 from server.settings import ServerSettings
-from server.uploads import RAW_TYPES, Upload
+from server.uploads import RAW_TYPES, Upload, UploadPlaces
 from server.work_schemas import DeletedFile, FileBody, FileList
 
 MEDIA_TYPES = {
@@ -94,16 +93,15 @@ def files_router(store: FileStore, settings: ServerSettings) -> APIRouter:
         tags=["files"],
         route_class=WorkRoute,
         dependencies=[Security(bearer)],
-        responses=error_responses(401, 403, 404, 422, 429, 500, 503),
+        responses=error_responses(400, 401, 403, 404, 422, 429, 500, 503),
     )
     upload = APIRouter(
         prefix="/v1/files",
         tags=["files"],
         route_class=UploadRoute,
         dependencies=[Security(bearer)],
-        responses=error_responses(400, 401, 403, 408, 413, 415, 422, 429, 500, 503),
+        responses=error_responses(400, 401, 403, 408, 411, 413, 415, 422, 429, 500, 503),
     )
-    places = asyncio.Semaphore(settings.files.uploads)
 
     @upload.post("", response_model=FileBody, openapi_extra=_UPLOAD_BODY)
     async def create_file(
@@ -114,14 +112,9 @@ def files_router(store: FileStore, settings: ServerSettings) -> APIRouter:
 
         A row that cannot be read does not make a bad file: it becomes an error record of a job.
         """
-        if places.locked():
-            raise QueueFullError(
-                f"{settings.files.uploads} files are being received: try again later",
-                code="too_many_uploads",
-                retry_after_s=settings.limits.retry_after_s,
-            )
-        async with places:
-            incoming = Upload(request, filename, settings.limits, settings.files)
+        incoming = Upload(request, filename, settings.limits, settings.files)
+        places: UploadPlaces = request.app.state.upload_places
+        with places.hold(incoming):
             return (await store.receive(incoming)).as_dict(settings.retention)
 
     @router.get("", response_model=FileList)
@@ -143,7 +136,7 @@ def files_router(store: FileStore, settings: ServerSettings) -> APIRouter:
         response_class=FileResponse,
         responses={
             200: {"content": {**dict.fromkeys(MEDIA_TYPES.values(), _BINARY), "application/json": {"schema": {}}}},
-            **error_responses(400, 416),
+            **error_responses(416),
         },
     )
     async def get_content(file_id: str) -> FileResponse:

@@ -62,7 +62,7 @@ def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, ret
         tags=["jobs"],
         route_class=WorkRoute,
         dependencies=[Security(bearer)],
-        responses=error_responses(401, 403, 404, 422, 429, 500, 503),
+        responses=error_responses(400, 401, 403, 404, 422, 429, 500, 503),
     )
 
     streams = asyncio.Semaphore(_STREAMS)
@@ -72,7 +72,7 @@ def jobs_router(store: JobStore, runtime: JobRuntime, commands: ClusterJobs, ret
         await runtime.submit(job)
         return job
 
-    @router.post("", response_model=JobBody, responses=error_responses(400, 408, 409, 413, 415))
+    @router.post("", response_model=JobBody, responses=error_responses(408, 409, 413, 415))
     async def create_job(
         request: Request,
         body: Annotated[JobRequest, Body(discriminator="kind")],

@@ -46,7 +46,7 @@ class AdapterBackend(Protocol):
         ...
 
 
-@_listing.get("", responses=answer(ADAPTERS_ANSWER, AdaptersResponse) | error_responses(401, 403, 429, 500, 503))
+@_listing.get("", responses=answer(ADAPTERS_ANSWER, AdaptersResponse) | error_responses(400, 401, 403, 429, 500, 503))
 async def list_adapters(request: Request) -> dict[str, Any]:
     """The published adapters: their versions, which is active, and which are loaded."""
     backend: AdapterBackend = request.app.state.backend

@@ -52,7 +52,9 @@ def metrics_router(job_counts: JobCounts | None) -> APIRouter:
     """The route; `job_counts` blocks, and is None for a service without jobs."""
     router = APIRouter(tags=["status"], route_class=_MetricsRoute, dependencies=[Security(bearer)])
 
-    @router.get("/metrics", response_class=Response, responses={**_TEXT, **error_responses(401, 403, 429, 500, 503)})
+    @router.get(
+        "/metrics", response_class=Response, responses={**_TEXT, **error_responses(400, 401, 403, 429, 500, 503)}
+    )
     async def metrics(request: Request) -> Response:
         """Figures for Prometheus. Where the service asks for keys, one with the scope `metrics` or `admin`."""
         backend: MetricsBackend = request.app.state.backend

@@ -6,14 +6,22 @@ Not here: what the bytes must be (`server.files_check`), and where they go (`ser
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from server.exceptions import BadRequestError, BodyTimeoutError, MediaTypeError, TooLargeError
+from server.exceptions import (
+    BadRequestError,
+    BodyTimeoutError,
+    LengthRequiredError,
+    MediaTypeError,
+    QueueFullError,
+    TooLargeError,
+)
 from server.files import safe_name
 from server.settings import FileSettings, LimitSettings
 
@@ -27,9 +35,53 @@ RAW_TYPES = (
 _FORM = "multipart/form-data"
 _FORM_OVERHEAD = 1 << 16  # bytes of a form beside its file
 _FIELD_NAME = "file"
+_OTHER_FIELDS = ("purpose",)  # clients made for OpenAI's files send it
 # A place is not held by a trickle: beyond this time of waiting for the client, so much must have come a second of it.
 _GRACE_S = 60.0
 _LEAST_BYTES_PER_S = 16 * 2**10
+
+
+class UploadPlaces:
+    """Bounds the uploads that are being received.
+
+    Args:
+        settings: how many there may be, and the size of the longest.
+        limits: what whoever finds no place is told.
+        proxied: behind the proxy of Ray Serve. It takes what a client sends as fast as it comes, and whatever the
+            disk has not taken yet lies in memory: so all uploads together are no longer than the longest may be.
+    """
+
+    def __init__(self, settings: FileSettings, limits: LimitSettings, *, proxied: bool) -> None:
+        self._most, self._retry_after_s, self._proxied = settings.uploads, limits.retry_after_s, proxied
+        self._places, self._bytes = settings.uploads, settings.upload_bytes + _FORM_OVERHEAD
+
+    @contextmanager
+    def hold(self, upload: Upload) -> Iterator[None]:
+        """Hold a place for an upload.
+
+        Raises:
+            LengthRequiredError: behind the proxy it must say how long it is.
+            QueueFullError: there is no place.
+        """
+        size = 0
+        if self._proxied:
+            if upload.declared_bytes is None:
+                raise LengthRequiredError(
+                    "this service takes no upload of unknown length: send its Content-Length", code="length_required"
+                )
+            size = upload.declared_bytes
+        if not self._places:
+            raise self._full(f"{self._most} files are being received")
+        if size > self._bytes:
+            raise self._full(f"so much is being received that there is no room for {size} bytes")
+        self._places, self._bytes = self._places - 1, self._bytes - size
+        try:
+            yield
+        finally:
+            self._places, self._bytes = self._places + 1, self._bytes + size
+
+    def _full(self, reason: str) -> QueueFullError:
+        return QueueFullError(f"{reason}: try again later", code="too_many_uploads", retry_after_s=self._retry_after_s)
 
 
 class Upload:
@@ -43,6 +95,7 @@ class Upload:
 
     Attributes:
         filename: what the client calls the file; that of a form is known when its first bytes are.
+        declared_bytes: length of the whole body as its head says, None where it does not.
 
     Raises:
         MediaTypeError: the Content-Type is neither of a form nor of a raw body.
@@ -66,7 +119,8 @@ class Upload:
             param="file",
         )
         declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared[:18]) > self._longest:
+        self.declared_bytes = int(declared.lstrip("0")[:18] or 0) if declared.isdecimal() else None
+        if self.declared_bytes is not None and self.declared_bytes > self._longest:
             raise self._too_large
 
     def chunks(self) -> AsyncIterator[bytes]:
@@ -166,7 +220,13 @@ class _Form:
 
     def headers_end(self) -> None:
         _, options = parse_options_header(self._disposition.decode("latin-1"))
-        self._inside = options.get(b"name") == _FIELD_NAME.encode()
+        name = options.get(b"name", b"").decode(errors="replace")
+        if name != _FIELD_NAME and name not in _OTHER_FIELDS:
+            raise BadRequestError(
+                f"the form has a part {name[:40]!r}, which means nothing here: send {_FIELD_NAME!r} alone",
+                code="invalid_form",
+            )
+        self._inside = name == _FIELD_NAME
         if self._inside:
             if self.found:
                 raise BadRequestError(

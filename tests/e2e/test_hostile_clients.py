@@ -232,15 +232,15 @@ def test_a_compressed_bomb_is_never_unpacked(service: Hostile, bomb: Callable[[]
     status, body = service.request(
         "POST", "/v1/rewrites", packed, "Content-Type: application/json", "Content-Encoding: gzip"
     )
-    assert (status, code(body)) == (400, "invalid_utf8")
+    assert (status, code(body)) == (415, "unsupported_encoding")
     assert service.memory() - before < 32 * MIB
 
 
 @pytest.mark.parametrize(
     "bomb",
     [
-        b"[" * 4_000_000,
-        b'{"a":' * 1_000_000,
+        b"[" * 200_000,
+        b'{"a":' * 100_000,
         b'{"demonstrations": [' + b"9" * 4_000_000 + b"]}",
         b'{"demonstrations": [1e999999]}',
         b'{"demonstrations": ["\\ud800"]}',
@@ -255,9 +255,12 @@ def test_a_json_bomb_is_refused(service: Hostile, bomb: bytes) -> None:
     assert len(body) < 1000
 
 
-def test_more_rows_than_allowed_are_refused(service: Hostile) -> None:
-    status, body = service.rewrites(b'{"demonstrations": [' + b"[]," * 2_000_000 + b"[]]}")
-    assert (status, code(body)) == (413, "too_many_rows")
+@pytest.mark.parametrize(("rows", "expected"), [(2000, "too_many_rows"), (2_000_000, "too_many_values")])
+def test_more_rows_than_allowed_are_refused(service: Hostile, rows: int, expected: str) -> None:
+    before = service.memory()
+    status, body = service.rewrites(b'{"demonstrations": [' + b"[]," * rows + b"[]]}")
+    assert (status, code(body)) == (413, expected)
+    assert service.memory() - before < 64 * MIB
 
 
 def test_a_head_that_comes_byte_by_byte_is_given_up(service: Hostile) -> None:

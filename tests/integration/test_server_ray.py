@@ -138,6 +138,18 @@ def test_a_chunked_body_is_cut_off_behind_the_proxy(service: Service) -> None:
     assert answer.json()["error"]["code"] == "body_too_large"
 
 
+def test_an_upload_without_end_is_refused_behind_the_proxy_and_one_with_its_length_is_taken(service: Service) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(64):
+            yield b'{"question": "1 + 1?", "answer": "2"}\n'
+
+    raw = {"Content-Type": "application/x-ndjson"}
+    endless = service.http.post("/v1/files", content=chunks(), headers=raw)
+    assert (endless.status_code, endless.json()["error"]["code"]) == (411, "length_required")
+    whole = service.http.post("/v1/files", content=b"".join(chunks()), headers=raw)
+    assert (whole.status_code, whole.json()["rows"]) == (200, 64)
+
+
 def test_a_full_house_answers_429_with_retry_after(service: Service) -> None:
     with ThreadPoolExecutor() as pool:
         busy = pool.submit(service.rewrite, [APPLES | {"id": str(i)} for i in range(QUEUE_ROWS)])

@@ -86,21 +86,32 @@ async def service() -> AsyncIterator[Service]:
     await serving
 
 
+def of_the_proxy(status: int) -> Answer:
+    return lambda rows: PlainTextResponse("Path '/v1' not found. See /-/routes for available routes.", status)
+
+
 async def test_a_proxy_that_knows_no_routes_yet_is_asked_again(service: Service):
-    service.answers = [refuse(404), refuse(404)]
+    service.answers = [of_the_proxy(404), of_the_proxy(404)]
     async with RewriteClient(service.url, None, {}, patience_s=5) as client:
         assert await client.ready() == "tiny"
     assert not service.answers
 
 
-async def test_an_address_that_never_knows_the_route_is_not_this_service(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(client_module, "_ROUTES_PATIENCE_S", 0.5)
-    service.answers = [refuse(404)] * 100
-    async with RewriteClient(service.url, None, {}, patience_s=5) as client:
+async def test_an_address_that_never_knows_the_route_is_not_this_service(service: Service):
+    service.answers = [of_the_proxy(404)] * 100
+    async with RewriteClient(service.url, None, {}, patience_s=0.6) as client:
         with pytest.raises(ServiceError, match="answered 404"):
             await client.ready()
+
+
+@pytest.mark.parametrize("status", [404, 500])
+async def test_rows_are_sent_again_when_a_proxy_answers_for_a_service_that_is_being_replaced(
+    service: Service, status: int
+) -> None:
+    service.answers = [of_the_proxy(status)]
+    async with RewriteClient(service.url, None, {}, patience_s=5) as client:
+        answered, _ = await client.rewrite(rows(1), model="tiny")
+    assert [row["status"] for row in answered] == ["rewritten"]
 
 
 def rows(count: int) -> list[Demonstration]:

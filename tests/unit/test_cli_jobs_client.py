@@ -71,6 +71,21 @@ def test_a_service_that_stays_away_is_given_up(capsys: pytest.CaptureFixture[str
     assert said == "http://127.0.0.1:9 cannot be reached: refused; the job goes on; trying for 2 s"
 
 
+@pytest.mark.parametrize("status", [404, 500, 503])
+def test_a_job_is_followed_over_what_a_proxy_says_while_the_service_is_being_replaced(status: int) -> None:
+    away = httpx.Response(status, text="Path '/v1/jobs/job_1' not found. See /-/routes for available routes.")
+    answers = [away, away, httpx.Response(200, json={"id": "job_1", "status": "in_progress"}), httpx.Response(200)]
+    answers.append(httpx.Response(200, json={"id": "job_1", "status": "completed"}))
+    assert client(lambda _: answers.pop(0)).watch("job_1", lambda _: None)["status"] == "completed"
+    assert answers == []
+
+
+def test_a_job_that_the_service_does_not_know_is_not_waited_for() -> None:
+    unknown = httpx.Response(404, json={"error": {"message": "there is no such job", "code": "unknown_job"}})
+    with pytest.raises(ServiceError, match="answered 404: there is no such job"):
+        client(lambda _: unknown).watch("job_1", lambda _: None)
+
+
 def test_a_download_is_begun_again_until_it_is_whole(tmp_path: Path, pauses: list[float]) -> None:
     answers = [
         httpx.Response(429, headers={"Retry-After": "7"}),

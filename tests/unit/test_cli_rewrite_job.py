@@ -30,7 +30,7 @@ class Scripted(JobsClient):
         yield self._earlier
 
     def submit(
-        self, file_id: str, params: dict[str, Any], kind: str = "rewrite", *, key: str | None = None
+        self, file_id: str | None, params: dict[str, Any], kind: str = "rewrite", *, key: str | None = None
     ) -> dict[str, Any]:
         return {"id": "job_2", "input_file": file_id}
 

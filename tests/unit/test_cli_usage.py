@@ -74,6 +74,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["rewrite", "in.jsonl", "--resume"], "need an output file: -o OUT"),
         (["rewrite", "in.jsonl", "-o", "-", "--json"], "need an output file: -o OUT"),
         (["jobs", "results", "job", "--errors", "--samples"], "exclude each other"),
+        (["jobs", "results", "job", "-o", "old.jsonl"], "old.jsonl: exists already"),
+        (["jobs", "submit"], "IN is missing: a job of kind rewrite works on a file"),
         (["rewrite", "in.jsonl", "--json"], "need an output file: -o OUT"),
         (["rewrite", "in.jsonl", "-o", "o.jsonl", "--resume", "--overwrite"], "exclude each other"),
         (["rewrite", "none.jsonl", "-o", "o.jsonl"], "none.jsonl: no such file or folder"),

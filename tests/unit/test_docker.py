@@ -105,6 +105,14 @@ def test_what_the_service_keeps_lies_on_volumes(services: dict[str, Any]) -> Non
         assert {str(settings.adapters), str(settings.state_folder)} == {"/data/adapters", "/data/state"} & targets
 
 
+def test_the_service_has_its_training_jobs_done_by_the_cluster_that_it_runs_on(services: dict[str, Any]) -> None:
+    (port,) = re.findall(r"^readonly DASHBOARD_PORT=(\d+)$", ENTRYPOINT.read_text(), re.M)
+    for name in ("head", "head-cpu"):
+        environment = {k: str(v) for k, v in services[name]["environment"].items()}
+        head = environment["RAY_HEAD"].partition(":")[0]
+        assert load_settings(None, environment).server.cluster.dashboard == f"http://{head}:{port}"
+
+
 def test_gpu_containers_reserve_the_gpus_and_cpu_containers_none(services: dict[str, Any]) -> None:
     for name in NODES:
         if name.endswith("-cpu"):

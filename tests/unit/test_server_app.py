@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from agent.engine import EngineInfo
 from agent.exceptions import EngineClosedError, ModelError
 from server.app import create_app
 from server.auth import Keys
+from server.bodies import BodyRoom
 from server.examples import ADAPTERS_ANSWER
 from server.exceptions import ConflictError
 from server.metrics import EngineCount, Metrics, Snapshot
@@ -273,6 +275,51 @@ async def test_bodies_that_come_have_a_bound_in_all_by_what_they_declare(
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "7")
     assert _error(refused)["code"] == "too_many_bodies"
     assert (too_long.status_code, taken, after.status_code) == (413, [200, 200], 200)
+
+
+@pytest.mark.parametrize("value", [b"[]", b"{}", b'""', b"0"])
+async def test_a_body_of_more_values_than_its_demonstrations_could_have_is_refused(
+    backend: ScriptedBackend, value: bytes
+) -> None:
+    async with _client(backend, limits=LIMITS.model_copy(update={"body_bytes": 2**20})) as client:
+        response = await _post(client, b'{"demonstrations": [' + b",".join([value] * 5000) + b"]}")
+    assert response.status_code == 413
+    assert _error(response)["code"] == "too_many_values"
+
+
+async def test_commas_and_brackets_of_a_text_are_no_values(backend: ScriptedBackend) -> None:
+    row = {"question": '[1, {2, "3"}], ' * 5000, "answer": "2"}
+    async with _client(backend, limits=LIMITS.model_copy(update={"body_bytes": 2**20})) as client:
+        response = await client.post("/v1/rewrites", json={"demonstrations": [row]})
+    assert response.status_code == 200
+
+
+async def test_a_body_has_its_room_until_it_is_counted_as_demonstrations(
+    backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.bodies._BODIES_AT_ONCE", 1)
+    app = create_app(backend, ServerSettings(limits=LIMITS), Keys())
+    room = app.state.body_room
+    left: list[int] = []
+
+    def admit(rows: int) -> AbstractContextManager[None]:
+        left.append(room._left)
+        return nullcontext()
+
+    monkeypatch.setattr(app.state.admission, "admit", admit)
+    monkeypatch.setattr(backend, "rewrite", lambda body: _note(left, room))
+    async with client_to(app, "http://127.0.0.1:8000") as client:
+        response = await client.post("/v1/rewrites", json={"demonstrations": [ROW]})
+        refused = await client.post("/v1/rewrites", json={"demonstrations": []})
+    assert (response.status_code, refused.status_code) == (200, 422)
+    length = int(response.request.headers["content-length"])
+    assert left == [LIMITS.body_bytes - length, LIMITS.body_bytes]
+    assert room._left == LIMITS.body_bytes
+
+
+async def _note(left: list[int], room: BodyRoom) -> dict[str, Any]:
+    left.append(room._left)
+    return {}
 
 
 async def test_too_many_demonstrations_are_refused(client: httpx.AsyncClient) -> None:

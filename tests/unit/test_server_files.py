@@ -263,6 +263,45 @@ async def test_more_uploads_than_places_are_told_to_come_back(client: httpx.Asyn
     assert (await first).status_code == 200
 
 
+async def _sent(size: int, go: asyncio.Event) -> AsyncIterator[bytes]:
+    """A row, and when `go` is set so much blank space that it is `size` bytes in all."""
+    yield ROW
+    await go.wait()
+    yield b" " * (size - len(ROW))
+
+
+async def test_behind_rays_proxy_uploads_together_are_no_longer_than_the_longest(settings: ServerSettings) -> None:
+    longest = settings.files.upload_bytes
+    settings = settings.model_copy(update={"files": settings.files.model_copy(update={"uploads": 3})})
+    app = create_app(PlainBackend(), settings, Keys(), DurableWork(settings), proxied=True)
+    go = asyncio.Event()
+    async with client_to(app) as client:
+        first = asyncio.create_task(
+            client.post("/v1/files", content=_sent(longest, go), headers=RAW | {"Content-Length": f"{longest:030}"})
+        )
+        while app.state.upload_places._places == 3:
+            await asyncio.sleep(0.01)
+        second = await client.post("/v1/files", content=b" " * longest, headers=RAW)
+        small = await client.post("/v1/files", content=ROW, headers=RAW)
+        go.set()
+        assert (await first).status_code == 200
+        after = await client.post("/v1/files", content=ROW.ljust(longest), headers=RAW)
+    assert (second.status_code, _error(second)["code"]) == (429, "too_many_uploads")
+    assert second.headers["retry-after"]
+    assert (small.status_code, after.status_code) == (200, 200)
+
+
+async def test_behind_rays_proxy_an_upload_of_unknown_length_is_refused_before_it_is_read(
+    settings: ServerSettings,
+) -> None:
+    app = create_app(PlainBackend(), settings, Keys(), DurableWork(settings), proxied=True)
+    go = asyncio.Event()
+    async with client_to(app) as client:
+        response = await client.post("/v1/files", content=_sent(100, go), headers=RAW)
+    assert (response.status_code, _error(response)["code"]) == (411, "length_required")
+    assert response.headers["connection"] == "close"
+
+
 @pytest.mark.parametrize(
     ("content_type", "body", "status"),
     [
@@ -282,6 +321,21 @@ async def test_a_body_that_is_no_upload_is_refused(
     response = await client.post("/v1/files", content=body, headers={"Content-Type": content_type})
     assert response.status_code == status, response.text
     _error(response)
+
+
+async def test_a_form_may_say_its_purpose_and_nothing_else(client: httpx.AsyncClient) -> None:
+    said = await client.post("/v1/files", files={"file": ("a.jsonl", ROW)}, data={"purpose": "batch"})
+    assert said.status_code == 200
+    other = await client.post("/v1/files", files={"file": ("a.jsonl", ROW)}, data={"rows": "10"})
+    assert (other.status_code, _error(other)["code"]) == (400, "invalid_form")
+    assert "'rows'" in _error(other)["message"]
+
+
+async def test_a_plain_body_that_is_declared_as_compressed_is_refused(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/files", content=ROW, headers=RAW | {"Content-Encoding": "gzip"})
+    assert (response.status_code, _error(response)["code"]) == (415, "unsupported_encoding")
+    response = await client.post("/v1/files", content=ROW, headers=RAW | {"Content-Encoding": "identity"})
+    assert response.status_code == 200
 
 
 async def test_a_form_with_two_files_is_refused(client: httpx.AsyncClient) -> None:
@@ -339,6 +393,21 @@ async def test_pages_cover_every_file_once_and_a_deleted_one_is_gone(client: htt
     assert (await client.get(f"/v1/files/{ids[0]}/content")).status_code == 404
     assert (await client.get("/v1/files", params={"after": "file_' OR 1=1 --"})).status_code == 404
     assert (await client.get("/v1/files", params={"limit": 101})).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "param"),
+    [
+        ("limt=1", "unknown_parameter", "limt"),
+        ("limit=1&limit=2", "duplicate_parameter", "limit"),
+    ],
+)
+async def test_query_parameters_that_would_be_ignored_are_refused(
+    client: httpx.AsyncClient, query: str, code: str, param: str
+) -> None:
+    response = await client.get(f"/v1/files?{query}")
+    assert response.status_code == 400
+    assert (_error(response)["code"], _error(response)["param"]) == (code, param)
 
 
 async def test_a_range_that_is_none_is_an_error_as_any_other(client: httpx.AsyncClient) -> None:

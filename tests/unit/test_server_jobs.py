@@ -363,6 +363,19 @@ async def test_the_same_key_and_body_are_the_same_job_whatever_has_become_of_wha
     assert (new.status_code, new.json()["error"]["code"]) == (404, "unknown_adapter")
 
 
+async def test_of_two_idempotency_keys_neither_is_chosen(tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
+    async with client_to(create_app(PlainBackend(), settings, Keys(), DurableWork(settings))) as client:
+        body = {"kind": "rewrite", "input_file": "file_" + "0" * 24}
+        twice = [("Idempotency-Key", "one"), ("Idempotency-Key", "other")]
+        answer = await client.post("/v1/jobs", json=body, headers=twice)
+    assert answer.status_code == 400
+    assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == (
+        "duplicate_parameter",
+        "idempotency-key",
+    )
+
+
 @pytest.mark.parametrize(
     "error",
     [UnavailableError("no answer", code="database_unavailable"), UnknownNameError("forgotten", code="unknown_job")],

@@ -48,7 +48,7 @@ _PEEK = 1 << 12
 def read_rows(
     path: Path, *, limit: int | None = None, max_row_bytes: int = MAX_ROW_BYTES
 ) -> Iterator[Demonstration | BadRow]:
-    """Read the rows of `path`, in order and with bounded memory (about 100 bytes a row for its id).
+    """Read the rows of `path`, in order and with bounded memory (about 130 bytes a row for its own id).
 
     Args:
         path: JSON lines (`.jsonl`, `.ndjson`), JSON (`.json`: an array, one object, or lines), Parquet, an

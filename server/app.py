@@ -47,7 +47,7 @@ from server.schemas import (
     RewritesBody,
     RewritesResponse,
 )
-from server.settings import LimitSettings, ServerSettings
+from server.settings import LimitSettings, ServerSettings, require_keys_in_public
 from server.uploads import UploadPlaces
 from server.work import DurableWork
 
@@ -101,13 +101,17 @@ def create_app(
 
     Args:
         backend: what rewrites and scores.
-        settings: its limits are enforced here; host and port are the caller's business.
+        settings: its limits are enforced here; host and port are the caller's business, but for the need of a key.
         keys: bearer keys that may pass, those that `work` keeps apart; none at all lets everybody on this machine in.
         work: files, jobs and stored keys; None for a service without. It runs from the application's start to its end.
         proxied: behind the proxy of Ray Serve, which says `X-Request-ID` itself, and holds what is uploaded in memory.
+
+    Raises:
+        SettingsError: others can reach the host, and there are no keys here, whatever the one who started this saw.
     """
     if work is not None:
         keys = keys.with_store(work.keys)
+    require_keys_in_public(settings, has_keys=bool(keys))
     admission = Admission(settings.limits.queue_rows, settings.limits.retry_after_s)
 
     @asynccontextmanager

@@ -6,6 +6,7 @@ of versions that are there, and params travel in a settings file. Not here: star
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -21,6 +22,7 @@ from server.adapters import AdapterStore
 from server.exceptions import BadRequestError, InvalidFieldError
 from server.jobs import Job
 from server.published import publish, require_version, version_folder
+from server.schemas import RewriteOptions
 from server.settings import ServerSettings
 from server.state import write_whole
 from server.work_schemas import ClusterJob, EvaluateJob, TrainJob
@@ -61,11 +63,26 @@ _SETTING_OF = {
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What the service runs, and so what its adapters are trained for."""
+    """What the service runs: what its jobs rewrite with, and its adapters are trained for."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
     gate: GateSettings = field(default_factory=GateSettings)
     rewrite: RewriteSettings = field(default_factory=RewriteSettings)
+
+    def decides(self, options: RewriteOptions) -> str:
+        """A hash of the settings that decide the rows of a job, its adapter apart.
+
+        What is left at its default is not in it, so that a setting that a release adds changes none.
+        """
+        rewrite = self.rewrite.model_copy(update={"strategy": options.strategy or self.rewrite.strategy})
+        undecided = {"adapter", "concurrency", "strategies"}
+        decisive = {
+            "model": self.model.model_dump(mode="json", exclude_defaults=True),
+            "gate": self.gate.model_dump(mode="json", exclude_defaults=True, exclude={"math_workers"}),
+            "rewrite": rewrite.model_dump(mode="json", exclude_defaults=True, exclude=undecided),
+            "steps": [step.model_dump(mode="json") for step in rewrite.strategies.get(rewrite.strategy, ())],
+        }
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,7 +176,11 @@ def build_application(
     """Both deployments, wired."""
     ray = server.ray
     here = {name: path.absolute() for name in ("adapters", "log_file") if (path := getattr(server, name)) is not None}
-    server = server.model_copy(update=here)  # Ray's processes have working folders of their own
+    # Ray's processes have working folders of their own, and on a cluster that runs already another $REWRIGHT_HOME.
+    data = server.cluster.benchmark_data
+    folders = {"models": server.models_folder, "benchmark_data": data and data.absolute()}
+    cluster = server.cluster.model_copy(update=folders)
+    server = server.model_copy(update={**here, "state": str(server.state_folder), "cluster": cluster})
     scaling = None
     if ray.engine_max_replicas is not None:
         scaling = AutoscalingConfig(

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -34,6 +35,7 @@ ACTIVE = ("validating", "in_progress", "finalizing", "cancelling")
 
 Purpose = Literal["input", "output", "errors"]
 
+_log = logging.getLogger("rewright.server")
 _CHUNK = 1 << 20
 _NAME_LENGTH = 200
 
@@ -97,11 +99,21 @@ class FileStore:
             raise _storage_failure(error) from error
 
     def sweep(self) -> None:
-        """Remove what a process left behind that was killed while it took a file in."""
+        """Remove what a process left behind that was killed while a file came in.
+
+        A file that is kept and not known stays: another database may know it, as where a backup was restored.
+        """
         for path in self._incoming.iterdir():
             path.unlink()
         names = sa.select(table.c.id, table.c.format)
-        self._storage.sweep({f"{row.id}.{row.format}" for row in self._database.do(lambda c: c.execute(names).all())})
+        known = {f"{row.id}.{row.format}" for row in self._database.do(lambda c: c.execute(names).all())}
+        if others := self._storage.others(known):
+            _log.warning(
+                "%d files in %s are not in this database, and are left there: another database, as that of "
+                "before a change of server.database, may know them; delete them where none does",
+                others,
+                self._incoming.parent,
+            )
 
     async def receive(self, incoming: Incoming) -> StoredFile:
         """Take in an upload.

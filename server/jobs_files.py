@@ -4,6 +4,8 @@ Rows of the input are numbered, and their ids kept apart, over the whole file; s
 every shard says all that its rows are. What is complete has its final name and is never written again.
 
     plan.json            how many shards and rows
+    settings             a hash of those that the job began with
+    splits               a byte for each time that cutting was begun and not ended, as by a kill
     input/000000.jsonl   one line a row: the source row with its id and line, or why it cannot be read
     output/000000.jsonl  one record a row, in the same order; there when the shard is done
     failed/000000.jsonl  those of them with status error; not there where there are none
@@ -21,6 +23,7 @@ from typing import IO, Any
 
 from agent.demonstrations import BadRow, Demonstration
 from agent.disk import sync
+from agent.exceptions import InputFileError
 from agent.intake import read_rows
 from agent.records import file_row
 from agent.rows import parse_row
@@ -30,6 +33,8 @@ Row = Demonstration | BadRow
 
 _SHARD_BYTES = 8 * 2**20  # of rows in one shard, so that a few shards fit into memory whatever the rows are
 _PLAN = "plan.json"
+_SETTINGS, _SPLITS = "settings", "splits"
+_TRIES = 3  # of cutting, each of which the process did not survive
 _STOP_EVERY = 256
 _CHUNK = 1 << 20
 
@@ -61,31 +66,61 @@ class JobFolder:
             stopped: asked now and then whether to give up.
 
         Raises:
-            InputFileError: the source cannot be read.
+            InputFileError: the source cannot be read, or the process has died each time that it was.
             StoppedError: `stopped` said so.
         """
         if (plan := self.plan()) is not None:
             return plan
-        shutil.rmtree(self.path, ignore_errors=True)
-        for name in ("input", "output", "failed"):
-            (self.path / name).mkdir(parents=True)
-        shards = rows = 0
+        noted = self.path / _SPLITS
+        begun = noted.stat().st_size if noted.exists() else 0
+        if begun >= _TRIES:
+            raise InputFileError(
+                f"{source}: the service died {begun} times while it cut this file into rows, as for want of memory: "
+                "send it in parts, or with smaller rows"
+            )
         try:
-            for shard in _cut(read_rows(source), shard_rows, stopped):
-                self._at("input", shards).write_bytes(b"".join(shard))
-                shards, rows = shards + 1, rows + len(shard)
-            os.sync()  # once for all of them: thousands of single ones take minutes
-            plan = Plan(shards, rows)
-            write_whole(self.path / _PLAN, lambda file: file.write(json.dumps(asdict(plan)).encode()))
+            self._begin_anew()
+            _resize(noted, begun + 1)
+            plan = self._cut_into_shards(source, shard_rows, stopped)
         except OSError:
             self.remove()  # a full disk needs the room
             raise
+        except BaseException:  # whatever ended this, it was no kill
+            _resize(noted, begun)
+            raise
+        noted.unlink()
+        return plan
+
+    def _begin_anew(self) -> None:
+        """Remove what was cut before a kill."""
+        for name in ("input", "output", "failed"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+            (self.path / name).mkdir(parents=True)
+
+    def _cut_into_shards(self, source: Path, shard_rows: int, stopped: Callable[[], bool]) -> Plan:
+        shards = rows = 0
+        for shard in _cut(read_rows(source), shard_rows, stopped):
+            self._at("input", shards).write_bytes(b"".join(shard))
+            shards, rows = shards + 1, rows + len(shard)
+        os.sync()  # once for all of them: thousands of single ones take minutes
+        plan = Plan(shards, rows)
+        write_whole(self.path / _PLAN, lambda file: file.write(json.dumps(asdict(plan)).encode()))
         return plan
 
     def plan(self) -> Plan | None:
         """How the input was cut; None when it is not, or not yet to its end."""
         done = self.path / _PLAN
         return Plan(**json.loads(done.read_text())) if done.exists() else None
+
+    def begin_with(self, settings: str) -> None:
+        """Note a hash of the settings; what was noted before stays."""
+        if self.settings() is None:
+            write_whole(self.path / _SETTINGS, lambda file: file.write(settings.encode()))
+
+    def settings(self) -> str | None:
+        """What `begin_with` has noted; None for jobs that an earlier release began."""
+        noted = self.path / _SETTINGS
+        return noted.read_text() if noted.exists() else None
 
     def rows(self, shard: int) -> list[Row]:
         """The rows of one shard."""
@@ -179,6 +214,14 @@ def _decode(line: bytes) -> Row:
     if "bad" in value:
         return BadRow(**value["bad"])
     return replace(parse_row(value["row"], line=value["line"], number=value["number"]), id=value["id"])
+
+
+def _resize(path: Path, size: int) -> None:
+    """Make a file of this size, on disk."""
+    with path.open("ab") as file:
+        file.truncate(size)
+        os.fsync(file.fileno())
+    sync(path.parent)
 
 
 def _count_lines(path: Path) -> int:

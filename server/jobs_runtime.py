@@ -17,9 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dbos import DBOS, SetWorkflowID
-from sqlalchemy.exc import OperationalError
 
-from server.cluster_jobs import ClusterJobs, remove_folder
+from server.cluster_jobs import ClusterJobs, Served, remove_folder
 from server.exceptions import StartError
 from server.files import FileStore
 from server.jobs import TERMINAL, Event, Job, JobStore
@@ -51,6 +50,7 @@ class JobRuntime:
         store: what is known of the jobs.
         files: their inputs and results.
         settings: how many at a time.
+        served: what rows are rewritten with.
         commands: what jobs on a cluster become.
         cluster: runs them.
     """
@@ -61,11 +61,12 @@ class JobRuntime:
         store: JobStore,
         files: FileStore,
         settings: ServerSettings,
+        served: Served,
         commands: ClusterJobs,
         cluster: Cluster,
     ) -> None:
         self._database, self._store, self._files, self._settings = database, store, files, settings
-        self._commands, self._cluster = commands, cluster
+        self._served, self._commands, self._cluster = served, commands, cluster
         self._running = Running()
         self._workflow: JobWorkflow | None = None
         self._registered: dict[str, tuple[str, Callable[[str], Any]]] = {}  # queue and workflow by kind
@@ -79,7 +80,14 @@ class JobRuntime:
         """Begin to do jobs: those that were left unfinished, then new ones."""
         folder = self._database.folder / "jobs"
         self._workflow = JobWorkflow(
-            self._store, self._files, folder, runner, self._settings.jobs.shard_rows, self._running, self._notify
+            self._store,
+            self._files,
+            folder,
+            runner,
+            self._settings.jobs.shard_rows,
+            self._served,
+            self._running,
+            self._notify,
         )
         on_cluster = ClusterWork(
             jobs=self._store,
@@ -151,7 +159,7 @@ class JobRuntime:
         if job.status not in TERMINAL:
             try:
                 await self._enqueue(job.id, job.kind)
-            except OperationalError as error:  # the job itself is written down, so one of the next looks finds it
+            except Exception as error:  # the job itself is written down, so one of the next looks finds it
                 _log.error("%s cannot be handed to its queue yet", job.id, exc_info=error)
         await self._notify()
 

@@ -22,7 +22,6 @@ from agent.engine import EngineInfo
 from agent.engine.urgency import bulk_work
 from agent.exceptions import EngineClosedError, RewrightError
 from server.admission import Admission
-from server.exceptions import QueueFullError, UnavailableError
 from server.jobs_files import JobFolder, Row
 from server.schemas import RewriteOptions
 from server.threads import to_its_end
@@ -31,7 +30,6 @@ _log = logging.getLogger("rewright.server")
 
 _STARTS = 2  # of a shard together, before its rows go one at a time
 _TRIES = 3  # of a row alone
-_HOUSE_FULL_S = 0.5
 _ENGINE_DOWN_S = 1.0
 
 
@@ -69,13 +67,7 @@ class Lane:
     @asynccontextmanager
     async def row(self) -> AsyncIterator[None]:
         """Room for one row; served in the order of asking."""
-        async with self._places, AsyncExitStack() as stack:
-            while True:
-                try:
-                    stack.enter_context(self._admission.admit(1))
-                    break
-                except (QueueFullError, UnavailableError):
-                    await asyncio.sleep(_HOUSE_FULL_S)
+        async with self._places, self._admission.job_row():
             yield
 
     @asynccontextmanager

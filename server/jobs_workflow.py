@@ -16,9 +16,10 @@ from pathlib import Path
 from dbos import DBOS
 
 from agent.exceptions import InputFileError
+from server.cluster_jobs import Served
 from server.exceptions import UnavailableError
 from server.files import FileStore, Purpose, job_file_id
-from server.jobs import TERMINAL, JobStore
+from server.jobs import TERMINAL, Job, JobStore
 from server.jobs_files import JobFolder, Plan
 from server.jobs_shard import ShardRunner
 from server.jobs_steps import RETRY, JobFailedError, Running, attempt, failure_of, run_step
@@ -42,6 +43,7 @@ class JobWorkflow:
         folder: holds the jobs' working folders.
         runner: does a shard.
         shard_rows: rows of a shard at most.
+        served: what rows are rewritten with.
         running: knows of the workflows under way.
         notify: awaited after every change of a job.
     """
@@ -53,12 +55,13 @@ class JobWorkflow:
         folder: Path,
         runner: ShardRunner,
         shard_rows: int,
+        served: Served,
         running: Running,
         notify: Callable[[], Awaitable[None]],
     ) -> None:
         self._store, self._files, self._folder = store, files, folder
         self._runner, self._shard_rows, self._notify = runner, shard_rows, notify
-        self._running = running
+        self._served, self._running = served, running
         self._cancelled: dict[str, asyncio.Event] = {}
 
     def cancel(self, job_id: str) -> None:
@@ -108,17 +111,20 @@ class JobWorkflow:
             begun = await asyncio.to_thread(self._folder_of(job_id).plan)
             return {"shards": begun.shards, "rows": begun.rows} if begun is not None else {"shards": 0, "rows": 0}
         assert job.input_file is not None
-        plan = await to_its_end(self._split, job_id, job.input_file)
+        plan = await to_its_end(self._split, job, job.input_file)
         await to_its_end(self._store.begin, job_id)
         await self._notify()
         return {"shards": plan.shards, "rows": plan.rows}
 
-    def _split(self, job_id: str, input_file: str) -> Plan:
+    def _split(self, job: Job, input_file: str) -> Plan:
+        folder = self._folder_of(job.id)
         stored = self._files.get(input_file)
         spare = self._files.spare(stored)
         try:
             source = self._files.fetch(stored, spare)
-            return self._folder_of(job_id).split(source, self._shard_rows, lambda: self._running.stopping)
+            plan = folder.split(source, self._shard_rows, lambda: self._running.stopping)
+            folder.begin_with(self._served.decides(job.options))
+            return plan
         except InputFileError as error:
             # Clients know the file by its id, and nothing of where it is.
             raise JobFailedError(str(error).replace(str(source), input_file)) from error
@@ -131,6 +137,7 @@ class JobWorkflow:
         if job.status != "in_progress":
             return False
         folder = self._folder_of(job_id)
+        await asyncio.to_thread(self._require_same_settings, job, folder, shard)
         work = asyncio.create_task(self._runner.run(folder, shard, job.options))
         cancelled = asyncio.create_task(self._cancelled[job_id].wait())
         try:
@@ -146,6 +153,15 @@ class JobWorkflow:
         await to_its_end(self._store.add_shard, job_id, shard, *done)
         await self._notify()
         return True
+
+    def _require_same_settings(self, job: Job, folder: JobFolder, shard: int) -> None:
+        """Raises JobFailedError where a shard that is not finished would be rewritten by other settings than before."""
+        begun = folder.settings()
+        if begun not in (None, self._served.decides(job.options)) and folder.result(shard) is None:
+            raise JobFailedError(
+                "the service has other settings of model, gate or rewrite than when this job began; "
+                "what was finished is kept: start a new job for the rows that are missing, or for all"
+            )
 
     async def _finish(self, job_id: str, shards: int) -> None:
         await to_its_end(self._store.finalize, job_id)

@@ -1,6 +1,7 @@
 """Starting the service on Ray, and ending it so that nothing in flight is lost.
 
-Not here: the deployments themselves (`server.deployments`), the same app without Ray (`server.local`).
+Not here: Ray Serve (`server.deployed`), the deployments themselves (`server.deployments`), the same app without Ray
+(`server.local`).
 """
 
 from __future__ import annotations
@@ -22,18 +23,15 @@ from agent.exceptions import SettingsError
 from agent.models import resolve_model
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteSettings
 from server.auth import Keys
+from server.deployed import deployed, is_running, silent_stdout
 from server.exceptions import StartError
 from server.ports import require_free_port
 from server.settings import RaySettings, ServerSettings, require_keys_in_public
 from server.work import needs_key
 
 if TYPE_CHECKING:
-    from ray.serve import Application
-    from ray.serve.config import HTTPOptions
     from ray.serve.handle import DeploymentHandle
-    from ray.serve.schema import LoggingConfig
 
-APPLICATION = "rewright"
 _NAMESPACE = "rewright"
 _POLL_S = 0.1
 _NAP_S = 0.5
@@ -62,7 +60,8 @@ def serve(
     """
     keys = Keys.from_environment()
     require_keys_in_public(server, has_keys=needs_key(keys, server))
-    require_free_port(server.host, server.port)
+    if server.ray.address is None:  # Serve of a cluster that we join may have it already
+        require_free_port(server.host, server.port)
     resolve_model(model)
     started = time.monotonic()
     with _stop_signals() as stop, _ray_cluster(server.ray), _stop_signals(stop):  # Ray has installed handlers too
@@ -72,7 +71,7 @@ def serve(
 
         announce(f"Ray is up after {time.monotonic() - started:.1f} s; loading {model.name}")
         application = build_application(model, engine, gate, rewrite, server, keys)
-        with _deployed(application, server, stop) as handle:
+        with deployed(application, server, stop) as handle:
             if _wait_until_ready(server, stop):
                 announce(f"ready at {base_url(server)} after {time.monotonic() - started:.1f} s; docs at /docs")
                 _wait_for(stop)
@@ -148,7 +147,7 @@ def _ray_cluster(settings: RaySettings) -> Iterator[None]:
     try:
         yield
     finally:
-        with _silent_stdout():
+        with silent_stdout():
             ray.shutdown()
 
 
@@ -193,77 +192,28 @@ def _missing_resources(settings: RaySettings, available: dict[str, float]) -> st
     return ""
 
 
-@contextlib.contextmanager
-def _deployed(
-    application: Application, server: ServerSettings, stop: threading.Event
-) -> Iterator[DeploymentHandle[Any]]:
-    """Within: the application runs. Ends Serve where we started the cluster, else only our application."""
-    from ray import serve as ray_serve
-    from ray.serve.config import HTTPOptions
-    from ray.serve.schema import LoggingConfig
-
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    try:
-        _start_serve(HTTPOptions(host=server.host, port=server.port), quiet)
-        (handle,) = ray_serve.run_many(
-            [ray_serve.RunTarget(application, name=APPLICATION, route_prefix="/", logging_config=quiet)],
-            wait_for_applications_running=False,
-        )
-        _wait_until_running(server.ray.engine_start_timeout_s, stop)
-        yield handle
-    finally:
-        with _silent_stdout():
-            if server.ray.address is None:
-                ray_serve.shutdown()  # type: ignore[no-untyped-call]
-            else:
-                ray_serve.delete(APPLICATION)
-
-
-def _start_serve(http: HTTPOptions, quiet: LoggingConfig) -> None:
-    """Raises StartError when nobody can listen: the port was free before Ray's own processes took theirs."""
-    from ray import serve as ray_serve
-
-    try:
-        ray_serve.start(http_options=http, logging_config=quiet)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise StartError(f"Ray Serve does not listen on {http.host}:{http.port}: {reason}") from error
-
-
-@contextlib.contextmanager
-def _silent_stdout() -> Iterator[None]:
-    """Within: nothing reaches stdout, where Ray reports the planned end of its own actors as failures."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
-
-
-def _wait_until_running(timeout_s: float, stop: threading.Event) -> None:
-    from ray import serve as ray_serve
-    from ray.serve.schema import ApplicationStatus
-
-    deadline = time.monotonic() + timeout_s
-    while not stop.wait(_POLL_S):
-        state = ray_serve.status().applications[APPLICATION]
-        if state.status == ApplicationStatus.RUNNING:
-            return
-        if state.status == ApplicationStatus.DEPLOY_FAILED:
-            # Of the traceback that Ray makes of a failure, the last line says what it was.
-            told = [d.message.strip().splitlines()[-1] for d in state.deployments.values() if d.message.strip()]
-            raise StartError(f"the service did not start: {'; '.join(told) or state.message}")
-        if time.monotonic() > deadline:
-            raise StartError(
-                f"the engine did not load within {timeout_s:g} seconds (server.ray.engine_start_timeout_s)"
-            )
-
-
 def _wait_until_ready(server: ServerSettings, stop: threading.Event) -> bool:
-    """Ask over HTTP until the engine has answered. False when told to stop before."""
+    """Ask over HTTP until the engine has answered. False when told to stop before.
+
+    Raises:
+        StartError: the application has failed, or there is no such answer within `engine_start_timeout_s`.
+    """
+    timeout_s = server.ray.engine_start_timeout_s
+    deadline = time.monotonic() + timeout_s
+    heard = "nothing answers"
     with httpx.Client(base_url=base_url(server), timeout=10, trust_env=False) as client:
         while not stop.wait(_POLL_S):
             with contextlib.suppress(httpx.TransportError):
-                if client.get("/readyz").status_code == httpx.codes.OK:
+                status = client.get("/readyz").status_code
+                if status == httpx.codes.OK:
                     return True
+                heard = f"the last answer was {status}"
+            is_running()
+            if time.monotonic() > deadline:
+                raise StartError(
+                    f"the service was not ready at {base_url(server)}/readyz within {timeout_s:g} seconds "
+                    f"(server.ray.engine_start_timeout_s): {heard}; on a cluster, start it on the head node"
+                )
     return False
 
 

@@ -39,8 +39,8 @@ class Storage(Protocol):
         """Remove a file, where it is there."""
         ...
 
-    def sweep(self, known: set[str]) -> None:
-        """Remove what a killed process has left, where nobody else can have put it."""
+    def others(self, known: set[str]) -> int:
+        """How many files are here that are not `known`, where only this service keeps any."""
         ...
 
     def check(self) -> None:
@@ -73,17 +73,15 @@ class FolderStorage:
     def delete(self, name: str) -> None:
         (self._folder / name).unlink(missing_ok=True)
 
-    def sweep(self, known: set[str]) -> None:
-        for path in self._folder.glob("file_*"):
-            if path.name not in known:
-                path.unlink()
+    def others(self, known: set[str]) -> int:
+        return sum(path.name not in known for path in self._folder.glob("file_*"))
 
     def check(self) -> None:
         """Nothing of its own: what arrives is written below this folder too."""
 
 
 class UrlStorage:
-    """See `Storage`. Others may keep their files in the same place, so nothing is swept there.
+    """See `Storage`. Others may keep their files in the same place.
 
     Raises:
         SettingsError: nothing can be kept at this URL.
@@ -121,8 +119,9 @@ class UrlStorage:
         with contextlib.suppress(FileNotFoundError):
             self._store.rm_file(self._at(name))
 
-    def sweep(self, known: set[str]) -> None:
-        """Nothing: what is not known here may be another service's."""
+    def others(self, known: set[str]) -> int:
+        """None: what is not known here may be another service's, and a listing of a large store takes long."""
+        return 0
 
     def check(self) -> None:
         self._store.pipe_file(self._at(_PROBE), b"?")

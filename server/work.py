@@ -32,7 +32,7 @@ class DurableWork:
 
     Args:
         settings: where they are kept, and how much of them there may be.
-        served: what jobs that train, train for.
+        served: what jobs rewrite with, and train for.
         cluster: runs them; None for that of the settings.
 
     Attributes:
@@ -49,9 +49,10 @@ class DurableWork:
         self.keys = KeyStore(self._database)
         self._files = FileStore(self._database, self._database.folder / "files", settings.files, settings.retention)
         self._jobs = JobStore(self._database, settings.jobs.waiting, settings.limits.retry_after_s, settings.retention)
-        self._commands = ClusterJobs(settings, served or Served())
+        served = served or Served()
+        self._commands = ClusterJobs(settings, served)
         cluster = cluster or RayCluster(settings.cluster)
-        self._runtime = JobRuntime(self._database, self._jobs, self._files, settings, self._commands, cluster)
+        self._runtime = JobRuntime(self._database, self._jobs, self._files, settings, served, self._commands, cluster)
         self._sweeper = Sweeper(self._files, self._jobs, self._runtime.forget, settings.retention)
         self._looking: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None

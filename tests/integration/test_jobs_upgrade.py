@@ -13,12 +13,13 @@ from server.app import create_app
 from server.auth import Keys
 from server.settings import JobSettings, RetentionSettings, ServerSettings
 from server.work import DurableWork
+from tests import schema_1, schema_2
 from tests.plain_backend import PlainBackend
-from tests.schema_1 import JOB_ID, KEY, make_state
+from tests.schema_1 import JOB_ID, KEY
 
 
-async def test_a_job_of_the_schema_before_is_finished_and_forgotten_in_its_time(tmp_path: Path) -> None:
-    make_state(tmp_path / "state")
+async def test_a_job_of_the_first_schema_is_finished_and_forgotten_in_its_time(tmp_path: Path) -> None:
+    schema_1.make_state(tmp_path / "state")
     settings = ServerSettings(
         state=str(tmp_path / "state"), jobs=JobSettings(shard_rows=7), retention=RetentionSettings(jobs_days=1.0)
     )
@@ -44,3 +45,25 @@ async def test_a_job_of_the_schema_before_is_finished_and_forgotten_in_its_time(
         assert (await client.get(f"/v1/jobs/{JOB_ID}")).status_code == 404
         assert await DBOS.list_workflows_async() == []
         assert (await client.get(f"/v1/files/{job['output_file']}")).status_code == 200
+
+
+async def test_a_job_under_way_of_the_schema_before_goes_on_where_it_was(tmp_path: Path) -> None:
+    schema_2.make_state(tmp_path / "state")
+    settings = ServerSettings(state=str(tmp_path / "state"), jobs=JobSettings(shard_rows=7))
+    backend = PlainBackend()
+    app = create_app(backend, settings, Keys(), DurableWork(settings))
+    headers = {"Authorization": f"Bearer {KEY}"}
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers, timeout=None) as client,
+    ):
+        await client.get(f"/v1/jobs/{JOB_ID}/events")
+        job = (await client.get(f"/v1/jobs/{JOB_ID}")).json()
+        output = (await client.get(f"/v1/files/{job['output_file']}/content")).text.splitlines()
+    assert (job["status"], job["adapter"], job["error"]) == ("completed", "math@3", None)
+    assert job["request_counts"] == {"total": 30, "completed": 30, "failed": 0}
+    made = [json.loads(line) for line in output]
+    assert [row["id"] for row in made] == [f"row-{number}" for number in range(1, 31)]
+    assert [row["model"] == schema_2.KEPT for row in made] == [True] * 7 + [False] * 23
+    assert len(backend.seen) == 23

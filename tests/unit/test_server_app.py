@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from agent.engine import EngineInfo
-from agent.exceptions import EngineClosedError, ModelError
+from agent.exceptions import EngineClosedError, ModelError, SettingsError
 from server.app import create_app
 from server.auth import Keys
 from server.bodies import BodyRoom
@@ -477,6 +477,11 @@ async def test_without_keys_a_name_that_is_not_this_machine_is_refused(client: h
 @pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1", "[::1]:8000"])
 async def test_without_keys_every_loopback_name_is_served(client: httpx.AsyncClient, host: str) -> None:
     assert (await client.get("/healthz", headers={"Host": host})).status_code == 200
+
+
+def test_an_application_for_others_without_keys_is_not_built(backend: ScriptedBackend) -> None:
+    with pytest.raises(SettingsError, match="no API keys are set"):
+        create_app(backend, ServerSettings(host="0.0.0.0"), Keys())
 
 
 @pytest.mark.parametrize("origin", ["https://elsewhere.example", "null", "http://127.0.0.1.elsewhere.example:8000"])

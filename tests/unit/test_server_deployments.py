@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
+
+import pytest
 
 from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteSettings
 from server.auth import Keys
 from server.deployments import EngineDeployment, build_application
-from server.settings import ServerSettings
+from server.settings import ClusterSettings, ServerSettings
+
+SETTINGS = (ModelSettings(), EngineSettings(), GateSettings(), RewriteSettings())
 
 
 async def test_a_replica_whose_start_failed_ends_without_an_error() -> None:
@@ -16,10 +21,22 @@ async def test_a_replica_whose_start_failed_ends_without_an_error() -> None:
 
 def test_both_deployments_get_the_time_to_drain() -> None:
     server = ServerSettings(drain_timeout_s=77.0)
-    settings = (ModelSettings(), EngineSettings(), GateSettings(), RewriteSettings())
-    api = build_application(*settings, server, Keys())._bound_deployment
+    api = build_application(*SETTINGS, server, Keys())._bound_deployment
     engine = api.init_args[0]._bound_deployment
     assert [(d.name, d._deployment_config.graceful_shutdown_timeout_s) for d in (api, engine)] == [
         ("api", 77.0),
         ("engine", 77.0),
     ]
+
+
+def test_folders_are_those_of_whoever_starts_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REWRIGHT_HOME", str(tmp_path / "home"))
+    for given, state in ((None, "home/service"), ("here", "here")):
+        data = ClusterSettings(benchmark_data=Path("exams"))
+        application = build_application(*SETTINGS, ServerSettings(state=given, cluster=data), Keys())
+        for deployment in (application._bound_deployment, application._bound_deployment.init_args[0]._bound_deployment):
+            (server,) = (value for value in deployment.init_args if isinstance(value, ServerSettings))
+            assert server.state == str(tmp_path / state)
+            assert server.cluster.models == tmp_path / state / "models"
+            assert server.cluster.benchmark_data == tmp_path / "exams"

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +27,7 @@ from server.schemas import ErrorResponse
 from server.settings import FileSettings, LimitSettings, ServerSettings
 from server.work import DurableWork
 from server.work_schemas import FileBody, FileList
-from tests.asgi import client_to
+from tests.asgi import client_of, client_to
 from tests.plain_backend import PlainBackend
 
 ROW = b'{"question": "1 + 1?", "answer": "2"}\n'
@@ -460,9 +461,35 @@ async def test_what_a_killed_upload_left_is_swept_away(client: httpx.AsyncClient
     stored = await _upload(client, ROW)
     folder = settings.state_folder / "files"
     (folder / "incoming" / UNKNOWN).write_bytes(b"half")
-    (folder / f"{UNKNOWN}.jsonl").write_bytes(b"moved, but not yet written down")
     DurableWork(settings)._files.sweep()
     assert [p.name for p in folder.rglob("*") if p.is_file()] == [f"{stored['id']}.jsonl"]
+
+
+@pytest.mark.parametrize("database", ["empty", "older"])
+async def test_a_start_with_another_database_costs_no_file(
+    settings: ServerSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture, database: str
+) -> None:
+    state, aside = settings.state_folder, tmp_path / "aside"
+    aside.mkdir()
+
+    async def start() -> httpx.Response:
+        async with client_of(create_app(PlainBackend(), settings, Keys(), DurableWork(settings))) as http:
+            return await http.get(f"/v1/files/{stored['id']}/content")
+
+    async with client_of(create_app(PlainBackend(), settings, Keys(), DurableWork(settings))) as http:
+        await _upload(http, ROW)
+    if database == "older":
+        shutil.copy(state / "service.sqlite", aside / "older")
+    async with client_of(create_app(PlainBackend(), settings, Keys(), DurableWork(settings))) as http:
+        stored = await _upload(http, ROW * 2)
+    assert "are not in this database" not in caplog.text
+    (state / "service.sqlite").rename(aside / "newest")
+    if database == "older":
+        (aside / "older").rename(state / "service.sqlite")
+    assert (await start()).status_code == 404
+    assert f"{1 if database == 'older' else 2} files in {state / 'files'} are not in this database" in caplog.text
+    (aside / "newest").rename(state / "service.sqlite")
+    assert (await start()).content == ROW * 2
 
 
 def test_json_of_ten_thousand_levels_is_a_bad_row_and_no_crash() -> None:

@@ -8,6 +8,8 @@ import errno
 import hashlib
 import json
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -23,7 +25,7 @@ from server.app import create_app
 from server.auth import Keys
 from server.exceptions import StartError, UnavailableError, UnknownNameError
 from server.jobs import Event, Job, JobStore
-from server.jobs_files import JobFolder
+from server.jobs_files import JobFolder, StoppedError
 from server.jobs_runtime import JobRuntime
 from server.jobs_steps import RETRY, JobFailedError, failure_of
 from server.schemas import RewriteOptions
@@ -138,6 +140,44 @@ async def test_a_job_that_cannot_keep_its_rows_has_failed_all_the_same(
         job = (await client.post("/v1/jobs", json={"kind": "rewrite", "input_file": file_id})).json()
         ended = await _until_ended(client, job["id"])
     assert (ended["status"], ended["output_file"]) == ("failed", None)
+
+
+async def test_an_input_on_which_the_service_dies_again_and_again_fails_its_job(tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
+    work = DurableWork(settings)
+    job = _job(work, tmp_path)
+    folder = settings.state_folder / "jobs" / job.id
+    source = tmp_path / "many"
+    source.write_bytes(b'{"question": "1 + 1?", "answer": "2"}\n' * 300)
+    killed = (
+        "import os, sys; from pathlib import Path; from server.jobs_files import JobFolder; "
+        "JobFolder(Path(sys.argv[1])).split(Path(sys.argv[2]), 100, lambda: os.kill(os.getpid(), 9))"
+    )
+    for _ in range(3):
+        with pytest.raises(StoppedError):  # a stop is no death
+            JobFolder(folder).split(source, 100, lambda: True)
+        assert subprocess.run([sys.executable, "-c", killed, folder, source], check=False).returncode == -9
+    async with client_of(create_app(PlainBackend(), settings, Keys(), work)) as client:
+        ended = await _until_ended(client, job.id)
+    assert ended["status"] == "failed"
+    assert ended["error"].startswith(f"{job.input_file}: the service died 3 times while it cut this file into rows")
+    assert not folder.exists()
+
+
+async def test_a_job_that_cannot_be_queued_for_any_reason_is_told_and_begun_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def defect(*_: Any) -> None:
+        raise RuntimeError("nobody expects this")
+
+    monkeypatch.setattr("server.jobs_runtime._LOOK_S", 0.1)
+    async with _service(tmp_path, PlainBackend()) as client:
+        file_id = await _upload(client, '{"question": "1?", "answer": "one"}')
+        with monkeypatch.context() as broken:
+            broken.setattr(JobRuntime, "_enqueue", defect)
+            made = await client.post("/v1/jobs", json={"kind": "rewrite", "input_file": file_id})
+        assert made.status_code == 200
+        assert (await _until_ended(client, made.json()["id"]))["status"] == "completed"
 
 
 async def test_a_client_that_goes_away_while_its_job_is_made_leaves_one_that_runs(

@@ -74,23 +74,22 @@ def training(records: list[StepMetrics], name: str) -> list[float]:
     return [record.metrics[name] for record in records if record.kind == "train"]
 
 
-@pytest.mark.parametrize("loss", ["nll", "dft"])
-def test_the_loss_is_that_of_trl_on_padded_rows(folder: Path, tmp_path: Path, loss: str) -> None:
-    request = request_for(folder, f"as-trl-{loss}", method="full", loss=loss, steps=1, batch_rows=6, rows_per_pass=2)
-    ours = training(run(request), "loss")
+def loss_of_trl(folder: Path, output: Path, rows: list[dict[str, Any]], loss: str, ends: int = 0) -> float:
+    """The first loss of TRL's own trainer; of the last `ends` rows the token that ends the turn alone is trained on."""
     columns: dict[str, list[list[int]]] = {"input_ids": [], "completion_mask": []}
     tokenizer = AutoTokenizer.from_pretrained(folder / "tiny")
-    for row in ROWS:
+    for number, row in enumerate(rows):
         prompt = f"<|im_start|> user {row['question']} <|im_end|> <|im_start|> assistant"
         prompt_ids, answer = tokenizer.encode(prompt), tokenizer.encode(f"{row['answer']} <|im_end|>")
+        kept = 1 if number >= len(rows) - ends else len(answer)
         columns["input_ids"].append(prompt_ids + answer)
-        columns["completion_mask"].append([0] * len(prompt_ids) + [1] * len(answer))
+        columns["completion_mask"].append([0] * (len(prompt_ids) + len(answer) - kept) + [1] * kept)
     trainer = SFTTrainer(
         model=tiny_model(),
         args=SFTConfig(
-            output_dir=str(tmp_path),
+            output_dir=str(output),
             max_steps=1,
-            per_device_train_batch_size=6,
+            per_device_train_batch_size=len(rows),
             completion_only_loss=True,
             loss_type=loss,
             use_cpu=True,
@@ -104,27 +103,27 @@ def test_the_loss_is_that_of_trl_on_padded_rows(folder: Path, tmp_path: Path, lo
         processing_class=tokenizer,
     )
     trainer.train()
-    assert ours == pytest.approx([trainer.state.log_history[0]["loss"]], rel=1e-5)
+    return float(trainer.state.log_history[0]["loss"])
 
 
-def test_a_dropped_token_changes_no_weight(folder: Path) -> None:
-    """With everything but one row masked out, training is that on the row alone."""
+@pytest.mark.parametrize("loss", ["nll", "dft"])
+def test_the_loss_is_that_of_trl_on_padded_rows(folder: Path, tmp_path: Path, loss: str) -> None:
+    request = request_for(folder, f"as-trl-{loss}", method="full", loss=loss, steps=1, batch_rows=6, rows_per_pass=2)
+    assert training(run(request), "loss") == pytest.approx([loss_of_trl(folder, tmp_path, ROWS, loss)], rel=1e-5)
+
+
+def test_of_dropped_tokens_the_end_of_the_turn_alone_is_trained_on(folder: Path, tmp_path: Path) -> None:
     status = {"status": "fallback", "proposer": "expert"}
     turns = [([{"role": "user", "content": r["question"]}], r["answer"]) for r in ROWS[:2]]
     rows = [{"prompt": q, "completion": [{"role": "assistant", "content": a}], **status} for q, a in turns]
     write_lines(folder / "mixed.jsonl", [{**rows[0], "status": "rewritten"}, rows[1]])
-    write_lines(folder / "alone.jsonl", [{**rows[0], "status": "rewritten"}])
     # No token of a random model has a perplexity as low as 1.1: all of the fallback row are dropped.
-    mask = {"weights": {"kind": "mask", "mask_perplexity": 1.1}, "method": "full", "steps": 2, "batch_rows": 2}
-    mixed = run(request_for(folder, "mixed", "mixed.jsonl", **mask))
-    alone = run(request_for(folder, "alone", "alone.jsonl", **mask))
-    assert training(mixed, "loss") == pytest.approx(training(alone, "loss"), rel=1e-5)
-    tensors = [load_file(folder / name / "model.safetensors") for name in ("mixed", "alone")]
-    for name, tensor in tensors[0].items():
-        assert torch.allclose(tensor, tensors[1][name], atol=1e-5), name
+    mask = {"weights": {"kind": "mask", "mask_perplexity": 1.1}, "method": "full", "steps": 1, "batch_rows": 2}
+    found = training(run(request_for(folder, "mixed", "mixed.jsonl", **mask)), "loss")
+    assert found == pytest.approx([loss_of_trl(folder, tmp_path, ROWS[:2], "nll", ends=1)], rel=1e-5)
     card = json.loads((folder / "mixed" / "sft.json").read_text())
-    assert card["tokens"]["without_weight"] == 4
-    with pytest.raises(TrainingDataError, match="leaves no token to train on"):
+    assert card["tokens"]["without_weight"] == 3
+    with pytest.raises(TrainingDataError, match="leaves nothing to train on but the ends of turns"):
         run(request_for(folder, "nothing", **{**mask, "weights": {**mask["weights"], "apply_to": "all"}}))
 
 
@@ -271,9 +270,11 @@ def test_a_file_of_fallbacks_alone_is_trained_on_with_a_warning(folder: Path) ->
     assert resolve_model(ModelSettings(name=str(model))).path == model
 
 
-def test_weights_for_fallbacks_are_said_to_do_nothing_where_there_is_none(folder: Path) -> None:
+def test_weights_for_rows_in_the_experts_words_are_said_to_do_nothing_where_there_are_none(folder: Path) -> None:
+    row = {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hello"}]}
+    write_lines(folder / "rewritten.jsonl", [{**row, "status": "rewritten", "proposer": "rewrite"}] * 4)
     said: list[str] = []
-    request = request_for(folder, "raw", weights={"kind": "mask"}, steps=1)
+    request = request_for(folder, "own", "rewritten.jsonl", weights={"kind": "mask"}, steps=1)
     run_sft(request, resume=False, on_note=said.append)
-    assert "no row is a fallback" in said[0]
+    assert "every row has an accepted rewrite" in said[0]
     assert not list((request.output / "training").glob("base-tokens-*")), "nothing is asked of the base model"

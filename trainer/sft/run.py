@@ -151,9 +151,10 @@ class _Run:
         cache, top_k = request.base_tokens or folder, settings.weights.entropy_top_k
         base = base_tokens(model, weighted, top_k, cache, self._owner) if weighted else []
         self._weights = row_weights(settings.weights, rows, base)
-        if not any(bool(weights.any()) for weights in self._weights):
+        if not any(bool(weights[:-1].any()) for weights in self._weights):
             raise TrainingDataError(
-                f"{request.source}: sft.weights leaves no token to train on; raise sft.weights.mask_perplexity"
+                f"{request.source}: sft.weights leaves nothing to train on but the ends of turns; "
+                "raise sft.weights.mask_perplexity"
             )
         self._measured = _drawn(rows, settings.loss_rows, settings.seed)
         self._step_began = time.monotonic()

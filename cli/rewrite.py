@@ -139,7 +139,7 @@ def _rewrite_rows(settings: Settings, job: Job, url: str | None) -> Summary:
 
 async def _rewrite_here(settings: Settings, job: Job) -> Summary:
     from agent.adapters import find_adapter, open_adapter
-    from agent.assembly import build_rewriter, load_adapter
+    from agent.assembly import build_rewriter
     from agent.pipeline import rewrite_rows
     from agent.strategies import find_strategy
     from cli.engine import engine_of, fetch_model
@@ -158,11 +158,13 @@ async def _rewrite_here(settings: Settings, job: Job) -> Summary:
     }
     with open_job(job, run) as opened:
         base = fetch_model(settings.model)
-        if folder:  # refused before the engine starts, which takes its time
-            open_adapter(folder, base.name, base=base.path)
+        # Refused before the engine starts, which takes its time.
+        adapter = open_adapter(folder, base.name, base=base.path) if folder else None
         async with engine_of(settings) as (engine, chat):
-            adapter = await load_adapter(engine, folder, base) if folder else None
-            rewriter = build_rewriter(engine, chat, settings.gate, settings.rewrite, adapter=adapter)
+            if adapter:
+                await engine.load_adapter(adapter.name, adapter.path)
+            name = adapter.name if adapter else None
+            rewriter = build_rewriter(engine, chat, settings.gate, settings.rewrite, adapter=name)
             try:
                 model, concurrency = engine.info.model, settings.rewrite.concurrency
                 results = rewrite_rows(rewriter, opened.rows, model=model, concurrency=concurrency, early=opened.early)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -18,19 +20,28 @@ from tests.plain_backend import PlainBackend
 from tests.schema_1 import JOB_ID, KEY
 
 
-async def test_a_job_of_the_first_schema_is_finished_and_forgotten_in_its_time(tmp_path: Path) -> None:
-    schema_1.make_state(tmp_path / "state")
-    settings = ServerSettings(
-        state=str(tmp_path / "state"), jobs=JobSettings(shard_rows=7), retention=RetentionSettings(jobs_days=1.0)
-    )
-    work = DurableWork(settings)
-    app = create_app(PlainBackend(), settings, Keys(), work)
+@asynccontextmanager
+async def serving(
+    backend: PlainBackend, settings: ServerSettings, work: DurableWork
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the service on what an earlier release left."""
+    app = create_app(backend, settings, Keys(), work)
     headers = {"Authorization": f"Bearer {KEY}"}
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers, timeout=None) as client,
     ):
+        yield client
+
+
+async def test_a_job_of_the_first_schema_is_finished_and_forgotten_in_its_time(tmp_path: Path) -> None:
+    schema_1.make_state(tmp_path / "state")
+    settings = ServerSettings(
+        state=str(tmp_path / "state"), jobs=JobSettings(shard_rows=7), retention=RetentionSettings(jobs_days=1.0)
+    )
+    work = DurableWork(settings)
+    async with serving(PlainBackend(), settings, work) as client:
         await client.get(f"/v1/jobs/{JOB_ID}/events")
         job = (await client.get(f"/v1/jobs/{JOB_ID}")).json()
         assert job["status"] == "completed"
@@ -51,13 +62,7 @@ async def test_a_job_under_way_of_the_schema_before_goes_on_where_it_was(tmp_pat
     schema_2.make_state(tmp_path / "state")
     settings = ServerSettings(state=str(tmp_path / "state"), jobs=JobSettings(shard_rows=7))
     backend = PlainBackend()
-    app = create_app(backend, settings, Keys(), DurableWork(settings))
-    headers = {"Authorization": f"Bearer {KEY}"}
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers, timeout=None) as client,
-    ):
+    async with serving(backend, settings, DurableWork(settings)) as client:
         await client.get(f"/v1/jobs/{JOB_ID}/events")
         job = (await client.get(f"/v1/jobs/{JOB_ID}")).json()
         output = (await client.get(f"/v1/files/{job['output_file']}/content")).text.splitlines()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +12,12 @@ from typing import Any
 import pytest
 import uvicorn
 
-from cli.main import main
 from server.app import create_app
 from server.auth import Keys
 from server.exceptions import UnknownNameError
 from server.metrics import Metrics
 from server.settings import ServerSettings
+from tests.command_line import run_main
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -46,11 +45,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         publish(tmp_path / "adapters" / "math" / version, CARD | {"version": version})
 
     def rewright(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rewright", "adapters", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), " ".join(out.split()), " ".join(err.split())
+        code, out, err = run_main(monkeypatch, capsys, "adapters", *arguments)
+        return code, " ".join(out.split()), err
 
     return rewright
 

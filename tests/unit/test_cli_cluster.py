@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from cli.main import main
+from tests.command_line import run_main
 from trainer.exceptions import JobError
 from trainer.ray_jobs import JobState
 
@@ -27,15 +27,7 @@ def run(
 ) -> Run:
     """Runs `rewright train` and `rewright sft` in an empty folder; returns exit code and what is written."""
     monkeypatch.chdir(tmp_path)
-
-    def rewright(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rewright", request.param, *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, " ".join(err.split())
-
-    return rewright
+    return partial(run_main, monkeypatch, capsys, request.param)
 
 
 @pytest.mark.parametrize(

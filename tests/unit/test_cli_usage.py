@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,10 @@ from peft import LoraConfig, get_peft_model
 
 from agent.exceptions import ModelFetchError, OutputFailedError
 from cli.lines import json_lines
-from cli.main import main
 from server.keys import KeyStore
 from server.settings import ServerSettings
 from server.state import Database
+from tests.command_line import run_main
 from tests.tiny_chat import tiny_model, write_tiny_model
 from trainer.exceptions import DivergedError, JobError, JobFailedError, PublishError, UnreachableError
 
@@ -33,14 +33,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     (tmp_path / "in.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
     (tmp_path / "old.jsonl").write_text('{"id": "x"}\n')
 
-    def rewright(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rewright", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, " ".join(err.split())
-
-    return rewright
+    return partial(run_main, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from agent.settings import Section
+from trainer.sft.settings import IN_EXPERTS_WORDS
 
 UPDATE_PASSES = 3
 
@@ -79,7 +80,7 @@ def train_cost(card: Mapping[str, Any]) -> TrainCost:
     weights, statuses = sft["weights"], card["statuses"]
     weighed = 0
     if weights["kind"] != "none":
-        own_words = statuses.get("fallback", 0) + statuses.get("expert", 0)
+        own_words = sum(statuses.get(status, 0) for status in IN_EXPERTS_WORDS)
         share = 1.0 if weights["apply_to"] == "all" else own_words / sum(statuses.values())
         weighed = round(share * in_data)
     anchored = sft["kl_weight"] > 0

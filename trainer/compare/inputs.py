@@ -13,6 +13,7 @@ from agent.weights import weights_sha256
 from trainer.compare.methods import BASE, METHODS
 from trainer.compare.plan import Inputs
 from trainer.compare.settings import CompareRequest
+from trainer.data import Asked, asked
 from trainer.exam.benchmarks import BENCHMARKS, load_local
 from trainer.exam.request import read_tasks
 from trainer.exam.retention import check_installed
@@ -71,17 +72,16 @@ def trained_and_asked(request: CompareRequest) -> list[str]:
     trained = _prompts(request.compare.train, request.compare.train_limit)
     told = []
     for name, path in request.compare.accuracy.items():
-        asked = _prompts(path, None)
-        if both := len(asked & trained):
+        questions = _prompts(path, None)
+        if both := len(questions & trained):
             told.append(
-                f"{both} of the {len(asked)} questions of {name} are trained on, too: its gain is partly memory."
+                f"{both} of the {len(questions)} questions of {name} are trained on, too: its gain is partly memory."
             )
     return told
 
 
-def _prompts(path: Path, limit: int | None) -> set[tuple[str, ...]]:
-    rows = (row for row in read_rows(path, limit=limit) if isinstance(row, Demonstration))
-    return {tuple(turn.content for turn in row.prompt) for row in rows}
+def _prompts(path: Path, limit: int | None) -> set[Asked]:
+    return {asked(row) for row in read_rows(path, limit=limit) if isinstance(row, Demonstration)}
 
 
 def _identity(setting: str, path: Path) -> str:

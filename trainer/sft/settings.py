@@ -9,6 +9,9 @@ from pydantic import Field
 from agent.settings import Section
 from trainer.settings import LoraSettings
 
+# Statuses of the rows without an accepted rewrite.
+IN_EXPERTS_WORDS = ("fallback", "expert")
+
 
 class WeightSettings(Section):
     """How much each completion token counts, decided once by the frozen base model; see `trainer.sft.weights`."""

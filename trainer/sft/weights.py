@@ -25,9 +25,8 @@ from agent.disk import replacing
 from agent.engine.head import Head
 from trainer.sft.data import SftRow
 from trainer.sft.loss import CHUNK, completion_hidden, pack, token_losses, top_entropy
-from trainer.sft.settings import WeightSettings
+from trainer.sft.settings import IN_EXPERTS_WORDS, WeightSettings
 
-_IN_EXPERTS_WORDS = ("fallback", "expert")
 # Tokens of one pass without gradients.
 _PASS_TOKENS = {"cpu": 1024, "cuda": 8192}
 
@@ -69,7 +68,7 @@ def token_weights(settings: WeightSettings, base: BaseTokens) -> Tensor:
 
 def is_weighted(settings: WeightSettings, row: SftRow) -> bool:
     """Whether the tokens of this row are weighted at all."""
-    return settings.kind != "none" and (settings.apply_to == "all" or row.status in _IN_EXPERTS_WORDS)
+    return settings.kind != "none" and (settings.apply_to == "all" or row.status in IN_EXPERTS_WORDS)
 
 
 def row_weights(settings: WeightSettings, rows: Sequence[SftRow], base: Iterable[BaseTokens]) -> list[Tensor]:

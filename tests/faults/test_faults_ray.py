@@ -28,7 +28,7 @@ from tests.tiny import make_model
 from tests.waiting import wait_until
 
 ROWS = 200
-FAULTS = int(os.environ.get("REWRIGHT_FAULTS_RAY", "10"))
+FAULTS = int(os.environ.get("REWRIGHT_FAULTS_RAY", "20"))
 LEFT_ALONE = 40  # rows at the end that no fault waits for
 PATIENCE_S = 1200.0
 # So long, and so few rows at a time, that the job outlasts the faults.

@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 from agent.demonstrations import BadRow, Demonstration
 
 Status = Literal["rewritten", "self_solved", "fallback", "error"]
+# Of rows whose words are the model's own, having passed the gate.
+ACCEPTED: tuple[Status, ...] = ("rewritten", "self_solved")
 Proposer = Literal["solve", "hint", "rewrite", "expert"]
 
 

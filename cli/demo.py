@@ -118,11 +118,12 @@ def _print_pairs(output: Path) -> None:
     """The accepted rewrites that came furthest towards the base model, beside what the expert wrote."""
     from agent.demonstrations import Demonstration
     from agent.intake import read_rows
+    from agent.records import ACCEPTED
 
     experts = {row.id: row.expert for row in read_rows(_DEMONSTRATIONS) if isinstance(row, Demonstration)}
     with output.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    accepted = [row for row in rows if row["status"] in ("rewritten", "self_solved")]
+    accepted = [row for row in rows if row["status"] in ACCEPTED]
     accepted.sort(key=lambda row: row["mismatch"]["target"]["nll"] - row["mismatch"]["expert"]["nll"])
     for row in accepted[:_PAIRS_SHOWN]:
         before, after = row["mismatch"]["expert"]["nll"], row["mismatch"]["target"]["nll"]

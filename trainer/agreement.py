@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from trainer.exceptions import TrainingSettingsError
 from trainer.request import SftRequest, TrainingRequest
+from trainer.sft.settings import SftSettings
 
 _HOTTEST_VLLM = 2.0
 
@@ -23,15 +24,19 @@ def check_agreement(request: TrainingRequest | SftRequest, processes: int) -> No
         _check_train(request, processes)
 
 
-def _check_sft(request: SftRequest, processes: int) -> None:
-    settings = request.sft
-    if request.engine.kind != "transformers":
-        raise TrainingSettingsError("fine-tuning needs engine.kind transformers")
+def check_batches(settings: SftSettings, processes: int) -> None:
+    """Refuse batches of a fine-tuning that so many processes cannot share out evenly. Raises TrainingSettingsError."""
     if settings.batch_rows % (settings.rows_per_pass * processes):
         raise TrainingSettingsError(
             f"sft.batch_rows ({settings.batch_rows}) must be divisible by {processes} workers x sft.rows_per_pass "
             f"({settings.rows_per_pass})"
         )
+
+
+def _check_sft(request: SftRequest, processes: int) -> None:
+    if request.engine.kind != "transformers":
+        raise TrainingSettingsError("fine-tuning needs engine.kind transformers")
+    check_batches(request.sft, processes)
 
 
 def _check_train(request: TrainingRequest, processes: int) -> None:

@@ -73,7 +73,7 @@ def test_the_model_card_says_what_a_reader_asks() -> None:
         f"weights SHA-256 `{'b' * 64}`",
         f"content SHA-256 `{'d' * 64}`",
         "| method | LoRA, rank 64 |",
-        "| token weights | `mask` (perplexity over 2.5) on fallback rows; 6 of 40 tokens dropped |",
+        "| token weights | `mask` (perplexity over 2.5) on rows in the expert's words; 6 of 40 tokens dropped |",
         "| KL to the base model | 0.1 |",
         "| learning rate | 2e-05, cosine |",
         "| loss before the first update | 0.7400 nats/token (8 rows) |",

@@ -10,6 +10,7 @@ from agent.exceptions import AdapterError, InputFileError
 from agent.intake import input_identity, read_rows
 from agent.models import resolve_model
 from agent.weights import weights_sha256
+from trainer.agreement import check_batches
 from trainer.compare.methods import BASE, METHODS
 from trainer.compare.plan import Inputs
 from trainer.compare.settings import CompareRequest
@@ -17,7 +18,6 @@ from trainer.data import Asked, asked
 from trainer.exam.benchmarks import BENCHMARKS, load_local
 from trainer.exam.request import read_tasks
 from trainer.exam.retention import check_installed
-from trainer.exceptions import TrainingSettingsError
 from trainer.folder import process_count
 
 
@@ -30,11 +30,7 @@ def read_inputs(request: CompareRequest) -> Inputs:
         TrainingSettingsError: the settings do not fit together.
     """
     compare = request.compare
-    passes = request.sft.rows_per_pass * process_count()
-    if request.sft.batch_rows % passes:
-        raise TrainingSettingsError(
-            f"sft.batch_rows ({request.sft.batch_rows}) must be divisible by sft.rows_per_pass ({passes})"
-        )
+    check_batches(request.sft, process_count())
     return Inputs(
         train=_identity("train", compare.train),
         tasks=_tasks(request),

@@ -19,6 +19,7 @@ from agent.intake import read_rows
 from agent.models import resolve_model
 from agent.output import RecordWriter
 from agent.pipeline import rewrite_rows
+from agent.records import ACCEPTED
 from agent.usage import Usage
 from trainer.compare.cost import DataCost
 from trainer.compare.folder import write_whole
@@ -27,7 +28,6 @@ from trainer.compare.settings import CompareRequest
 from trainer.exceptions import TrainingDataError
 
 ROWS, COSTS = "rows.jsonl", "costs.jsonl"
-_ACCEPTED = ("rewritten", "self_solved")
 
 OnRow = Callable[[int, int], None]
 
@@ -151,7 +151,7 @@ def keep_accepted(source: Path, folder: Path) -> None:
         TrainingDataError: there are none.
     """
     lines = (source / ROWS).read_text(encoding="utf-8").split("\n")
-    kept = [line for line in lines if line and json.loads(line)["status"] in _ACCEPTED]
+    kept = [line for line in lines if line and json.loads(line)["status"] in ACCEPTED]
     if not kept:
         raise TrainingDataError(f"{source / ROWS}: no row has an accepted rewrite; there is nothing to train on")
     write_whole(folder / ROWS, "".join(f"{line}\n" for line in kept))

@@ -187,7 +187,7 @@ def model_card(card: SftCard) -> str:
 def _told_weights(weights: Mapping[str, Any], tokens: Mapping[str, int]) -> str:
     if weights["kind"] == "none":
         return "none"
-    scope = "fallback rows" if weights["apply_to"] == "fallback" else "all rows"
+    scope = "rows in the expert's words" if weights["apply_to"] == "fallback" else "all rows"
     threshold = f" (perplexity over {weights['mask_perplexity']})" if weights["kind"] == "mask" else ""
     dropped = f"{tokens['without_weight']} of {tokens['completion']} tokens dropped"
     return f"`{weights['kind']}`{threshold} on {scope}; {dropped}"

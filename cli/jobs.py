@@ -50,7 +50,7 @@ def submit(
     if source is None and kind != "evaluate":
         raise UsageError(f"IN is missing: a job of kind {kind} works on a file")
     if source is not None and not source.is_file():
-        raise UsageError(f"{source}: no such file")
+        raise UsageError(f"{source}: {'is not a file' if source.exists() else 'no such file'}")
     sampling = {name: value for name, value in (("max_tokens", max_tokens), ("seed", seed)) if value is not None}
     given = _params(params)
     named = {name: value for name, value in (("strategy", strategy), ("adapter", adapter)) if value is not None}
@@ -119,6 +119,10 @@ def results(
     """
     if errors and samples:
         raise UsageError("--errors and --samples exclude each other")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UsageError(f"{output}: there is no folder {output.absolute().parent}")
+    if output is not None and output.is_dir():
+        raise UsageError(f"{output}: is a folder: name a file")
     if output is not None and output.exists() and not overwrite:
         raise OutputFileError(f"{output}: exists already: overwrite it, or choose another output")
     with open_client(url) as client:

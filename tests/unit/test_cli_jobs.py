@@ -90,3 +90,22 @@ def test_an_exam_of_benchmarks_alone_needs_no_input(monkeypatch: pytest.MonkeyPa
     service = Service(status="validating", output_file=None)
     assert run(monkeypatch, service, "submit", "--kind", "evaluate", "--params", '{"tasks": ["piqa"]}') == 0
     assert service.submitted == [{"kind": "evaluate", "input_file": None, "params": {"tasks": ["piqa"]}}]
+
+
+@pytest.mark.parametrize(
+    ("output", "said"), [(".", "is a folder: name a file"), ("none/out.jsonl", "there is no folder")]
+)
+def test_results_that_can_go_nowhere_are_not_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, output: str, said: str
+) -> None:
+    service = Service(status="completed", output_file="file_1")
+    assert run(monkeypatch, service, "results", "job_1", "--overwrite", "-o", str(tmp_path / output)) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_no_input_of_a_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(monkeypatch, Service(), "submit", str(tmp_path)) == 2
+    assert f"{tmp_path}: is not a file" in capsys.readouterr().err

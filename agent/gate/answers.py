@@ -17,10 +17,11 @@ AnswerSource = Literal["boxed", "hashes", "phrase"]
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _HASHES = re.compile(r"^[^\S\n]*####\s*(\S(?:.*\S)?)\s*$", re.MULTILINE)
+# Atomic and possessive: where no end comes soon enough, other ways to read the same words are not tried.
 _PHRASE = re.compile(
-    r"""(?:\b(?:final\s+)?answer\b(?P<about>\s+(?:to|of|for)\s[^.:\n]{1,80}?)?|\bответ\b)
-        [*_\s]{0,6}(?:\b(?:is|equals|равен|равна|равно)\b|[:=—])[*_\s:]{0,6}
-        (?P<answer>[^\n]{1,300}?)\s{0,20}(?=\.\s|\.[*_]*$|\n|$)""",
+    r"""(?>(?:\b(?:final\s+)?answer\b(?P<about>\s+(?:to|of|for)\s[^.:\n]{1,80}?)?|\bответ\b)
+        [*_\s]{0,6}+(?:\b(?:is|equals|равен|равна|равно)\b|[:=—]))[*_\s:]{0,6}+
+        (?P<answer>[^\n]{0,300}?)(?:(?<!\s)[^\S\n]{1,20}+)?+(?=\.\s|\.[*_]*+$|\n|$)""",
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
 # Before an answer phrase, in its sentence: it is supposed, denied, checked or somebody else's.
@@ -120,7 +121,8 @@ def extract_answer(text: str) -> ExtractedAnswer | None:
     boxed = list(boxes(text))
     if boxed and boxed[-1][2] is None:
         return None
-    hashes = [(m.start(), m.end(), m[1]) for m in _HASHES.finditer(text) if _is_answer_line(text, m)]
+    text_end = len(text.rstrip())
+    hashes = [(m.start(), m.end(), m[1]) for m in _HASHES.finditer(text) if _is_answer_line(m, text_end)]
     stated = [
         m
         for m in _PHRASE.finditer(text)
@@ -192,9 +194,9 @@ def boxes(text: str) -> Iterator[tuple[int, int, str | None]]:
         position = end + 1
 
 
-def _is_answer_line(text: str, match: re.Match[str]) -> bool:
-    """Whether a `####` line is an answer and no markdown heading: a plain quantity, or the last line."""
-    return read_quantity(match[1].strip("$ .")) is not None or not text[match.end() :].strip()
+def _is_answer_line(match: re.Match[str], text_end: int) -> bool:
+    """Whether a `####` line is an answer and no markdown heading: a plain quantity, or what the text ends with."""
+    return match.end() >= text_end or read_quantity(match[1].strip("$ .")) is not None
 
 
 def not_meant(text: str, start: int) -> bool:

@@ -46,6 +46,8 @@ def test_a_plain_quantity_is_read_exactly(text: str, value: Fraction, unit: str)
         "42x",
         "42 n",
         "42 thousand",
+        "42 pairs",
+        "42 couples",
         "42 or so",
         "not 42",
         "1/0",

@@ -106,6 +106,10 @@ def test_a_question_of_percent_signs_is_read_once() -> None:
         ("A 20 % tax applies. How much is left?", False),
         ("How much is a 20% tax?", False),
         ("What percent is left", False),
+        ("How many dollars is it after a discount of ten percent?", False),
+        ("How much is left after twenty-five percent are paid?", False),
+        ("Сколько стоит шляпа со скидкой в двадцать процентов?", False),
+        ("What percent is ten percent of a half?", True),
         ("?", False),
     ],
 )

@@ -108,11 +108,11 @@ class _Job:
 
     async def run(self) -> Record:
         demonstration = self._demonstration
-        task = self._gate.task_of(demonstration)
         texts = [*(turn.content for turn in demonstration.prompt), demonstration.expert]
         if demonstration.reference_answer is not None:  # proposals have it too
             texts.append(demonstration.reference_answer)
         require_room(self._chat, self._engine.info, texts)
+        task = self._gate.task_of(demonstration)
         self._plain_ids, expert_ids = await demonstration_ids(
             self._chat, self._engine.info, demonstration.prompt, demonstration.expert
         )

@@ -1,9 +1,9 @@
 """A candidate grown sentence by sentence: of several continuations, the one that surprises the base model least.
 
 Whole candidates are chosen among once; sentences as often as there are sentences, which finds far less surprising texts
-for the same number of draws (blockwise best-of-K, arXiv 2310.17022). And a continuation after which the gate could not
-pass the text any more is never chosen, so that one false step does not cost the whole. Works through the engine's calls
-alone, with any engine. Not here: whether the result may be kept (`agent.rewriter`).
+for the same number of draws (blockwise best-of-K, arXiv 2310.17022). And a continuation that the gate refuses already,
+for a false sum or a number out of nowhere, is never chosen, so that one false step does not cost the whole. Works
+through the engine's calls alone, with any engine. Not here: whether the result may be kept (`agent.rewriter`).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ async def grow(
         plain_ids: the demonstration's own prompt, under which continuations are scored.
         sampling: of every continuation; `max_tokens` is of the whole completion.
         choices: continuations drawn of each sentence.
-        may_pass: whether a text that begins so can still be accepted.
+        may_pass: whether a text that begins so may be gone on with.
         adapter: that draws, None for the base model.
 
     Raises:

@@ -73,7 +73,10 @@ class Gate:
         return Verdict(all(c.passed for c in checks), tuple(checks))
 
     def may_pass(self, demonstration: Demonstration, beginning: str) -> bool:
-        """Whether a candidate that begins so can still pass: False where no continuation mends what it says.
+        """Whether the sums and the numbers of a beginning stand as they are; of other tasks, always.
+
+        No continuation mends a false sum or an operand out of nowhere. One that works out a number which the prose
+        told before would mend that; such a beginning is refused all the same.
 
         Args:
             demonstration: as in `check`.

@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agent.gate.notation import closing
-from agent.gate.quantities import SCALES, read_quantity
+from agent.gate.quantities import SCALES, changes_value, read_quantity
 
 AnswerSource = Literal["boxed", "hashes", "phrase"]
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _HASHES = re.compile(r"^[^\S\n]*####\s*(\S(?:.*\S)?)\s*$", re.MULTILINE)
+# Atomic and possessive: where no end comes soon enough, other ways to read the same words are not tried.
 _PHRASE = re.compile(
-    r"""(?:\b(?:final\s+)?answer\b(?P<about>\s+(?:to|of|for)\s[^.:\n]{1,80}?)?|\bответ\b)
-        [*_\s]{0,6}(?:\b(?:is|equals|равен|равна|равно)\b|[:=—])[*_\s:]{0,6}
-        (?P<answer>[^\n]{1,300}?)\s{0,20}(?=\.\s|\.[*_]*$|\n|$)""",
+    r"""(?>(?:\b(?:final\s+)?answer\b(?P<about>\s+(?:to|of|for)\s[^.:\n]{1,80}?)?|\bответ\b)
+        [*_\s]{0,6}+(?:\b(?:is|equals|равен|равна|равно)\b|[:=—]))[*_\s:]{0,6}+
+        (?P<answer>[^\n]{0,300}?)(?:(?<!\s)[^\S\n]{1,20}+)?+(?=\.\s|\.[*_]*+$|\n|$)""",
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
 # Before an answer phrase, in its sentence: it is supposed, denied, checked or somebody else's.
@@ -46,8 +47,11 @@ _BOX_LEADS_ON = re.compile(
     r"\b(?:(?:less|fewer|more|greater|smaller|larger|bigger|lower|higher) than|at (?:most|least)|about|around|roughly"
     r"|approximately|nearly|almost|twice|double|triple|half(?: of)?|minus|negative|anything but|except|up to|below"
     r"|above|меньше|больше|менее|более|около|примерно|почти|минус|вдвое)[\s$*({]*$"
-    r"|[\d)}]\s*(?:[*/×·÷^+−-]|\\(?:cdot|times|div))[\s$({]*$|(?:^|[\s$({=])[−-]\$?$|\d\$?$"
-    r"|\s(?:[<>≤≥]|\\(?:le|ge|lt|gt)q?)\s*\$?$|\\(?:sqrt|[dt]?frac(?:\{[^{}]*\})?)\s*\{\s*$",
+    r"|[\d)}]\s*(?:[*/×·÷^+−-]|\\(?:cdot|times|div))(?:[\s$({]|\\[,;:!])*$|(?:^|[\s$({=])[−-]\$?$|\d\$?$"
+    # A minus further off, where it can be no dash of the prose and no mark of a list.
+    r"|(?:[=({$:]|\b(?:is|equals|be))(?:[^\S\n]|\\[,;:!])*[−–-](?:[^\S\n]|[$({]|\\[,;:!])*$"
+    r"|\s(?:[<>≤≥]|\\(?:le|ge|lt|gt)q?)\s*\$?$|\\(?:sqrt|[dt]?frac(?:\{[^{}]*\})?)\s*\{\s*$"
+    r"|\^\s*$|[\^_]\s*\{\s*$|(?:\\pi|\\sqrt\s*\{[^{}]*\}|\\[dt]?frac\{[^{}]*\}\{[^{}]*\})\s*$",
     re.IGNORECASE,
 )
 # Right after a box: it goes on as an expression or as another number.
@@ -55,11 +59,25 @@ _BOX_GOES_ON = re.compile(
     rf"\A(?:[\d^!]|[.,]\d|[\s$]*(?:[-−+/×·÷=<>^]|\*(?!\*)|\\(?:cdot|times|div))\s*[\d(]|[\s$*]*(?:{SCALES})\b)",
     re.IGNORECASE,
 )
-_PERCENT_AFTER = re.compile(r"\A[\s$]*(?:\\?%|percent\b)", re.IGNORECASE)
+# What stands next to a box, after closing delimiters and spaces: the words of a \text, a command, or a word.
+_WORD = r"[^\W\d_]++(?!\.[a-z])"  # no abbreviation: p.m.
+_NEXT = re.compile(
+    r"(?:[$}]|\\\))*+(?P<space>(?:[^\S\n]|[$}~]|\\[,;:!) ]|\\q?quad(?![a-zA-Z]))*+)"
+    r"(?:\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox)\s*\{(?P<text>[^{}]*)|\\(?P<command>[a-zA-Z]+)"
+    rf"|(?P<word>{_WORD}|√))"
+)
+_ENDS_FORMULA = re.compile(
+    "approx|implies|Rightarrow|p?mod|degree|end|right|newline|par|tag|qed|(?:black)?square|Box|checkmark"
+)
+_PERCENT_AFTER = re.compile(
+    r"\A(?:[\s$~]|\\[,;:! ])*(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?:\\?%|percent\b)", re.IGNORECASE
+)
 # After the answer: it is taken back wherever this stands, or given a rival where this follows at once.
 _TAKEN_BACK = re.compile(
     r"\b(?:wait|hold on|hmm+|oops|actually|correction|corrected|mistake|mistaken|wrong|incorrect|should be"
     r"|should have been|let me (?:re|double|check)|re-?check|reconsider|sorry|scratch"
+    r"|(?:just|only) (?:kidding|joking)|(?:take|taking|took) (?:it|that|this) back"
+    r"|make (?:that|it) (?:an? )?\$?\d{1,30}|on second thoughts?|misspoke|never ?mind"
     r"|подожд\w+|погод\w+|на самом деле|ошиб\w+|неверн\w+|неправильн\w+|исправ\w+|точнее|вернее)\b"
     r"|\A[^.!?\n]*\b(?:but|however|or|not|instead|rather|alternatively|no|однако|или|но|не|либо)\b"
     r"|\A[^.!?\n]*(?<![.!?$)\]}\s\\])[.!?$)\]}\s\\]+(?:but|however|or|no|однако|или|но|нет)\b"
@@ -120,7 +138,8 @@ def extract_answer(text: str) -> ExtractedAnswer | None:
     boxed = list(boxes(text))
     if boxed and boxed[-1][2] is None:
         return None
-    hashes = [(m.start(), m.end(), m[1]) for m in _HASHES.finditer(text) if _is_answer_line(text, m)]
+    text_end = len(text.rstrip())
+    hashes = [(m.start(), m.end(), m[1]) for m in _HASHES.finditer(text) if _is_answer_line(m, text_end)]
     stated = [
         m
         for m in _PHRASE.finditer(text)
@@ -145,7 +164,7 @@ def extract_answer(text: str) -> ExtractedAnswer | None:
         before = text[max(0, start - 80) : start]
         if percent := _PERCENT_AFTER.search(text[end:]):
             answer, end = f"{answer}\\%", end + percent.end()
-        partial = bool(_BOX_LEADS_ON.search(before) or _BOX_GOES_ON.search(text[end:]))
+        partial = bool(_BOX_LEADS_ON.search(before)) or _goes_on(text[end:])
     last = max([end, *(b for _, b, _ in others)])
     return ExtractedAnswer(
         text=answer.strip(),
@@ -158,6 +177,28 @@ def extract_answer(text: str) -> ExtractedAnswer | None:
         goes_on=source == "phrase" and _later_number(text, end),
         end=end,
     )
+
+
+def _goes_on(tail: str) -> bool:
+    r"""Whether `tail`, which follows a box, makes another number of what is in it: `k`, `\pi`, `\text{ thousand}`."""
+    if _BOX_GOES_ON.search(tail):
+        return True
+    following = _NEXT.match(tail)
+    if following is None:
+        return False
+    if following["command"]:
+        return _ENDS_FORMULA.fullmatch(following["command"]) is None
+    if following["text"] is not None:
+        words = re.findall(_WORD, following["text"])
+        return any(_is_factor(word) or (changes_value(word) and word != "in") for word in words)  # in: inches
+    if following["space"]:
+        return _is_factor(following["word"])
+    return read_quantity(f"1{following['word']}") is None  # glued to the box: a unit such as cm, or a factor
+
+
+def _is_factor(word: str) -> bool:
+    """Whether a word after a number is one letter, and neither a unit nor a word of English or Russian."""
+    return len(word) == 1 and word not in "aAIавикосуя" and read_quantity(f"1 {word}") is None
 
 
 def _later_number(text: str, end: int) -> bool:
@@ -192,9 +233,9 @@ def boxes(text: str) -> Iterator[tuple[int, int, str | None]]:
         position = end + 1
 
 
-def _is_answer_line(text: str, match: re.Match[str]) -> bool:
-    """Whether a `####` line is an answer and no markdown heading: a plain quantity, or the last line."""
-    return read_quantity(match[1].strip("$ .")) is not None or not text[match.end() :].strip()
+def _is_answer_line(match: re.Match[str], text_end: int) -> bool:
+    """Whether a `####` line is an answer and no markdown heading: a plain quantity, or what the text ends with."""
+    return match.end() >= text_end or read_quantity(match[1].strip("$ .")) is not None
 
 
 def not_meant(text: str, start: int) -> bool:

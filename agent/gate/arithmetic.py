@@ -24,13 +24,13 @@ _MAX_DIGITS = 30
 _MAX_BRACKETS = 50
 _TOKEN = re.compile(
     r"(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?P<percent>\s?%)?(?P<glued>[^\W\d_]+)?"
-    r"|(?P<operator>[-+*/^×÷·−–()√])|(?P<equals>=)|(?P<word>[^\W\d_]+(?:['’][^\W\d_]+|-[^\W\d_]{2,})*)|(?P<newline>\n)|(?P<other>\S)"
+    r"|(?P<operator>[-+*/^−–()√])|(?P<equals>=)|(?P<word>[^\W\d_]+(?:['’][^\W\d_]+|-[^\W\d_]{2,})*)|(?P<newline>\n)|(?P<other>\S)"
 )
-_MEANING = {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"}
+_MEANING = {"−": "-", "–": "-"}
 _SPOKEN = {"x": "*", "X": "*", "х": "*", "Х": "*", "times": "*", "plus": "+", "minus": "-", "плюс": "+", "минус": "-"}
 _EQUALS = frozenset({"equals", "is", "makes", "gives", "равно", "будет"})
 _FILLERS = frozenset({"a", "an", "the", "total", "of", "only", "exactly", "всего", "итого"})
-_PUNCTUATION = frozenset(",.;:!?\"'“”«»„…`|[]#→⇒")
+_PUNCTUATION = frozenset(",.;:!?\"'“”«»„…|[]#→⇒")
 _FACTOR = re.compile(r"[ $]*(?:\.?\d|[(√])")
 _OPERAND = re.compile(r"[ $]*-?(?:\.?\d|[(√])")
 _UNIT_LETTERS = frozenset("gmlL")  # apart from its number; glued to it, a letter is a variable

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from agent.gate.answers import boxes, not_meant, taken_back
+from agent.gate.equivalence import MAX_CHARS
 from agent.gate.notation import plain
 from agent.records import Check
 
@@ -37,7 +38,7 @@ def options(prompt: str) -> frozenset[str]:
 
 def option_letter(text: str) -> str | None:
     """The letter when `text` is one and nothing else, as a reference answer is: `B`, `(B)`, `B.`."""
-    match = _ALONE.fullmatch(plain(text))
+    match = _ALONE.fullmatch(plain(text)) if len(text) <= MAX_CHARS else None
     return match[1] if match else None
 
 

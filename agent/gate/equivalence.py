@@ -1,8 +1,9 @@
 r"""Whether two final answers mean the same: structure here, numbers exactly, the rest by a symbolic leaf.
 
 Tuples, points and intervals are ordered and keep their brackets; sets and lists ("1, 2", "1 and 2",
-`\pm 3`) are unordered; relations are compared side by side. What none of the rules reads is different:
-a false reject costs a candidate, a false accept teaches a wrong answer. Pure functions, no sympy.
+`\pm 3`) are unordered, but bare values beside those of several variables keep the variables' order; relations
+are compared side by side. What none of the rules reads is different: a false reject costs a candidate, a false
+accept teaches a wrong answer. Pure functions, no sympy.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ def equivalent(candidate: str, reference: str, leaf: Leaf, *, percent_asked: boo
 def _same_group(a: _Group | None, b: _Group | None, same: Leaf) -> bool:
     if a is None or b is None or a.brackets != b.brackets or len(a.parts) != len(b.parts) or len(a.parts) > _MAX_PARTS:
         return False
-    if a.brackets:
-        return all(same(x, y) for x, y in zip(a.parts, b.parts, strict=True))
+    if a.brackets or _assigned(a) != _assigned(b):
+        return _all_same(a.parts, b.parts, same)
     left = list(b.parts)
     for part in a.parts:
         match = next((other for other in left if same(part, other)), None)
@@ -91,6 +92,15 @@ def _same_group(a: _Group | None, b: _Group | None, same: Leaf) -> bool:
             return False
         left.remove(match)
     return True
+
+
+def _assigned(group: _Group) -> bool:
+    """Whether every part gives a value to a variable of its own; of bare values, the order tells whose they are."""
+    relations = [_relation(part) for part in group.parts]
+    names = {
+        sides[0] for sides, signs in filter(None, relations) if set(signs) == {"="} and _VARIABLE.fullmatch(sides[0])
+    }
+    return len(names) == len(group.parts)
 
 
 def _group(text: str) -> _Group | None:
@@ -165,7 +175,11 @@ def _same_relation(
         return True
     if a_signs == [_FLIPPED[s] for s in reversed(b_signs)] and _all_same(a_sides, b_sides[::-1], same):
         return True
-    return a_signs == b_signs == ["="] and leaf(_difference(a_sides), _difference(b_sides))
+    if not a_signs == b_signs == ["="]:
+        return False
+    difference = _difference(a_sides)
+    # Differences that are 0 whatever the variables are, as of 1 = 1, say nothing.
+    return leaf(difference, _difference(b_sides)) and not leaf(difference, "0")
 
 
 def _states(relation: tuple[list[str], list[str]], value: str, same: Leaf) -> bool:

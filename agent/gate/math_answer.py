@@ -14,8 +14,14 @@ from agent.gate.answers import extract_answer
 from agent.records import Check
 
 _NAME = "math_answer"
-# "20% of" in the question asks for no percentage.
-_PERCENT = re.compile(r"(?<!\d)(?<!\d[\s\\])(?:\bpercent(?:age)?\b|%|\bпроцент\w*)", re.IGNORECASE)
+# "20% of" and "ten percent of" in the question ask for no percentage.
+_PERCENT = re.compile(
+    r"(?P<number>\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w{1,20}teen"
+    r"|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|half"
+    r"|(?:од[ни]|дв|тр[иеё]|четыр|пят|шест|сем|вос|девят|десят|сорок|ст[оа])\w{0,10})"
+    r"[\s-])?(?<!\d)(?<!\d[\s\\])(?:\bpercent(?:age)?\b|%|\bпроцент\w*)",
+    re.IGNORECASE,
+)
 
 
 def percent_asked(demonstration: Demonstration) -> bool:
@@ -23,7 +29,7 @@ def percent_asked(demonstration: Demonstration) -> bool:
     question = demonstration.question.rstrip()
     end = len(question) - 1
     begin = max(question.rfind(mark, 0, max(end, 0)) for mark in ".?!") + 1
-    return question.endswith("?") and _PERCENT.search(question, begin, end) is not None
+    return question.endswith("?") and any(not m["number"] for m in _PERCENT.finditer(question, begin, end))
 
 
 async def check_math_answer(

@@ -73,10 +73,7 @@ def plain(text: str) -> str:
     text = _BARE_NUMERATOR.sub(r"\\frac{\1}", text)
     text = _BARE_DENOMINATOR.sub(r"\1{\2}", text)
     text = _BARE_ROOT.sub(r"\\sqrt{\1}", text)
-    text = _strip_edges(text)
-    while text[:1] == "{" and closing(text, 0) == len(text) - 1:
-        text = text[1:-1].strip()
-    return " ".join(text.split())
+    return " ".join(_without_outer_braces(_strip_edges(text)).split())
 
 
 def squeezed(text: str) -> str:
@@ -95,6 +92,27 @@ def closing(text: str, opening: int) -> int:
             if depth == 0:
                 return index
     return -1
+
+
+def _without_outer_braces(text: str) -> str:
+    """`text` without the pairs of braces that enclose all of it; each character is read once, however many they are."""
+    if text[:1] != "{":
+        return text
+    closed_at: dict[int, int] = {}
+    opened: list[int] = []
+    for index, character in _unescaped(text, 0):
+        if character == "{":
+            opened.append(index)
+        elif character == "}" and opened:
+            closed_at[opened.pop()] = index
+    start, end = 0, len(text)
+    while closed_at.get(start) == end - 1:
+        start, end = start + 1, end - 1
+        while start < end and text[start].isspace():
+            start += 1
+        while start < end and text[end - 1].isspace():
+            end -= 1
+    return text[start:end]
 
 
 def _unescaped(text: str, start: int) -> Iterator[tuple[int, str]]:

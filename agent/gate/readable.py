@@ -12,12 +12,13 @@ MAX_CHARACTERS = 20_000
 _MAX_NESTING = 5
 _SIGNS = str.maketrans(
     {
-        **dict.fromkeys("⋅∙∗✕✖", "*"),
-        **dict.fromkeys("∕⁄", "/"),
-        **dict.fromkeys("€£₽", " "),
+        **dict.fromkeys("×·⋅∙∗✕✖⨯", "*"),
+        **dict.fromkeys("÷∕⁄", "/"),
+        **dict.fromkeys("€£₽¥₹", " "),
         **dict.fromkeys("\u00a0\u2009\u202f", " "),
         "＋": "+",
         "＝": "=",
+        "\ufe0f": None,  # shows the sign before it as a picture
         "²": "^2",
         "³": "^3",
     }
@@ -32,7 +33,7 @@ _SPELLINGS = (
     (re.compile(r"\\[()\[\],;! ]|[$&]"), " "),
     (re.compile(r"\^\{(\d+)\}"), r"^\1"),
     (re.compile(r"(?m)^[^\S\n]*[-*•–—]\s+"), "; "),
-    (re.compile(r"\*\*"), " "),
+    (re.compile(r"\*\*|`+"), " "),
     (re.compile(r"=="), "="),
     (re.compile(r"(?<=[\w%)])[^\S\n]*\n\s*(?==)"), " "),
     # The power of a unit: 42 m^2.
@@ -42,9 +43,22 @@ _SPELLINGS = (
     (re.compile(r"(?<![\d.,])(\d{1,3})((?: \d{3})+)(?![\d.,]*\d|-)"), lambda m: m[1] + m[2].replace(" ", "")),
     (re.compile(r"(?<=\d)-(?=[^\W\d_]{2})"), " "),
     (re.compile(r"\b(?:multiplied by|умножить на)\b"), "*"),
+    (re.compile(r"\b(gives|makes|yields) (?:us|him|her|them|me|you)(?= {1,3}[\d(])"), r"\1"),
+    (re.compile(r"\bresults in(?= {1,3}[\d(])"), "gives"),
+    (re.compile(r"\bwill be(?= {1,3}[\d(])"), "is"),
     (re.compile(r"\b(?:divided by|разделить на|делить на)\b|(?<=[\d)]) : (?=[\d(])"), "/"),
     (re.compile(r"(?<=[\d)])\((?=\s*[\d(])"), "*("),
     (re.compile(r"(?<![\d.,/])(\d{1,30}) (\d{1,30})/(\d{1,30})(?![\d/])"), r"(\1+\2/\3)"),
+    # The label of a part: `1)`, `(a)`, `Part (b)`. Where an operation follows, it is an operand.
+    (
+        re.compile(
+            r"(?:^#*|(?<=[.;:!?])[^\S\n])[^\S\n]*(?:(?:part|step|case|question|problem|item)\s)?"
+            r"(?:(?:\d{1,2}|[a-zа-яё]|[ivx]{1,4})\)[^\S\n]*|\((?:\d{1,2}|[a-zа-яё]|[ivx]{1,4})\)[^\S\n]+)"
+            r"(?![xх]\s|(?:times|plus|minus)\b)(?=[^\s*/+=^,)−–-])",
+            re.IGNORECASE | re.MULTILINE,
+        ),
+        "; ",
+    ),
 )
 _CYRILLIC = re.compile(r"[а-яё]", re.IGNORECASE)
 # In Russian a comma is the decimal point, and a colon divides.

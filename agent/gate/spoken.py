@@ -40,7 +40,8 @@ _CLAUSE_END = re.compile(
     r"([.:,](?!\d)|[;!?()\n]| (?=(?:so|because|since|but|while|which|then|thus|hence|therefore) ))"
 )
 _LEADS = re.compile(
-    r"(?:(?:and|so|because|since|but|while|then|thus|hence|therefore|now|first|next|finally|also|that|means) )+"
+    r"(?:(?:(?:that|this|which|it) (?:makes|gives|means)|we (?:know|get|have|see|find)|the total is"
+    r"|and|so|because|since|but|while|then|thus|hence|therefore|now|first|next|finally|also|that|means) )+"
 )
 # Before a sum with an equals sign, somebody may do something: "Natalia sold half of 48 = 24 clips".
 _DOES = re.compile(

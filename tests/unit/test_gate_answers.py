@@ -134,6 +134,98 @@ def test_an_ordinary_conclusion_is_not_retracted(text: str) -> None:
     assert not found.retracted
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Make that 12.",
+        "Make it a 7.",
+        "Just kidding, it is 7.",
+        "I take it back: 7 muffins.",
+        "On second thought, 7.",
+    ],
+)
+def test_an_answer_is_retracted_by_a_phrase_of_taking_back(words: str) -> None:
+    found = extract_answer(f"The answer is 42. {words}")
+    assert found is not None
+    assert found.retracted
+
+
+def partial(text: str) -> bool:
+    found = extract_answer(text)
+    assert found is not None
+    return found.partial
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"$\boxed{42}k$",
+        r"$\boxed{42}$k",
+        r"\(\boxed{42}\)k",
+        r"$\boxed{42}\,x$",
+        r"$\boxed{42} x$",
+        r"$\boxed{42}m$",
+        "$\\boxed{42}π$",
+        "$\\boxed{42}²$",
+        r"\boxed{42}\pi",
+        r"$\boxed{42}\sqrt{2}$",
+        r"$\boxed{42} \frac{1}{2}$",
+        r"\boxed{42}\text{ thousand}",
+        r"$\boxed{42}\quad\mathrm{k}$",
+        r"\boxed{42} pairs",
+    ],
+)
+def test_a_box_with_a_factor_or_a_scale_after_it_is_a_part_of_the_answer(text: str) -> None:
+    assert partial(f"So we get {text}.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{42}$ muffins",
+        r"\boxed{42}\text{ muffins}",
+        r"\boxed{42}\text{ in}^2",
+        r"\boxed{7}\text{ p.m.}",
+        r"$x = \boxed{42}$",
+        r"$\boxed{42}$cm",
+        r"\boxed{42} g",
+        r"\boxed{42} a day",
+        "\\boxed{42}\n\nk is not needed",
+        r"$\boxed{42}\quad\blacksquare$",
+        r"$17 \equiv \boxed{3} \pmod{7}$",
+        r"\boxed{42}\end{align}",
+    ],
+)
+def test_a_box_with_its_unit_or_the_end_of_a_formula_after_it_is_whole(text: str) -> None:
+    assert not partial(f"So we get {text}.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"x = - \boxed{42}",
+        r"$-\;\boxed{42}$",
+        r"It is - $\boxed{42}$",
+        r"$e^{\boxed{42}}$",
+        r"$e^\boxed{42}$",
+        r"$7 + \;\boxed{42}$",
+        r"$\sqrt{2}\boxed{42}$",
+    ],
+)
+def test_a_box_with_a_minus_or_an_operation_before_it_is_a_part_of_the_answer(text: str) -> None:
+    assert partial(f"{text}.")
+
+
+@pytest.mark.parametrize("text", [r"The total - \boxed{42} - is right", "Total:\n- \\boxed{42}"])
+def test_a_dash_before_a_box_is_no_minus(text: str) -> None:
+    assert not partial(text)
+
+
+@pytest.mark.parametrize("percent", [r"\%", r"\,\%", r"\text{ percent}", " percent"])
+def test_a_box_with_a_per_cent_sign_after_it_is_a_percentage(percent: str) -> None:
+    assert stated(rf"So $\boxed{{42}}{percent}$.") == r"42\%"
+
+
 def test_the_expert_states_the_reference_in_a_box_or_a_hash_line() -> None:
     assert reference_answer(r"Clearly \boxed{\frac12}") == r"\frac12"
     assert reference_answer("48/2=24\n#### 24") == "24"

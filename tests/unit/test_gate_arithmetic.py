@@ -62,6 +62,71 @@ def test_a_false_equation_is_caught(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "label",
+    [
+        "1) ",
+        "1)",
+        "(1) ",
+        "a) ",
+        "(a) ",
+        "(i) ",
+        "IV) ",
+        "б) ",
+        "Part (b) ",
+        "Step 2) ",
+        "**(a)** ",
+        "- a) ",
+        "### (a) ",
+    ],
+)
+def test_a_sum_behind_a_label_is_judged(label: str) -> None:
+    assert [e.holds for e in equations(f"{label}54 + 2 = 57 cups.")] == [False]
+    assert [e.holds for e in equations(f"18 * 3 = 54.\n{label}54 + 2 = 57 cups.")] == [True, False]
+
+
+@pytest.mark.parametrize("text", ["Two steps: 1) 54 + 2 = 57", "She sells cups. (b) 54 + 2 = 57"])
+def test_a_label_may_begin_a_sentence_inside_a_line(text: str) -> None:
+    assert [e.holds for e in equations(text)] == [False]
+
+
+def test_labelled_steps_are_read_one_by_one() -> None:
+    text = "1) 20 - 7 = 13\n2) 5 * 4 = 20\n3) 13 + 20 = 33\nThe answer is 33."
+    assert [(e.operands, e.result, e.holds) for e in equations(text)] == [
+        ((20, 7), 13, True),
+        ((5, 4), 20, True),
+        ((13, 20), 33, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["(7) * 6 = 50", "(7) x 6 = 50", "(7) times 6 = 50", "(7) multiplied by 6 = 50", "(7) - 6 = 50"]
+)
+def test_a_number_in_brackets_that_an_operation_follows_is_no_label(text: str) -> None:
+    assert [(e.operands[0], e.holds) for e in equations(text)] == [(7, False)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "7 * 6 gives us 50.",
+        "7 multiplied by 6 makes us 50 rolls",
+        "7 * 6 will be $50.",
+        "7 * 6 results in 50",
+        "`7 * 6` = `50`",
+        "7 ⨯ 6 = 50",
+        "7 ✖️ 6 = 50",
+        "¥7 * 6 = ¥50",
+    ],
+)
+def test_a_false_sum_in_other_words_and_signs_is_caught(text: str) -> None:
+    assert [e.holds for e in equations(text)] == [False]
+
+
+def test_an_approximation_is_not_judged() -> None:
+    assert list(equations("7 * 6 ≈ 50, and 7 * 6 = about 50, and 7 * 6 will be about 50.")) == []
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "$\\sqrt{49} = 7$",

@@ -46,6 +46,8 @@ def test_a_plain_quantity_is_read_exactly(text: str, value: Fraction, unit: str)
         "42x",
         "42 n",
         "42 thousand",
+        "42 pairs",
+        "42 couples",
         "42 or so",
         "not 42",
         "1/0",
@@ -97,6 +99,27 @@ def test_an_equation_states_its_value_only_when_every_side_equals_it() -> None:
     assert not equal("x = 41 = 42", "42")
     assert not equal("y = 5", "x = 5")
     assert not equal("x < 42", "42")
+
+
+def test_values_of_different_variables_are_compared_in_their_order_with_bare_ones() -> None:
+    assert equal("x=1, y=2", "1, 2")
+    assert equal("1 and 2", "x=1, y=2")
+    assert not equal("2, 1", "x=1, y=2")
+    assert not equal("x=2, y=1", "1, 2")
+    assert equal("y=2, x=1", "x=1, y=2")
+    assert not equal("x=2, y=1", "x=1, y=2")
+    assert equal("x=2, x=1", "1, 2")
+
+
+def test_equations_that_always_hold_are_equal_to_no_other() -> None:
+    def difference_is_zero(a: str, b: str) -> bool:
+        """Of what is asked here: every difference is 0."""
+        return not {a, b} & {"1", "2", "x", "y"}
+
+    for a, b in (("1=1", "2=2"), ("x=x", "y=y"), ("1=1", "x=x")):
+        assert not equivalent(a, b, difference_is_zero)
+    assert equivalent("x=x", "x=x", difference_is_zero)
+    assert equivalent("2x = y", "y = 2x", lambda a, b: False)
 
 
 def test_words_are_equal_by_spelling_and_never_equal_to_numbers() -> None:

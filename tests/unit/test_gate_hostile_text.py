@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from agent.demonstrations import Demonstration
-from agent.gate.choice import options, stated_letters
+from agent.gate.answers import extract_answer
+from agent.gate.choice import option_letter, options, stated_letters
 from agent.gate.hygiene import check_hygiene
 from agent.gate.language import check_language
 from agent.gate.math_answer import percent_asked
@@ -30,6 +31,34 @@ def test_words_that_lead_to_an_option_are_read_a_few_times_each(words: str) -> N
 @pytest.mark.parametrize("space", [" ", "\n", "\u00a0"])
 def test_spaces_before_a_power_are_read_once(space: str) -> None:
     assert plain(f"a{space * 500_000}b") == "a b"
+
+
+@pytest.mark.parametrize("space", ["", " "])
+def test_braces_around_all_of_a_text_are_matched_once(space: str) -> None:
+    opening, close = f"{{{space}" * 200_000, f"{space}}}" * 200_000
+    assert plain(f"{opening}42{close}") == "42"
+    assert plain(f"{opening}4{close}{{2}}") == " ".join(f"{opening}4{close}{{2}}".split())
+
+
+def test_a_long_reference_is_no_letter() -> None:
+    assert option_letter("(" * 100 + "B") == "B"
+    assert option_letter("(" * 400_000 + "B") is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "#### x\n",
+        "answer is ",
+        "answer is" + " " * 19,
+        "answer to is      is      is      ",
+        "answer is      ",
+    ],
+)
+def test_what_leads_to_an_answer_over_and_over_is_read_a_few_times_each(words: str) -> None:
+    found = extract_answer(words * 20_000 + "\nSo the answer is 42.")
+    assert found is not None
+    assert found.text == "42"
 
 
 @pytest.mark.parametrize("opening", ["\\(", "\\[", "1-", "\\begin{align}"])
@@ -77,6 +106,10 @@ def test_a_question_of_percent_signs_is_read_once() -> None:
         ("A 20 % tax applies. How much is left?", False),
         ("How much is a 20% tax?", False),
         ("What percent is left", False),
+        ("How many dollars is it after a discount of ten percent?", False),
+        ("How much is left after twenty-five percent are paid?", False),
+        ("Сколько стоит шляпа со скидкой в двадцать процентов?", False),
+        ("What percent is ten percent of a half?", True),
         ("?", False),
     ],
 )

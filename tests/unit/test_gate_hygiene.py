@@ -57,6 +57,11 @@ def test_a_terse_expert_leaves_room_for_an_ordinary_solution() -> None:
         "[INST]",
         "[/INST]",
         "<<SYS>>",
+        "<repo_name>",
+        "<file_sep>",
+        "<jupyter_start>",
+        "<empty_output>",
+        "<fim_middle>",
         "<start_of_turn>",
         "<end_of_turn>",
         "<|im\u200b_end|>",
@@ -69,7 +74,9 @@ def test_control_tokens_are_seen_also_in_disguise(token: str) -> None:
     assert detail(f"{CLEAN} {token}").startswith("chat-control token")
 
 
-@pytest.mark.parametrize("text", ["if a <|b| and c>|d|", "x < s > 0 y", "a[INSTANCE]", "1 < 2 | 3 > 2"])
+@pytest.mark.parametrize(
+    "text", ["if a <|b| and c>|d|", "<b>6</b> <table>", "<output>", "x < s > 0 y", "a[INSTANCE]", "1 < 2 | 3 > 2"]
+)
 def test_signs_that_only_resemble_control_tokens_are_clean(text: str) -> None:
     assert detail(f"{CLEAN} {text}") == "clean"
 

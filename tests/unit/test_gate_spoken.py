@@ -40,6 +40,10 @@ from agent.gate.spoken import false_statement
         "He has half of 84, which is 43 rolls.",
         "7*6 comes to 43 rolls.",
         "42 divided by six yields 8",
+        "That makes 50 = 7 × 6.",
+        "We know that 50 = 7 * 6.",
+        "The total is 50 = 7 · 6.",
+        "So we get half of 84 is 43.",
     ],
 )
 def test_a_false_sum_in_words_is_caught(text: str) -> None:

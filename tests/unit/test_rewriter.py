@@ -80,6 +80,16 @@ async def test_what_no_context_could_hold_is_a_rows_error_before_it_is_tokenised
     )
 
 
+async def test_what_no_context_could_hold_is_refused_before_the_gate_reads_it() -> None:
+    chat = WatchedChat()
+    rewriter = Rewriter(
+        ScriptedEngine(chat, GOOD), chat, Gate(GateSettings()), (Step(proposer="hint"),), RewriteSettings()
+    )
+    record = (await rewriter.rewrite(Demonstration("a", (Message("user", SHORT),), LONG, None, "poem"))).record
+    assert record.error is not None
+    assert record.error.startswith("prompt and completion have 1000007 characters")
+
+
 async def test_the_mismatch_of_what_no_context_could_hold_is_refused_before_it_is_tokenised() -> None:
     chat = WatchedChat()
     with pytest.raises(PromptTooLongError, match="prompt and completion have 1000007 characters"):

@@ -214,6 +214,7 @@ async def test_a_false_step_in_one_sentence_does_not_cost_the_candidate(chat: Ch
         ("Ann buys 3 * 4 = 12 pears.", True),
         ("Ann buys 3 * 4 = 13 pears.", False),
         ("Ann buys 5 * 4 = 20 pears and 17 * 2 = 34 plums.", False),
+        ("Ann will have 48 pears, which is worked out below.", False),
         ("To find out how many pears Ann has, we need to add.", True),
     ],
 )

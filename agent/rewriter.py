@@ -15,6 +15,7 @@ from functools import partial
 from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
 from agent.engine import Completion, Engine, Sampling
+from agent.engine.limits import room_for_new_tokens
 from agent.exceptions import (
     ChatError,
     EngineCrashError,
@@ -159,7 +160,7 @@ class _Job:
             sampling = Sampling(
                 temperature=temperature,
                 top_p=self._settings.top_p,
-                max_tokens=self._max_tokens,
+                max_tokens=min(self._max_tokens, room_for_new_tokens(self._engine.info, prompt_ids)),
                 seed=self._seed(),
             )
             completions = await self._draw(step, prompt_ids, sampling)

@@ -7,7 +7,7 @@ scored and what is trained on are the same tokens. Text that comes from data nev
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 # Control tokens of other families too: a demonstration may target them, and a later model may know them.
 _FOREIGN_CONTROL = re.compile(r"<\|[^<>|\s]{1,40}\|>|<(?:/?s|(?:start|end)_of_turn|bos|eos|pad)>|\[/?INST\]|<</?SYS>>")
 
-# Added tokens that control something though they are not marked special: `<think>`, DeepSeek's `<｜User｜>`. Others are
-# words, runs of blanks, and in Gemma's vocabulary the tags of HTML, which are as good as words.
+# Added tokens that control something though they are not marked special, as `<｜User｜>` of DeepSeek. Others are words
+# and runs of blanks.
 _BRACKETED = re.compile(r"<.+>|\[.+\]", re.DOTALL)
-_HTML = re.compile(r"</?(?:table|caption|t(?:head|body|foot|[rhd])|h[1-6]|blockquote|strong|em|code|su[bp]|[bius])>")
 
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -64,8 +63,8 @@ class ChatFormat:
     @cached_property
     def _control(self) -> re.Pattern[str]:
         """Matches every token of this tokenizer that controls something, blanks around it left out."""
-        added = ((t.content.strip(), t.special) for t in self.tokenizer.added_tokens_decoder.values())
-        control = {text for text, special in added if text and (special or _is_tag(text))}
+        added = {t.content.strip(): t.special for t in self.tokenizer.added_tokens_decoder.values()}
+        control = {text for text, special in added.items() if text and (special or _controls(text, added))}
         longest_first = sorted(control, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) if longest_first else r"(?!)")
 
@@ -135,6 +134,11 @@ class ChatFormat:
         raise ModelError("the chat template does not close an assistant turn with a special token")
 
 
-def _is_tag(added: str) -> bool:
-    """Whether an added token that is not marked special looks as control tokens do."""
-    return bool(_BRACKETED.fullmatch(added)) and not _HTML.fullmatch(added)
+def _controls(text: str, added: Collection[str]) -> bool:
+    """Whether an added token that is not marked special looks as control tokens do.
+
+    Tags that come in pairs (`<think>` and `</think>`, `<tool_call>`, in Gemma's vocabulary HTML) mark up text within a
+    turn: they are the expert's to write.
+    """
+    name = text[1:-1].removeprefix("/")
+    return bool(_BRACKETED.fullmatch(text)) and not {f"<{name}>", f"</{name}>"} <= set(added)

@@ -270,7 +270,7 @@ def _short_answer(row: Mapping[str, Any], field: str) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise RowError(f"must be a string or a number, got {_kind(value)}", field=field)
     # Written out, since no checker reads 5e-05 as 0.00005.
-    text = format(Decimal(repr(value)), "f") if isinstance(value, float) else str(value)
+    text = format(Decimal(repr(float(value))), "f") if isinstance(value, float) else str(value)
     return text.strip() or None
 
 

@@ -7,7 +7,7 @@ scored and what is trained on are the same tokens. Text that comes from data nev
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 # Control tokens of other families too: a demonstration may target them, and a later model may know them.
 _FOREIGN_CONTROL = re.compile(r"<\|[^<>|\s]{1,40}\|>|<(?:/?s|(?:start|end)_of_turn|bos|eos|pad)>|\[/?INST\]|<</?SYS>>")
+
+# Added tokens that control something though they are not marked special, as `<｜User｜>` of DeepSeek. Others are words
+# and runs of blanks.
+_BRACKETED = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -45,7 +49,8 @@ class ChatFormat:
     @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a completion: the end of the turn, and the tokenizer's end of text."""
-        return frozenset({self.end_of_turn_id, self.tokenizer.eos_token_id or self.end_of_turn_id})
+        end_of_text = self.tokenizer.eos_token_id
+        return frozenset({self.end_of_turn_id} if end_of_text is None else {self.end_of_turn_id, end_of_text})
 
     @cached_property
     def longest_token(self) -> int:
@@ -57,16 +62,20 @@ class ChatFormat:
 
     @cached_property
     def _control(self) -> re.Pattern[str]:
-        """Matches every special token of this tokenizer."""
-        added = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
-        longest_first = sorted({t for t in added if t}, key=len, reverse=True)
+        """Matches every token of this tokenizer that controls something, blanks around it left out."""
+        added = {t.content.strip(): t.special for t in self.tokenizer.added_tokens_decoder.values()}
+        control = {text for text, special in added.items() if text and (special or _controls(text, added))}
+        longest_first = sorted(control, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) if longest_first else r"(?!)")
 
     def neutralise(self, text: str) -> str:
-        """Break control tokens in `text` with a space after their first character, until none is left."""
+        """Break control tokens in `text` with a space after their first character, until none is left.
+
+        A control token of one character becomes the space.
+        """
         for pattern in (self._control, _FOREIGN_CONTROL):
             while pattern.search(text):
-                text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+                text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}" if len(match[0]) > 1 else " ", text)
         return text
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
@@ -123,3 +132,13 @@ class ChatFormat:
             if token in special:
                 return int(token)
         raise ModelError("the chat template does not close an assistant turn with a special token")
+
+
+def _controls(text: str, added: Collection[str]) -> bool:
+    """Whether an added token that is not marked special looks as control tokens do.
+
+    Tags that come in pairs (`<think>` and `</think>`, `<tool_call>`, in Gemma's vocabulary HTML) mark up text within a
+    turn: they are the expert's to write.
+    """
+    name = text[1:-1].removeprefix("/")
+    return bool(_BRACKETED.fullmatch(text)) and not {f"<{name}>", f"</{name}>"} <= set(added)

@@ -89,6 +89,10 @@ class EngineCrashError(RewrightError, RuntimeError):
     """The engine's process died of this very request, the last time with nothing beside it; other requests go on."""
 
 
+class MismatchError(RewrightError, ValueError):
+    """The base model's score of a target is no finite number; only this row fails."""
+
+
 class GateError(RewrightError, ValueError):
     """The gate cannot decide: unknown task, or the task lacks what its checks need."""
 

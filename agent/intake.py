@@ -319,13 +319,26 @@ def _read_one_object(stream: BufferedReader, max_row_bytes: int) -> Iterator[Row
 
 
 def _begins_an_object(stream: BufferedReader, max_row_bytes: int) -> bool:
-    """Whether the first line is the beginning of an object: neither a whole one nor a line that is broken."""
+    """Whether the first line is the beginning of an object: neither a whole one nor a line that is broken.
+
+    A line that is cut after a comma or a colon looks like a beginning. But a whole object on the second line is part of
+    one that began before only where a comma or a closing bracket follows.
+    """
     if _first_mark(stream.peek(_PEEK)) != b"{":
         return False
-    piece = next(lines(stream, max_row_bytes))
+    pieces = lines(stream, max_row_bytes)
+    first, second, third = (next(pieces, None) for _ in range(3))
     stream.seek(0)
+    if not _is_beginning(first):
+        return False
+    is_part = third is not None and (third.text or b"").startswith((b",", b"]", b"}"))
+    return is_part or second is None or not isinstance(_parse_piece(second).value, dict)
+
+
+def _is_beginning(piece: Piece | None) -> bool:
+    """Whether a line is right as far as it goes, but ends before its value does."""
     try:
-        parse_json((piece.text or b"null").decode())
+        parse_json(piece.text.decode() if piece and piece.text else "null")
     except UnicodeDecodeError:
         return False
     except JsonValueError as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from agent.chat import ChatFormat
 from agent.demonstrations import Message
 from agent.engine import Engine
+from agent.exceptions import MismatchError
 from agent.records import Mismatch
 from agent.tokenise import demonstration_ids, tokenised
 
@@ -41,11 +42,28 @@ async def surprisal(engine: Engine, chat: ChatFormat, prompt: Sequence[Message],
     Raises:
         ChatError: the model's chat template refuses the turns.
         PromptTooLongError: the two do not fit the context.
+        MismatchError: see `nats_of`.
     """
     prompt_ids, ids = await demonstration_ids(chat, engine.info, prompt, completion)
-    logprobs = await engine.score(prompt_ids, ids)
+    nats = nats_of(await engine.score(prompt_ids, ids))
     tokens = await tokenised(lambda: chat.token_texts(ids), [completion])
-    return Surprisal(ids, tokens, [-logprob for logprob in logprobs])
+    return Surprisal(ids, tokens, nats)
+
+
+def nats_of(logprobs: Sequence[float]) -> list[float]:
+    """Surprisal of tokens with these log-probabilities.
+
+    Raises:
+        MismatchError: one is not finite: no file of rows could hold it, and no other figure be compared with it.
+    """
+    nats = [-logprob for logprob in logprobs]
+    for place, value in enumerate(nats, 1):
+        if not math.isfinite(value):
+            raise MismatchError(
+                f"the base model's surprisal at token {place} of {len(nats)} is {value}, no finite number: "
+                'try engine.dtype = "float32", and check the model\'s weights if other rows fail too'
+            )
+    return nats
 
 
 def summarise(nats: Sequence[float]) -> Mismatch:

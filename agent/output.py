@@ -172,14 +172,13 @@ class RecordWriter:
         go_on = exists and self._resume
         if go_on:
             refuse_other_run(self.path, run)
-            if self._is_parquet and not self._journal.exists() and self.path.exists():
-                self._reopen_parquet()
+            if self._is_parquet and self.path.exists():
+                self._remove_empty_journal()
+                if not self._journal.exists():
+                    self._reopen_parquet()
         made_journal = not self._journal.exists()
         self._file = self._journal.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputFileError(f"{self.path}: another process is writing it") from None
+        self._lock(self._file)
         if go_on:
             _cut_partial_line(self._file)
             self.early.open(resume=True)
@@ -189,6 +188,21 @@ class RecordWriter:
         if not exists:
             self._begin()
 
+    def _lock(self, journal: IO[bytes]) -> None:
+        try:
+            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputFileError(f"{self.path}: another process is writing it") from None
+
+    def _remove_empty_journal(self) -> None:
+        """Remove what a run that was to replace a finished Parquet file has left, killed before it had a row to put in
+        its place; `_begin` would have removed the Parquet file."""
+        if self._journal.exists():
+            with self._journal.open("r+b") as journal:
+                self._lock(journal)
+                if not os.fstat(journal.fileno()).st_size:
+                    self._journal.unlink()
+
     def _begin(self) -> None:
         """Forget the rows of before, if that is still to do. Raises OSError.
 
@@ -197,6 +211,8 @@ class RecordWriter:
         if self._to_begin is not None and self._file is not None:
             run, self._to_begin = self._to_begin, None
             self._file.truncate(0)
+            if self._is_parquet:
+                self.path.unlink(missing_ok=True)
             self.early.open(resume=False)
             write_run(self.path, run)
 

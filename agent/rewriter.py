@@ -15,9 +15,17 @@ from functools import partial
 from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
 from agent.engine import Completion, Engine, Sampling
-from agent.exceptions import ChatError, EngineCrashError, EngineMemoryError, GateError, PromptTooLongError
+from agent.engine.limits import room_for_new_tokens
+from agent.exceptions import (
+    ChatError,
+    EngineCrashError,
+    EngineMemoryError,
+    GateError,
+    MismatchError,
+    PromptTooLongError,
+)
 from agent.gate import Gate
-from agent.mismatch import summarise
+from agent.mismatch import nats_of, summarise
 from agent.prompts import proposal_prompt
 from agent.records import Check, Mismatch, Proposer, Record, Status, Verdict
 from agent.search import Grown, grow
@@ -80,12 +88,20 @@ class Rewriter:
         """The record of `demonstration`.
 
         A row that cannot be handled (too long, refused by the chat template, no gate for it, out of memory, it kills
-        the engine) becomes a record with status `error` that keeps the expert; failures of the engine itself propagate.
+        the engine, its mismatch is no number) becomes a record with status `error` that keeps the expert; failures of
+        the engine itself propagate.
         """
         job = _Job(self, demonstration)
         try:
             record = await job.run()
-        except (ChatError, PromptTooLongError, EngineMemoryError, EngineCrashError, GateError) as error:
+        except (
+            ChatError,
+            PromptTooLongError,
+            EngineMemoryError,
+            EngineCrashError,
+            GateError,
+            MismatchError,
+        ) as error:
             record = job.record("error", "expert", demonstration.expert, error=str(error))
         return Rewritten(record, job.usage, tuple(job.refused_by))
 
@@ -144,7 +160,7 @@ class _Job:
             sampling = Sampling(
                 temperature=temperature,
                 top_p=self._settings.top_p,
-                max_tokens=self._max_tokens,
+                max_tokens=min(self._max_tokens, room_for_new_tokens(self._engine.info, prompt_ids)),
                 seed=self._seed(),
             )
             completions = await self._draw(step, prompt_ids, sampling)
@@ -202,7 +218,7 @@ class _Job:
 
     async def _mismatch(self, ids: Sequence[int]) -> Mismatch:
         self.usage += Usage(scored_tokens=len(ids))
-        return summarise([-logprob for logprob in await self._engine.score(self._plain_ids, ids)])
+        return summarise(nats_of(await self._engine.score(self._plain_ids, ids)))
 
     def _seed(self) -> int | None:
         """Depends on the row and the attempt alone, so that order and concurrency do not change the draw."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from agent.demonstrations import Demonstration, Message
@@ -268,7 +269,9 @@ def _short_answer(row: Mapping[str, Any], field: str) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise RowError(f"must be a string or a number, got {_kind(value)}", field=field)
-    return str(value).strip() or None
+    # Written out, since no checker reads 5e-05 as 0.00005.
+    text = format(Decimal(repr(float(value))), "f") if isinstance(value, float) else str(value)
+    return text.strip() or None
 
 
 def _task(row: Mapping[str, Any]) -> str | None:

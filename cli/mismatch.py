@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agent.demonstrations import BadRow, Demonstration
-from agent.exceptions import ChatError, EngineMemoryError, PromptTooLongError
+from agent.exceptions import ChatError, EngineMemoryError, MismatchError, PromptTooLongError
 from cli import options
 from cli.console import console, counting, result_console, say
 from cli.exceptions import UsageError
@@ -88,7 +88,7 @@ async def _score_all(
                 return row.id, f"line {row.line}: {row.message}"
             try:
                 return row.id, await surprisal(engine, chat, row.prompt, row.expert)
-            except (ChatError, PromptTooLongError, EngineMemoryError) as error:
+            except (ChatError, PromptTooLongError, EngineMemoryError, MismatchError) as error:
                 return row.id, f"line {row.line}: {error}"
 
         write = stack.enter_context(rows_out)

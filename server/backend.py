@@ -18,6 +18,7 @@ from agent.exceptions import (
     EngineClosedError,
     EngineCrashError,
     EngineMemoryError,
+    MismatchError,
     PromptTooLongError,
     SettingsError,
 )
@@ -191,7 +192,7 @@ class AgentBackend:
             return _surprisal_error(row.id, row.line, row.field, row.message)
         try:
             scored = await surprisal(self._engine, self._chat, row.prompt, row.expert)
-        except (ChatError, PromptTooLongError, EngineMemoryError, EngineCrashError) as error:
+        except (ChatError, PromptTooLongError, EngineMemoryError, EngineCrashError, MismatchError) as error:
             return _surprisal_error(row.id, row.line, None, str(error))
         self.metrics.count_tokens(Usage(scored_tokens=len(scored.tokens)))
         tokens = [{"text": text, "nats": round(nats, 6)} for text, nats in zip(scored.tokens, scored.nats, strict=True)]

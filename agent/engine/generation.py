@@ -10,12 +10,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
-from typing import TypeVar
-
-from torch import Tensor
+from typing import NamedTuple, TypeVar
 
 from agent.engine import Completion
-from agent.engine.attention import CompletionPages, KeyValues, PromptPages
+from agent.engine.attention import CompletionPages, PromptPages
 from agent.engine.cache import PAGE
 from agent.engine.passes import fail, guarded, succeed
 from agent.engine.requests import GenerationRequest, Group, Sample, split_into_groups
@@ -27,6 +25,14 @@ T = TypeVar("T")
 
 # Samples that share a prompt's pages at most; the widest group sets the width of every prompt product.
 _GROUP_WIDTH = 8
+
+
+class _Drawn(NamedTuple):
+    """One drawn token of each sample."""
+
+    samples: list[Sample]
+    ids: list[int]
+    logprobs: list[float]
 
 
 class Generation:
@@ -134,27 +140,27 @@ class Generation:
         ]
         adapter = groups[0].request.adapter
 
-        def compute() -> tuple[Tensor, list[KeyValues | None]]:
+        def compute() -> _Drawn:
             self._activate(adapter)
-            return self._runner.prefill(prompts, adapter)
+            logits, prefixes = self._runner.prefill(prompts, adapter)
+            samples: list[Sample] = []
+            rows: list[int] = []
+            for row, siblings in enumerate(by_request.values()):
+                for group in siblings:
+                    group.prefix = prefixes[row]
+                    group.start()
+                    samples += group.running
+                    rows += [row] * len(group.running)
+            return _Drawn(samples, *draw_tokens(logits[rows], [s.draw for s in samples]))
 
-        computed = self._guarded(compute, groups if len(prompts) == 1 else [])
-        if computed is None:
+        drawn = self._guarded(compute, groups if len(prompts) == 1 else [])
+        if drawn is None:
             for group in groups:
                 self._release(group)
             outcomes = [self._prefill(siblings) for siblings in by_request.values()] if len(prompts) > 1 else []
             return any(outcomes)
-        logits, prefixes = computed
         self._running.extend(groups)
-        samples, rows = [], []
-        for row, siblings in enumerate(by_request.values()):
-            for group in siblings:
-                group.prefix = prefixes[row]
-                group.start()
-            for sample in (s for g in siblings for s in g.running):
-                samples.append(sample)
-                rows.append(row)
-        self._extend(samples, logits[rows])
+        self._extend(drawn)
         return True
 
     def step(self, *, bulk: bool = True) -> None:
@@ -166,11 +172,11 @@ class Generation:
             if not groups:
                 continue
             # Out of memory while decoding: the group that came last gives way to the others.
-            logits = self._guarded(partial(self._decode_step, groups, adapter), groups[-1:])
-            if logits is not None:
-                self._extend([s for g in groups for s in g.running], logits)
+            drawn = self._guarded(partial(self._decode_step, groups, adapter), groups[-1:])
+            if drawn is not None:
+                self._extend(drawn)
 
-    def _decode_step(self, groups: list[Group], adapter: str | None) -> Tensor:
+    def _decode_step(self, groups: list[Group], adapter: str | None) -> _Drawn:
         tokens: list[int] = []
         prompts, completions = [], []
         for group in groups:
@@ -183,12 +189,13 @@ class Generation:
             rows = list(range(first, len(tokens)))
             prompts.append(PromptPages(group.prefix, group.pages, group.prompt_length, rows))
         self._activate(adapter)
-        return self._runner.decode(tokens, prompts, completions)
+        logits = self._runner.decode(tokens, prompts, completions)
+        samples = [s for g in groups for s in g.running]
+        return _Drawn(samples, *draw_tokens(logits, [s.draw for s in samples]))
 
-    def _extend(self, samples: list[Sample], logits: Tensor) -> None:
-        """Append one drawn token to each sample, and hand over those that are finished."""
-        ids, logprobs = draw_tokens(logits, [s.draw for s in samples])
-        for sample, token, logprob in zip(samples, ids, logprobs, strict=True):
+    def _extend(self, drawn: _Drawn) -> None:
+        """Append its drawn token to each sample, and hand over those that are finished."""
+        for sample, token, logprob in zip(drawn.samples, drawn.ids, drawn.logprobs, strict=True):
             sample.ids.append(token)
             sample.logprobs.append(logprob)
             if token in self._stop_ids:

@@ -91,8 +91,9 @@ class Group:
         return pages_for(self.prompt_length) + samples * pages_for(self.request.sampling.max_tokens)
 
     def start(self) -> None:
-        """Create the samples, each with its own reproducible stream of randomness."""
+        """Create the samples anew, each with its own reproducible stream of randomness."""
         sampling = self.request.sampling
+        self.running = []
         for index in range(self.first, self.first + self.count):
             source = random.Random() if sampling.seed is None else random.Random(f"{sampling.seed}/{index}")
             self.running.append(Sample(self, index, Draw(sampling, source)))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
+import pytest
 import torch
 
-from agent.engine.cache import PAGE, CacheShape, PagePool, pages_for
+from agent.engine.cache import PAGE, CacheShape, PagedCache, PagePool, pages_for
 
 SHAPE = CacheShape(layers=2, kv_heads=3, head_dim=4, dtype=torch.float32, device=torch.device("cpu"))
 
@@ -31,7 +33,7 @@ def test_a_full_page_needs_another_one() -> None:
 
 
 def test_a_freed_page_is_filled_with_the_last_one_and_its_holder_follows() -> None:
-    pool = PagePool(SHAPE)
+    pool = PagePool(SHAPE, most=1000)
     first, second, third = filled(pool, 10, 1.0), filled(pool, PAGE + 5, 2.0), filled(pool, 3, 3.0)
     pool.free(first)
     assert (first, second, third, pool.used) == ([], [1, 2], [0], 3)
@@ -39,7 +41,7 @@ def test_a_freed_page_is_filled_with_the_last_one_and_its_holder_follows() -> No
 
 
 def test_contents_survive_any_order_of_growth_and_release() -> None:
-    pool, source = PagePool(SHAPE), random.Random(0)
+    pool, source = PagePool(SHAPE, most=1000), random.Random(0)
     held: dict[float, list[int]] = {}
     for step in range(300):
         if held and source.random() < 0.45:
@@ -51,8 +53,52 @@ def test_contents_survive_any_order_of_growth_and_release() -> None:
         assert {first_key(pool, 0, page) for page in holder} == {value}
 
 
+@pytest.mark.parametrize("layers", [1, 3, 4, 9, 30])
+def test_a_pool_never_takes_much_more_than_the_budget_even_while_it_grows(
+    layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = replace(SHAPE, layers=layers)
+    cache = PagedCache(shape, 1000 * shape.bytes_per_page)
+    assert cache.budget_pages == 1000
+    most, zeros = 0, PagePool._zeros
+
+    def counted(pool: PagePool, layers: int, pages: int) -> torch.Tensor:
+        nonlocal most
+        held = sum(part.nbytes for part in pool._parts_L2CHPD)
+        made = zeros(pool, layers, pages)
+        most = max(most, held + made.nbytes)
+        return made
+
+    monkeypatch.setattr(PagePool, "_zeros", counted)
+    holder: list[int] = []
+    for _ in range(1000):
+        cache.completions.append(holder)
+    assert sum(part.nbytes for part in cache.completions._parts_L2CHPD) == 1000 * shape.bytes_per_page
+    part = max(0.25, -(-layers // 4) / layers)
+    assert most <= (1 + part) * 1000 * shape.bytes_per_page
+
+
+def test_growth_that_runs_out_of_memory_half_way_keeps_what_the_pool_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = PagePool(SHAPE, most=1000)
+    holder, zeros, calls = filled(pool, 16 * PAGE, 3.0), PagePool._zeros, 0
+
+    def refused_once(pool: PagePool, layers: int, pages: int) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return zeros(pool, layers, pages)
+
+    monkeypatch.setattr(PagePool, "_zeros", refused_once)
+    with pytest.raises(torch.OutOfMemoryError):
+        pool.append(holder)
+    assert (pool.used, len(holder)) == (16, 16)
+    pool.append(holder)
+    assert {first_key(pool, layer, page) for layer in range(2) for page in holder[:16]} == {3.0}
+
+
 def test_single_rows_land_at_their_head_and_offset() -> None:
-    pool = PagePool(SHAPE)
+    pool = PagePool(SHAPE, most=1000)
     holder: list[int] = []
     pool.append(holder)
     row = (holder[0] * 3 + 2) * PAGE + 7

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 import pytest
@@ -17,17 +17,23 @@ from agent.engine.generation import Generation
 from agent.engine.loading import cache_shape
 from agent.engine.requests import GenerationRequest
 from agent.engine.runner import ModelRunner
+from agent.engine.sampling import Draw, draw_tokens
+from agent.exceptions import EngineMemoryError
 from tests.tiny_chat import tiny_model
 
 
-@torch.inference_mode()
-def test_a_pass_that_fails_drops_what_nobody_waits_for_under_another_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny_generation(activate: Callable[[str | None], None]) -> tuple[Generation, ModelRunner]:
     AttentionInterface.register(ATTENTION_NAME, packed_attention)
     model = tiny_model().eval()
     model.set_attn_implementation(ATTENTION_NAME)
     runner = ModelRunner(model, PagedCache(cache_shape(model), budget=1 << 24))
+    return Generation(runner, activate, frozenset(), str, max_samples=8, pack_tokens=64), runner
+
+
+@torch.inference_mode()
+def test_a_pass_that_fails_drops_what_nobody_waits_for_under_another_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     active: list[str | None] = []
-    generation = Generation(runner, active.append, frozenset(), str, max_samples=8, pack_tokens=64)
+    generation, runner = tiny_generation(active.append)
     futures: dict[str | None, Future[list[Completion]]] = {None: Future(), "b": Future()}
     for adapter, future in futures.items():
         generation.add(GenerationRequest([4, 5, 6], Sampling(max_tokens=9), 2, adapter, future))
@@ -41,4 +47,32 @@ def test_a_pass_that_fails_drops_what_nobody_waits_for_under_another_adapter(mon
     generation.step()
     assert sorted(future.cancelled() for future in futures.values()) == [False, True]
     assert not generation
+    assert (runner.cache.prompts.used, runner.cache.completions.used) == (0, 0)
+
+
+@pytest.mark.parametrize("failing", [{1, 2}, {3}], ids=["of the prompts", "while decoding"])
+@torch.inference_mode()
+def test_memory_that_a_draw_lacks_costs_the_request_to_blame_alone(
+    monkeypatch: pytest.MonkeyPatch, failing: set[int]
+) -> None:
+    generation, runner = tiny_generation(lambda adapter: None)
+    draws = 0
+
+    def draw(logits: Tensor, rows: Sequence[Draw]) -> tuple[list[int], list[float]]:
+        nonlocal draws
+        draws += 1
+        if draws in failing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return draw_tokens(logits, rows)
+
+    monkeypatch.setattr("agent.engine.generation.draw_tokens", draw)
+    futures: list[Future[list[Completion]]] = [Future(), Future()]
+    for future in futures:
+        generation.add(GenerationRequest([4, 5, 6], Sampling(max_tokens=9, seed=0), 2, None, future))
+    while generation:
+        generation.admit()
+        generation.step()
+    outcomes = [future.exception() or [len(c.ids) for c in future.result()] for future in futures]
+    assert outcomes.count([9, 9]) == 1
+    assert sum(isinstance(outcome, EngineMemoryError) for outcome in outcomes) == 1
     assert (runner.cache.prompts.used, runner.cache.completions.used) == (0, 0)

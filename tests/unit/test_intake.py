@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -204,7 +205,49 @@ def test_an_array_that_is_cut_off_says_so(write: Write):
     rows = list(read_rows(write(b"[" + GOOD + b",\n" + GOOD[:-5], "rows.json")))
     assert kinds(rows) == "gb"
     assert isinstance(rows[1], BadRow)
-    assert rows[1].message == "the file ends before its JSON array does: it looks cut off"
+    assert rows[1].line == 2
+    assert rows[1].message == (
+        "the file ends before its JSON array does: it is cut off, or this element lacks a quote or a bracket"
+    )
+    (row,) = read_rows(write(b"[\n", "rows.json"))
+    assert isinstance(row, BadRow)
+    assert row.message == "the file ends before its JSON array does: it looks cut off"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b'{"question": "2+2?, "answer": "4"}',
+        b'{"question": "2+2?", "answer": ["4"}',
+        b'{"question": "2+2?", "answer": "4"]}',
+        b'{"question": "2+2?", "answer": "4"}}',
+        b'{"question": "2+2?", "answer": "4"]',
+        b'{"question": "2+2?", "tags": [{"a": 1], "answer": "4"}',
+        b'{"question": ' + b"[" * 70 + b"]" * 68 + b"}",
+    ],
+    ids=["quote", "no ]", "]", "}", "] for }", "no }", "deep"],
+)
+@pytest.mark.parametrize("indent", [b"", b"  "])
+def test_an_element_of_one_line_that_lacks_a_quote_or_a_bracket_costs_itself_alone(
+    write: Write, broken: bytes, indent: bytes
+):
+    data = b"[\n" + b",\n".join(indent + row for row in (GOOD, broken, GOOD, GOOD)) + b"\n]\n"
+    rows = list(read_rows(write(data, "rows.json")))
+    assert kinds(rows) == "gbgg"
+    assert [row.line for row in rows] == [2, 3, 4, 5]
+
+
+def test_a_line_break_in_a_string_costs_its_element_alone(write: Write):
+    data = b'[{"question": "2 +\n2?", "answer": "4"},\n' + GOOD + b"\n]"
+    assert kinds(list(read_rows(write(data, "rows.json")))) == "bg"
+
+
+def test_the_time_to_read_an_array_grows_with_its_length_alone(write: Write):
+    many = 10**5
+    data = b'["' + b"\n" * many + b'",' + b"\n" * many + b"[" * many + b"}]" * many
+    started = time.process_time()
+    assert "g" not in kinds(list(read_rows(write(data, "rows.json"))))
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize("pad", range(65_525, 65_545))
@@ -219,14 +262,29 @@ def test_a_json_file_may_hold_one_object_over_several_lines(write: Write):
     assert kinds([row]) == "g"
 
 
+@pytest.mark.parametrize("tags", ["\n{}\n", "[\n{}\n]", "[{},\n{}\n,{}]", '\n{}\n,"x": 1'])
+def test_one_object_is_one_though_an_object_in_it_has_a_line_of_its_own(write: Write, tags: str):
+    data = f'{{"question": "2+2?", "answer": "4", "tags": {tags}}}'.encode()
+    assert kinds(list(read_rows(write(data, "row.json")))) == "g"
+
+
 def test_a_json_file_may_hold_lines(write: Write):
     assert kinds(list(read_rows(write(GOOD + b"\n{\n" + GOOD, "rows.json")))) == "gbg"
 
 
 @pytest.mark.parametrize(
     "broken",
-    [GOOD[:-2], GOOD[:-1] + b",}", b'{"a": nul}', b'{"a": "\xff"}', b"{" * 99, b'{"a": "' + b"x" * 999],
-    ids=["cut", "comma", "word", "bytes", "deep", "long"],
+    [
+        GOOD[:-2],
+        GOOD[:20],
+        GOOD[:12],
+        GOOD[:-1] + b",}",
+        b'{"a": nul}',
+        b'{"a": "\xff"}',
+        b"{" * 99,
+        b'{"a": "' + b"x" * 999,
+    ],
+    ids=["cut", "cut after a comma", "cut after a colon", "comma", "word", "bytes", "deep", "long"],
 )
 def test_a_broken_first_line_of_a_json_file_hides_no_other(write: Write, broken: bytes):
     rows = list(read_rows(write(broken + b"\n" + GOOD + b"\n" + GOOD, "rows.json"), max_row_bytes=500))

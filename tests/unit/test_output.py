@@ -211,6 +211,38 @@ def test_the_first_row_replaces_all_that_was_there(tmp_path: Path, source: Path,
         assert b"wait" not in b"".join(contents(tmp_path).values())
 
 
+def test_a_finished_parquet_file_outlives_a_kill_of_the_run_that_would_replace_it(tmp_path: Path, source: Path):
+    out = tmp_path / "out.parquet"
+    write(out, source)
+    before = read_output(out)
+    (tmp_path / "out.parquet.journal.jsonl").touch()  # of a run killed before it had its first row
+    with pytest.raises(ResumeError, match="seed was None and is now 1"):
+        write(out, source, resume=True, settings=SETTINGS | {"seed": 1})
+    assert write(out, source, resume=True) == []
+    assert read_output(out) == before
+
+
+def test_a_finished_parquet_file_goes_with_the_first_row_that_replaces_its_own(tmp_path: Path, source: Path):
+    out, other = tmp_path / "out.parquet", SETTINGS | {"seed": 1}
+    write(out, source)
+    writer = RecordWriter(out, source=source, settings=other, overwrite=True).__enter__()
+    writer.early.keep(output_row(next(iter(read_rows(source)))))
+    writer.__exit__(KeyError, KeyError(), None)
+    assert not out.exists(), "its rows would stand under the settings of the run that replaces them"
+    assert len(write(out, source, resume=True, settings=other)) == 20
+
+
+def test_a_resumed_run_leaves_the_journal_of_a_living_one(tmp_path: Path, source: Path):
+    out = tmp_path / "out.parquet"
+    write(out, source)
+    with RecordWriter(out, source=source, settings={"seed": 1}, overwrite=True) as living:
+        with pytest.raises(OutputFileError, match="another process is writing it"):
+            write(out, source, resume=True)
+        for row in read_rows(source):
+            living.write(output_row(row))
+    assert len(read_output(out)) == 20
+
+
 @FORMATS
 def test_an_input_without_rows_replaces_what_was_there(tmp_path: Path, source: Path, name: str):
     write(tmp_path / name, source)

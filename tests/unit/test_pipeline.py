@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration, Message
+from agent.early import EarlyRows
 from agent.gate import Gate
 from agent.pipeline import map_in_order, rewrite_rows
 from agent.rewriter import Rewriter
@@ -185,3 +187,27 @@ async def test_a_defect_of_ours_fails_its_row_alone(caplog: pytest.LogCaptureFix
     assert [row["status"] for row in rows] == ["fallback", "error", "fallback"]
     assert rows[1]["error"]["message"] == "a defect in rewright: ZeroDivisionError, see the log"
     assert "row b failed" in caplog.text
+
+
+async def test_a_score_that_is_no_number_fails_its_row_alone(tmp_path: Path) -> None:
+    chat = ChatFormat(tiny_tokenizer())
+    questions = ("What is 1 + 2 ?", "What is 1 + 1 ?", "What is 1 + 3 ?")
+    rows = [Demonstration(q, (Message("user", q),), "It is 3", "3", line=n) for n, q in enumerate(questions, 1)]
+    second = chat.prompt_ids(rows[1].prompt)
+
+    class Engine(ScriptedEngine):
+        async def score(
+            self, prompt_ids: Sequence[int], completion_ids: Sequence[int], adapter: str | None = None
+        ) -> list[float]:
+            scores = await super().score(prompt_ids, completion_ids, adapter)
+            return [float("nan")] * len(scores) if list(prompt_ids) == second else scores
+
+    settings = RewriteSettings()
+    strategy = find_strategy(settings.strategy, settings)
+    rewriter = Rewriter(Engine(chat, ""), chat, Gate(GateSettings()), strategy, settings)
+    early = EarlyRows(tmp_path / "early.jsonl")
+    early.open(resume=False)
+    made = [row async for row, _ in rewrite_rows(rewriter, rows, model="m", concurrency=2, early=early)]
+    assert [row["status"] for row in made] == ["fallback", "error", "fallback"]
+    assert made[1]["error"]["message"].startswith("the base model's surprisal at token 1 of 4 is nan")
+    assert early.waiting == 3

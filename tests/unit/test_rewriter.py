@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import Sequence
 
@@ -110,3 +111,25 @@ async def test_while_a_long_text_is_tokenised_others_go_on() -> None:
     with pytest.raises(PromptTooLongError, match="tokens, and there is room for 4096"):
         await surprisal(ScriptedEngine(chat, GOOD), chat, (Message("user", SHORT),), LONG[:40_000])
     assert chat.longest == 40_000
+
+
+@pytest.mark.parametrize("choices", [1, 2])
+async def test_a_candidate_that_would_outgrow_the_context_ends_with_it(choices: int) -> None:
+    source = random.Random(0)
+
+    class Endless(ScriptedEngine):
+        async def generate(
+            self, prompt_ids: Sequence[int], sampling: Sampling, n: int = 1, adapter: str | None = None
+        ) -> list[Completion]:
+            count = min(sampling.max_tokens, self.info.max_length - len(prompt_ids))
+            await super().generate(prompt_ids, sampling, n, adapter)
+            drawn = [[source.randint(4, 20) for _ in range(count)] for _ in range(n)]
+            return [Completion(ids, chat.text(ids), [-1.0] * count, "length") for ids in drawn]
+
+    chat = ChatFormat(tiny_tokenizer())
+    engine = Endless(chat, GOOD, max_length=150)
+    step = Step(proposer="solve", samples=1, choices=choices)
+    rewriter = Rewriter(engine, chat, Gate(GateSettings()), (step,), RewriteSettings(max_tokens=1000))
+    record = (await rewriter.rewrite(Demonstration("a", (Message("user", SHORT),), "It is 3", "3"))).record
+    assert (record.status, record.error) == ("fallback", None)
+    assert engine.sampled[0][0].max_tokens < 150

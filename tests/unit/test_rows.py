@@ -107,6 +107,23 @@ def test_a_stated_reference_answer_comes_first(stated: Any, reference: str):
     assert parse_row(row, line=1, number=1).reference_answer == reference
 
 
+@pytest.mark.parametrize(
+    ("stated", "reference"),
+    [
+        (5e-05, "0.00005"),
+        (-2.5e-7, "-0.00000025"),
+        (1e16, "10000000000000000"),
+        (1.5e20, "150000000000000000000"),
+        (42.0, "42.0"),
+        (0.1, "0.1"),
+        (-0.0, "-0.0"),
+    ],
+)
+def test_an_answer_that_is_a_float_has_no_exponent(stated: float, reference: str):
+    row = {"question": "?", "answer": "#### 4", "reference_answer": stated}
+    assert parse_row(row, line=1, number=1).reference_answer == reference
+
+
 def test_text_parts_are_joined():
     content = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
     row = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "4"}]}

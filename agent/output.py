@@ -166,6 +166,8 @@ class RecordWriter:
                 yield row
 
     def _open(self, run: dict[str, Any]) -> None:
+        if self.path.is_dir():
+            raise OutputFileError(f"{self.path}: is a folder: name a file")
         exists = any(path.exists() and path.stat().st_size for path in (self.path, self._journal, self.early.path))
         if exists and not (self._resume or self._overwrite):
             raise OutputFileError(f"{self.path}: exists already: resume it, overwrite it, or choose another output")

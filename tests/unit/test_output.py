@@ -115,6 +115,15 @@ def test_resuming_nothing_begins(tmp_path: Path, source: Path):
     assert len(write(tmp_path / "out.jsonl", source, resume=True)) == 20
 
 
+@FORMATS
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_folder_is_no_output(tmp_path: Path, source: Path, name: str, options: dict[str, bool]):
+    (tmp_path / name).mkdir()
+    with pytest.raises(OutputFileError, match=f"{name}: is a folder: name a file"):
+        write(tmp_path / name, source, **options)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", name}
+
+
 @pytest.mark.parametrize("cut", [1, 50, 300])
 def test_a_partial_last_line_is_cut_off_and_done_again(tmp_path: Path, source: Path, cut: int):
     out = tmp_path / "out.jsonl"
@@ -364,16 +373,6 @@ def test_a_parquet_file_that_is_no_output_does_not_resume(tmp_path: Path, source
     with pytest.raises(ResumeError, match="it is no Parquet output of ours"):
         write(out, source, resume=True)
     assert out.read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.parquet", "out.parquet.run.json"}
-
-
-def test_a_parquet_file_that_cannot_be_opened_leaves_nothing_behind(tmp_path: Path, source: Path):
-    out = tmp_path / "out.parquet"
-    write(out, source)
-    out.unlink()
-    out.mkdir()
-    with pytest.raises(OutputFileError, match="cannot be written"):
-        write(out, source, resume=True)
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.parquet", "out.parquet.run.json"}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
+from agent.engine.head import Head
 from trainer.devices import on_one_device
 from trainer.diverging import EndsWhenDiverged
 from trainer.exceptions import TrainingSettingsError
 from trainer.sft.data import SftRow
-from trainer.sft.loss import PackedBatch, completion_logits, objective, token_losses
+from trainer.sft.loss import PackedBatch, completion_hidden, objective, token_losses
 from trainer.sft.settings import SftSettings
 from trainer.staging import StagedCheckpoints
 
@@ -97,8 +98,7 @@ class DownstreamTrainer(EndsWhenDiverged, StagedCheckpoints, SFTTrainer):  # typ
     ) -> Tensor:
         batch = unpack(inputs)
         weights = inputs["weights"][0, batch.sources_T + 1]
-        base = self._base_logits(model, batch) if self._settings.kl_weight else None
-        nll, kl = token_losses(completion_logits(model, batch), batch.targets_T, base)
+        nll, kl = self._token_losses(model, batch)
         loss = objective(nll, weights, self._settings.loss) / max(1, int(num_items_in_batch))
         loss = loss + self._settings.kl_weight * kl.sum() / max(1, self._completion_tokens)
         if not torch.isfinite(loss):
@@ -108,11 +108,28 @@ class DownstreamTrainer(EndsWhenDiverged, StagedCheckpoints, SFTTrainer):  # typ
         scaled: Tensor = loss * self.accelerator.num_processes  # whose gradients are averaged
         return scaled
 
-    def _base_logits(self, model: Any, batch: PackedBatch) -> Tensor:
+    def _token_losses(self, model: Any, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """Surprisal and KL of the completion tokens; the head is part of the forward pass that `model` is called for.
+
+        What Accelerate wraps around a model for several processes must see every weight that gets a gradient used.
+        """
         plain = self.accelerator.unwrap_model(model)
+        base = self._base_hidden(plain, batch) if self._settings.kl_weight else None
+
+        def losses(_: Tensor) -> tuple[Tensor, Tensor]:
+            with self.accelerator.autocast():
+                return token_losses(completion_hidden(plain, batch), Head(plain), batch.targets_T, base)
+
+        with _called_for(plain, losses):
+            nll, kl = model(batch.ids_N)  # an input, as DistributedDataParallel wants one
+        return nll, kl
+
+    def _base_hidden(self, plain: Any, batch: PackedBatch) -> tuple[Tensor, Head]:
+        """What the base model makes of the batch, and its head."""
         adapter_off = plain.disable_adapter() if self._base is None else contextlib.nullcontext()
+        base = plain if self._base is None else self._base
         with torch.no_grad(), adapter_off:
-            return completion_logits(plain if self._base is None else self._base, batch)
+            return completion_hidden(base, batch), Head(base, adapted=False)
 
     def _ids(self, rows: Sequence[int]) -> list[str]:
         return [self._rows[row].id for row in rows]
@@ -131,6 +148,20 @@ class DownstreamTrainer(EndsWhenDiverged, StagedCheckpoints, SFTTrainer):  # typ
                 logs["kl"] = kl / max(1.0, tokens)
         super().log(logs, start_time)
         self._on_log(self.state.global_step, logs)
+
+
+@contextlib.contextmanager
+def _called_for(model: Any, function: Callable[..., Any]) -> Iterator[None]:
+    """Have calls of `model` answered by `function`, those through what is wrapped around it included."""
+    own = vars(model).get("forward")  # Accelerate's, which autocasts
+    model.forward = function
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.forward
+        else:
+            model.forward = own
 
 
 class _SaveEvery(TrainerCallback):

@@ -13,9 +13,9 @@ from agent.demonstrations import Demonstration, Message
 from agent.records import Record
 from tests.tiny_chat import NO_SYSTEM, tiny_tokenizer
 from trainer.exceptions import TrainingDataError
+from trainer.sft.batches import collate, dataset_of, unpack
 from trainer.sft.data import SftData, count_tokens, load_sft_data
 from trainer.sft.settings import WeightSettings
-from trainer.sft.trainer import collate, dataset_of, unpack
 from trainer.sft.weights import row_weights
 
 SUM = {"question": "What is 1 + 2 ?", "answer": "It is 3"}

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
@@ -23,12 +22,11 @@ from agent.engine.head import Head
 from trainer.devices import on_one_device
 from trainer.diverging import EndsWhenDiverged
 from trainer.exceptions import TrainingSettingsError
+from trainer.sft.batches import IGNORED, collate, dataset_of, mute, own_rows, unpack
 from trainer.sft.data import SftRow
 from trainer.sft.loss import PackedBatch, completion_hidden, objective, token_losses
 from trainer.sft.settings import SftSettings
 from trainer.staging import StagedCheckpoints
-
-IGNORED = -100
 
 
 class DownstreamTrainer(EndsWhenDiverged, StagedCheckpoints, SFTTrainer):  # type: ignore[misc]
@@ -82,6 +80,7 @@ class DownstreamTrainer(EndsWhenDiverged, StagedCheckpoints, SFTTrainer):  # typ
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """One update's passes, and how many of their tokens have a weight; see the class."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._mute_repeats(samples)
         counts = torch.tensor(
             [
                 sum(int((sample["labels"] != IGNORED).sum()) for sample in samples),
@@ -92,6 +91,16 @@ class DownstreamTrainer(EndsWhenDiverged, StagedCheckpoints, SFTTrainer):  # typ
         weighted, self._completion_tokens = self.accelerator.gather(counts).view(-1, 2).sum(0).tolist()
         self.update_rows = self._ids([row for sample in samples for row in sample["rows"].tolist()])
         return samples, torch.tensor(weighted, device=device)
+
+    def _mute_repeats(self, samples: Sequence[dict[str, Tensor]]) -> None:
+        """Take the weight of rows that Accelerate repeats to give every process as many passes."""
+        processes, at_once = self.accelerator.num_processes, self._settings.rows_per_pass
+        passes = math.ceil(math.ceil(len(self._rows) / at_once) / processes)
+        an_update = self.args.gradient_accumulation_steps
+        update = self.state.global_step % math.ceil(passes / an_update)
+        for number, sample in enumerate(samples, update * an_update):
+            pack = number * processes + self.accelerator.process_index
+            mute(sample, own_rows(pack, at_once, len(self._rows)))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -173,45 +182,6 @@ class _SaveEvery(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         control.should_save = state.global_step % self._steps == 0 or state.global_step == state.max_steps
         return control
-
-
-def dataset_of(rows: Sequence[SftRow], weights: Sequence[Tensor]) -> Dataset:
-    """The rows as TRL takes them when they are tokenised: a label for every token that is trained on.
-
-    Columns: `input_ids`; `completion_mask`, 1 on completion tokens; `labels`, the token where it has a weight, else
-    -100; `weights`, 0 on the prompt; `row`, its number.
-    """
-    columns: dict[str, list[Any]] = {name: [] for name in ("input_ids", "completion_mask", "labels", "weights", "row")}
-    for number, (row, own) in enumerate(zip(rows, weights, strict=True)):
-        values = own.tolist()
-        prompt = len(row.prompt_ids)
-        columns["input_ids"].append([*row.prompt_ids, *row.completion_ids])
-        columns["completion_mask"].append([0] * prompt + [1] * len(row.completion_ids))
-        labels = [token if weight else IGNORED for token, weight in zip(row.completion_ids, values, strict=True)]
-        columns["labels"].append([IGNORED] * prompt + labels)
-        columns["weights"].append([0.0] * prompt + values)
-        columns["row"].append(number)
-    return Dataset.from_dict(columns)
-
-
-def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Rows end to end in a batch of one; `lengths` and `rows` say which tokens are whose."""
-    batch = {
-        name: torch.tensor([[value for example in examples for value in example[name]]])
-        for name in ("input_ids", "completion_mask", "labels", "weights")
-    }
-    batch["lengths"] = torch.tensor([len(example["input_ids"]) for example in examples])
-    batch["rows"] = torch.tensor([example["row"] for example in examples])
-    return batch
-
-
-def unpack(inputs: dict[str, Tensor]) -> PackedBatch:
-    """The packed batch in what `collate` made."""
-    lengths = inputs["lengths"].tolist()
-    targets = inputs["completion_mask"][0].nonzero()[:, 0]  # a prompt is never empty, so none is at 0
-    positions = torch.cat([torch.arange(length, device=targets.device) for length in lengths])
-    ids = inputs["input_ids"][0]
-    return PackedBatch(ids, positions, targets - 1, ids[targets], lengths)
 
 
 def steps_of(settings: SftSettings, rows: int, processes: int) -> int:

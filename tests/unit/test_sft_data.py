@@ -13,7 +13,7 @@ from agent.demonstrations import Demonstration, Message
 from agent.records import Record
 from tests.tiny_chat import NO_SYSTEM, tiny_tokenizer
 from trainer.exceptions import TrainingDataError
-from trainer.sft.batches import collate, dataset_of, unpack
+from trainer.sft.batches import RowCollator, unpack
 from trainer.sft.data import SftData, count_tokens, load_sft_data
 from trainer.sft.settings import WeightSettings
 from trainer.sft.weights import row_weights
@@ -45,10 +45,10 @@ def record(status: Any, target: str = "It is 3", **further: Any) -> dict[str, An
 def trained_words(data: SftData, number: int) -> tuple[list[str], list[int]]:
     """All tokens of a row as the trainer gets them, and the positions that have a loss."""
     weights = row_weights(WeightSettings(), data.rows, [])
-    example = dataset_of(data.rows, weights)[number]
-    trained = [place for place, label in enumerate(example["labels"]) if label != -100]
-    assert trained == [place for place, inside in enumerate(example["completion_mask"]) if inside]
-    return tiny_tokenizer().convert_ids_to_tokens(example["input_ids"]), trained
+    batch = RowCollator(data.rows, weights)([{"row": number}])
+    trained = [place for place, label in enumerate(batch["labels"][0].tolist()) if label != -100]
+    assert trained == batch["completion_mask"][0].nonzero()[:, 0].tolist()
+    return tiny_tokenizer().convert_ids_to_tokens(batch["input_ids"][0].tolist()), trained
 
 
 def test_the_answer_and_its_end_of_turn_are_trained_on_and_nothing_else(tmp_path: Path) -> None:
@@ -76,8 +76,8 @@ def test_an_end_of_turn_written_by_the_data_ends_no_turn(tmp_path: Path) -> None
 
 def test_packed_rows_keep_their_positions_and_targets(tmp_path: Path) -> None:
     data = load(tmp_path, [SUM, TURNS])
-    dataset = dataset_of(data.rows, row_weights(WeightSettings(), data.rows, []))
-    batch = unpack(collate([dataset[1], dataset[0]]))
+    collate = RowCollator(data.rows, row_weights(WeightSettings(), data.rows, []))
+    batch = unpack(collate([{"row": 1}, {"row": 0}]))
     assert batch.lengths == [23, 15]
     assert batch.positions_N.tolist() == [*range(23), *range(15)]
     assert batch.targets_T.tolist() == data.rows[1].completion_ids + data.rows[0].completion_ids

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from datasets import Dataset
@@ -16,38 +15,47 @@ from trainer.sft.loss import PackedBatch
 IGNORED = -100
 
 
-def dataset_of(rows: Sequence[SftRow], weights: Sequence[Tensor]) -> Dataset:
-    """The rows as TRL takes them when they are tokenised: a label for every token that is trained on.
+class RowCollator:
+    """Makes batches of rows by their numbers, so that no second copy of the data is kept.
 
-    Columns: `input_ids`; `completion_mask`, 1 on completion tokens; `labels`, the token where it has a weight, else
-    -100; `weights`, 0 on the prompt; `row`, its number.
+    Args:
+        rows: to train on.
+        weights: of the completion tokens of each row.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in ("input_ids", "completion_mask", "labels", "weights", "row")}
-    for number, (row, own) in enumerate(zip(rows, weights, strict=True)):
-        values = own.tolist()
-        prompt = len(row.prompt_ids)
-        columns["input_ids"].append([*row.prompt_ids, *row.completion_ids])
-        columns["completion_mask"].append([0] * prompt + [1] * len(row.completion_ids))
-        labels = [token if weight else IGNORED for token, weight in zip(row.completion_ids, values, strict=True)]
-        columns["labels"].append([IGNORED] * prompt + labels)
-        columns["weights"].append([0.0] * prompt + values)
-        columns["row"].append(number)
-    return Dataset.from_dict(columns)
 
+    def __init__(self, rows: Sequence[SftRow], weights: Sequence[Tensor]) -> None:
+        self._rows, self._weights = rows, weights
 
-def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Rows end to end in a batch of one; `lengths` and `rows` say which tokens are whose."""
-    batch = {
-        name: torch.tensor([[value for example in examples for value in example[name]]])
-        for name in ("input_ids", "completion_mask", "labels", "weights")
-    }
-    batch["lengths"] = torch.tensor([len(example["input_ids"]) for example in examples])
-    batch["rows"] = torch.tensor([example["row"] for example in examples])
-    return batch
+    def dataset(self) -> Dataset:
+        """What TRL shuffles: `row`, the number of each row."""
+        return Dataset.from_dict({"row": list(range(len(self._rows)))})
+
+    def __call__(self, examples: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
+        """Rows end to end in a batch of one.
+
+        Returns:
+            `input_ids`; `completion_mask`, 1 on completion tokens; `labels`, the token where it has a weight, else
+            -100; `weights`, 0 on the prompt; `lengths` and `rows`, which say which tokens are whose.
+        """
+        numbers = [example["row"] for example in examples]
+        parts = [self._tensors(self._rows[number], self._weights[number]) for number in numbers]
+        batch = {name: torch.cat([part[name] for part in parts])[None] for name in parts[0]}
+        batch["lengths"] = torch.tensor([self._rows[number].tokens for number in numbers])
+        batch["rows"] = torch.tensor(numbers)
+        return batch
+
+    def _tensors(self, row: SftRow, own: Tensor) -> dict[str, Tensor]:
+        prompt, completion = torch.tensor(row.prompt_ids), torch.tensor(row.completion_ids)
+        return {
+            "input_ids": torch.cat([prompt, completion]),
+            "completion_mask": torch.cat([torch.zeros_like(prompt), torch.ones_like(completion)]),
+            "labels": torch.cat([torch.full_like(prompt, IGNORED), completion.masked_fill(own == 0, IGNORED)]),
+            "weights": torch.cat([torch.zeros(len(prompt)), own]),
+        }
 
 
 def unpack(inputs: dict[str, Tensor]) -> PackedBatch:
-    """The packed batch in what `collate` made."""
+    """The packed batch in what `RowCollator` made."""
     lengths = inputs["lengths"].tolist()
     targets = inputs["completion_mask"][0].nonzero()[:, 0]  # a prompt is never empty, so none is at 0
     positions = torch.cat([torch.arange(length, device=targets.device) for length in lengths])

@@ -22,7 +22,7 @@ from agent.engine.head import Head
 from trainer.devices import on_one_device
 from trainer.diverging import EndsWhenDiverged
 from trainer.exceptions import TrainingSettingsError
-from trainer.sft.batches import IGNORED, collate, dataset_of, mute, own_rows, unpack
+from trainer.sft.batches import IGNORED, RowCollator, mute, own_rows, unpack
 from trainer.sft.data import SftRow
 from trainer.sft.loss import PackedBatch, completion_hidden, objective, token_losses
 from trainer.sft.settings import SftSettings
@@ -64,13 +64,14 @@ class DownstreamTrainer(EndsWhenDiverged, StagedCheckpoints, SFTTrainer):  # typ
         self._settings, self._rows, self._base, self._on_log = settings, rows, base, on_log
         self._sums = {"nll": 0.0, "kl": 0.0, "tokens": 0.0}
         self._completion_tokens = 1
+        collator = RowCollator(rows, weights)
         try:
             super().__init__(
                 model=model,
                 args=config,
-                train_dataset=dataset_of(rows, weights),
+                train_dataset=collator.dataset(),
                 processing_class=tokenizer,
-                data_collator=collate,
+                data_collator=collator,
                 callbacks=[_SaveEvery(settings.save_every)],
             )
         except ValueError as error:

@@ -60,6 +60,14 @@ def test_an_exam_goes_on_only_with_what_decided_its_figures(request_: Evaluation
         run_evaluation(request_, resume=True)
 
 
+def test_an_exam_does_not_go_on_with_another_chat_template(request_: EvaluationRequest) -> None:
+    run_evaluation(request_)
+    template = Path(request_.model.name) / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|> assistant", "<|im_start|> assistant so"))
+    with pytest.raises(ResumeError, match=r"model\.tokenizer_sha256 was"):
+        run_evaluation(request_, resume=True)
+
+
 def test_answer_comparisons_that_time_out_are_counted_and_said(
     request_: EvaluationRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

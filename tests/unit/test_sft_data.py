@@ -11,7 +11,7 @@ import pytest
 from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration, Message
 from agent.records import Record
-from tests.tiny_chat import NO_SYSTEM, tiny_tokenizer
+from tests.tiny_chat import CHATML, NO_SYSTEM, tiny_tokenizer
 from trainer.exceptions import TrainingDataError
 from trainer.sft.batches import RowCollator, unpack
 from trainer.sft.data import SftData, count_tokens, load_sft_data
@@ -134,3 +134,11 @@ def test_the_hash_depends_on_text_and_status(tmp_path: Path) -> None:
 
 def test_tokens_are_counted_apart(tmp_path: Path) -> None:
     assert count_tokens(load(tmp_path, [SUM, TURNS]).rows) == {"prompt": 11 + 21, "completion": 4 + 2}
+
+
+def test_the_hash_of_the_tokens_depends_on_the_chat_template(tmp_path: Path) -> None:
+    plain = load(tmp_path, [SUM])
+    other = load(tmp_path, [SUM], template=CHATML.replace("<|im_start|> assistant", "<|im_start|> assistant so"))
+    assert plain.sha256 == other.sha256
+    assert plain.tokens_sha256 != other.tokens_sha256
+    assert load(tmp_path, [SUM]).tokens_sha256 == plain.tokens_sha256

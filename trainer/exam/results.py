@@ -44,6 +44,9 @@ class ModelIdentity(Section):
 
     name: str
     weights_sha256: str
+    tokenizer_sha256: str | None = Field(
+        None, description="of the files of tokenizer and chat template; None in older results"
+    )
     adapter: str | None = None
     adapter_sha256: str | None = Field(None, description="of its weights and its configuration")
 

@@ -9,21 +9,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from agent.adapters import adapter_sha256, open_adapter
+from agent.adapters import open_adapter
 from agent.assembly import load_adapter, open_chat, open_engine
 from agent.chat import ChatFormat
 from agent.engine import Engine
 from agent.gate.answer_checker import AnswerChecker
 from agent.models import ModelFiles, resolve_model
-from agent.weights import weights_sha256
 from trainer.devices import with_dtype
 from trainer.exam import accuracy, divergence, retention
 from trainer.exam.accuracy import Questions, load_questions, measure_accuracy
 from trainer.exam.benchmarks import BENCHMARKS, LocalRows
 from trainer.exam.divergence import BaseDraw, check_same_tokens, draw_from_base, measure_divergence
 from trainer.exam.files import ResultFile, check_output
+from trainer.exam.identity import identity_of
 from trainer.exam.request import EvaluationRequest, read_tasks
-from trainer.exam.results import DIVERGENCE, EvaluationResult, ModelIdentity, TaskResult
+from trainer.exam.results import DIVERGENCE, EvaluationResult, TaskResult
 from trainer.exceptions import EvaluationError
 
 
@@ -100,17 +100,10 @@ class _Exam:
 
     def empty_result(self) -> EvaluationResult:
         """Who is examined and how, without a task."""
-        adapter = self._adapter
-        model = ModelIdentity(
-            name=self._files.name,
-            weights_sha256=weights_sha256(self._files.path),
-            adapter=adapter.name if adapter else None,
-            adapter_sha256=adapter_sha256(adapter.path) if adapter else None,
-        )
-        base = self._base or (self._files if adapter else None)
+        base = self._base or (self._files if self._adapter else None)
         return EvaluationResult(
-            model=model,
-            base=ModelIdentity(name=base.name, weights_sha256=weights_sha256(base.path)) if base else None,
+            model=identity_of(self._files, self._adapter),
+            base=identity_of(base) if base else None,
             settings={
                 "limit": self._request.limit,
                 "dtype": self._request.engine.dtype,

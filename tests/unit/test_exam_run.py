@@ -80,3 +80,39 @@ def test_answer_comparisons_that_time_out_are_counted_and_said(
     assert {name: task.timeouts for name, task in found.tasks.items()} == {"sums": 2, "kl:sums": 0}
     assert not _tell_not_run(found)
     assert "sums: 2 answer comparisons reached the time limit, and count as not equal" in capsys.readouterr().err
+
+
+def shorter(folder: Path, context: int) -> ModelSettings:
+    """The same model with a shorter context."""
+    write_tiny_model(folder / "short")
+    config = folder / "short" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": context}))
+    return ModelSettings(name=str(folder / "short"))
+
+
+def write_choices(folder: Path, *choices: str) -> None:
+    rows = [{"query": "What is 1 ?", "choices": ["Plum", choice], "gold": 0} for choice in choices]
+    (folder / "piqa").mkdir()
+    (folder / "piqa" / "validation.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def test_a_row_that_does_not_fit_costs_its_benchmark_and_no_other_task(
+    request_: EvaluationRequest, tmp_path: Path
+) -> None:
+    write_choices(tmp_path, "fruit", "so " * 70)
+    found = run_evaluation(request_.model_copy(update={"tasks": ("piqa", *request_.tasks), "data": tmp_path}))
+    assert {name: task.rows for name, task in found.tasks.items()} == {"sums": 2, "kl:sums": 1, "piqa": 0}
+    assert str(found.tasks["piqa"].not_run).startswith("benchmark piqa: row 2: a continuation of 70 tokens")
+    assert _tell_not_run(found)
+
+
+@pytest.mark.parametrize(("context", "asked"), [(14, 2), (8, 0)])
+def test_a_context_shorter_than_the_bases_costs_the_questions_that_do_not_fit(
+    request_: EvaluationRequest, tmp_path: Path, context: int, asked: int
+) -> None:
+    change = {"model": shorter(tmp_path, context), "base": request_.model, "adapter": None}
+    found = run_evaluation(request_.model_copy(update=change)).tasks
+    assert (found["sums"].rows, found["kl:sums"].rows) == (asked, 0)
+    assert found["kl:sums"].left_out == {"longer than the model's context": 1}
+    assert found["kl:sums"].not_run == "no question is left to measure it on"
+    assert (found["sums"].not_run is None) == bool(asked)

@@ -61,6 +61,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         self._settings, self._needs_greedy, self._on_rows = settings, needs_greedy, on_rows
         self._max_length = engine.info.max_length
         self._rows = 0
+        self._asked: list[str] = []
 
     @property
     def eot_token_id(self) -> int:
@@ -92,11 +93,15 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation after its context, nats, and whether greedy decoding gives it."""
-        self._rows = _count_rows(requests)
+        self._rows, self._asked = _count_rows(requests), list(map(_row_of, requests))
         answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return answers
 
     def _loglikelihood_tokens(self, requests: list[_Encoded], **_: Any) -> list[tuple[float, bool]]:
+        for row, (*_context, continuation) in zip(self._asked, requests, strict=True):
+            if len(continuation) >= self._max_length:
+                raise self._too_long(row, "a continuation", len(continuation))
+
         async def score(request: _Encoded) -> tuple[float, bool]:
             _, context, continuation = request
             context = context[-max(1, self._max_length - len(continuation)) :]
@@ -142,10 +147,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
             ids = self.tokenizer.encode(prompt, add_special_tokens=False)
             room = self._max_length - len(ids)
             if room < 1:
-                raise EvaluationError(
-                    f"a prompt of {len(ids)} tokens does not fit the context of {self._max_length}: leave the "
-                    "benchmark out, or examine with a larger engine.max_length"
-                )
+                raise self._too_long(_row_of(request), "a prompt", len(ids))
             sampling = Sampling(
                 temperature=float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0,
                 max_tokens=min(int(options["max_gen_toks"]), room),
@@ -155,6 +157,12 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
             return completion.text[: min(ends)] if ends else completion.text
 
         return self._map(generate, requests)
+
+    def _too_long(self, row: str, what: str, tokens: int) -> EvaluationError:
+        return EvaluationError(
+            f"{row}: {what} of {tokens} tokens does not fit the context of {self._max_length}: leave the row out, or "
+            "examine with a larger engine.max_length"
+        )
 
     def _map(self, function: Callable[[T], Awaitable[R]], items: Sequence[T]) -> list[R]:
         async def run() -> list[R]:
@@ -172,3 +180,8 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
 def _count_rows(requests: Sequence[Instance]) -> int:
     """Rows that the requests belong to."""
     return len({request.doc_id for request in requests})
+
+
+def _row_of(request: Instance) -> str:
+    """Which row of which benchmark a request belongs to, for a person."""
+    return f"benchmark {request.task_name}: row {request.doc.get('row', request.doc_id)}"

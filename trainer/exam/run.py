@@ -19,7 +19,7 @@ from trainer.devices import with_dtype
 from trainer.exam import accuracy, divergence, retention
 from trainer.exam.accuracy import Questions, load_questions, measure_accuracy
 from trainer.exam.benchmarks import BENCHMARKS, LocalRows
-from trainer.exam.divergence import BaseDraw, check_same_tokens, draw_from_base, measure_divergence
+from trainer.exam.divergence import Drawn, check_same_tokens, draw_from_base, measure_divergence, that_fit
 from trainer.exam.files import ResultFile, check_output
 from trainer.exam.identity import identity_of
 from trainer.exam.request import EvaluationRequest, read_tasks
@@ -144,7 +144,7 @@ class _Exam:
 
     def _draw_elsewhere(
         self, runner: asyncio.Runner, chat: ChatFormat, tasks: dict[str, Questions]
-    ) -> dict[str, list[BaseDraw]]:
+    ) -> dict[str, Drawn]:
         """Draw from a base model that is no part of the examined one, and let go of it."""
         assert self._base is not None
         base_chat = open_chat(self._base)
@@ -171,50 +171,58 @@ class _Exam:
                 on_row=lambda done: self._on_report(Progress(name, done, total)),
             )
         )
+        about: dict[str, Any] = {
+            "kind": "accuracy",
+            "data": questions.identity,
+            "left_out": {**questions.left_out, **refused},
+            "primary": accuracy.PRIMARY,
+            "chat_template": True,
+        }
         if not records:
-            raise EvaluationError(f"task {name}: no question can be asked: {dict(refused)}")
+            room.file.add(name, TaskResult(**about, not_run="no question can be asked"), [])
+            return
         result = TaskResult(
-            kind="accuracy",
-            data=questions.identity,
+            **about,
             rows=total - refused.total(),
-            left_out={**questions.left_out, **refused},
             timeouts=answers.timeouts - timeouts,
             metrics=accuracy.accuracy_metrics(records, self._settings.samples),
-            primary=accuracy.PRIMARY,
-            chat_template=True,
             seconds=_since(started),
         )
         room.file.add(name, result, records)
 
-    def _compare(self, room: _Room, name: str, questions: Questions, draws: list[BaseDraw] | None) -> None:
-        """`draws` are those of a base model of its own; None draws from the examined one without its adapter."""
+    def _compare(self, room: _Room, name: str, questions: Questions, drawn: Drawn | None) -> None:
+        """`drawn` is that of a base model of its own; None draws from the examined one without its adapter."""
         started = time.monotonic()
         task = f"{DIVERGENCE}{name}"
-        if draws is None:
-            draws = room.runner.run(draw_from_base(room.engine, room.chat, questions.asked, self._settings))
-        if not draws:
-            raise EvaluationError(
-                f"task {task}: every question is longer than the base model's context, or its chat template refuses it"
-            )
-        total = len(draws)
+        if drawn is None:
+            drawn = room.runner.run(draw_from_base(room.engine, room.chat, questions.asked, self._settings))
+        drawn = that_fit(drawn, room.engine.info.max_length)
+        about: dict[str, Any] = {
+            "kind": "divergence",
+            "data": questions.identity,
+            "left_out": dict(drawn.left_out),
+            "primary": divergence.PRIMARY,
+            "higher_is_better": False,
+            "chat_template": True,
+        }
+        if not drawn.draws:
+            room.file.add(task, TaskResult(**about, not_run="no question is left to measure it on"), [])
+            return
+        total = len(drawn.draws)
         self._on_report(Progress(task, 0, total))
         records = room.runner.run(
             measure_divergence(
                 room.engine,
-                draws,
+                drawn.draws,
                 self._settings,
                 adapter=room.adapter,
                 on_row=lambda done: self._on_report(Progress(task, done, total)),
             )
         )
         result = TaskResult(
-            kind="divergence",
-            data=questions.identity,
+            **about,
             rows=len({record["row"] for record in records}),
             metrics=divergence.divergence_metrics(records),
-            primary=divergence.PRIMARY,
-            higher_is_better=False,
-            chat_template=True,
             seconds=_since(started),
         )
         room.file.add(task, result, records)
@@ -245,7 +253,7 @@ class _Exam:
                 found = retention.measure_local(name, local, lm, self._settings)
             else:
                 found = retention.measure_from_hub(name, lm, self._settings, limit=self._request.limit)
-        except EvaluationError as error:  # no network: the other tasks go on
+        except EvaluationError as error:  # no network, a row that does not fit: the other tasks go on
             room.file.add(name, TaskResult(**about, not_run=str(error)), [])
             return
         left_out = local.left_out if local else found.left_out

@@ -161,6 +161,8 @@ def _tell_not_run(result: EvaluationResult) -> bool:
     for name, task in result.tasks.items():
         for reason, count in task.left_out.items():
             say(f"{name}: {count} rows left out: {reason}")
+        if task.cut:
+            say(f"{name}: the contexts of {task.cut} rows were cut from the left to fit that of the model")
         if task.timeouts:
             say(f"{name}: {task.timeouts} answer comparisons reached the time limit, and count as not equal")
         if task.not_run is not None:

@@ -44,6 +44,13 @@ def test_a_continuation_that_the_context_cannot_hold_names_its_row(runner: async
     assert model(runner).loglikelihood([request(1, "Hi", " so" * 11)]) == [(-22.0, False)]
 
 
+def test_rows_whose_context_is_cut_are_counted_once(runner: asyncio.Runner) -> None:
+    lm = model(runner)
+    asked = [request(number, "so " * words, ending) for number, words in ((0, 11), (1, 12)) for ending in (" a", " It")]
+    assert lm.loglikelihood(asked) == [(-2.0, False)] * 4
+    assert lm.cut == {"benchmark piqa: row 2"}
+
+
 def test_a_prompt_that_leaves_no_room_for_an_answer_names_its_row(runner: asyncio.Runner) -> None:
     long = request(4, "so " * 12, {"max_gen_toks": 5}, doc={"key": 7})
     with pytest.raises(EvaluationError, match="benchmark piqa: row 4: a prompt of 12 tokens does not fit"):

@@ -116,3 +116,14 @@ def test_a_context_shorter_than_the_bases_costs_the_questions_that_do_not_fit(
     assert found["kl:sums"].left_out == {"longer than the model's context": 1}
     assert found["kl:sums"].not_run == "no question is left to measure it on"
     assert (found["sums"].not_run is None) == bool(asked)
+
+
+def test_contexts_that_are_cut_are_said(
+    request_: EvaluationRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_choices(tmp_path, "fruit")
+    change = {"tasks": ("piqa",), "data": tmp_path, "model": shorter(tmp_path, 5), "adapter": None}
+    found = run_evaluation(request_.model_copy(update=change))
+    assert found.tasks["piqa"].cut == 1
+    assert not _tell_not_run(found)
+    assert "piqa: the contexts of 1 rows were cut from the left" in capsys.readouterr().err

@@ -42,6 +42,9 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         needs_greedy: whether `is_greedy` is to be found out; it costs a generation where it is not obvious, and only
             LAMBADA asks for it. False answers it with False.
         on_rows: called with rows done and all of them, those of a request under way not counted.
+
+    Attributes:
+        cut: the rows of which a context was cut from the left, so that it fits with its continuation.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         self._max_length = engine.info.max_length
         self._rows = 0
         self._asked: list[str] = []
+        self.cut: set[str] = set()
 
     @property
     def eot_token_id(self) -> int:
@@ -97,10 +101,12 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return answers
 
-    def _loglikelihood_tokens(self, requests: list[_Encoded], **_: Any) -> list[tuple[float, bool]]:
-        for row, (*_context, continuation) in zip(self._asked, requests, strict=True):
+    def _loglikelihood_tokens(self, requests: list[_Encoded], **_options: Any) -> list[tuple[float, bool]]:
+        for row, (_, context, continuation) in zip(self._asked, requests, strict=True):
             if len(continuation) >= self._max_length:
                 raise self._too_long(row, "a continuation", len(continuation))
+            if len(context) + len(continuation) > self._max_length:
+                self.cut.add(row)
 
         async def score(request: _Encoded) -> tuple[float, bool]:
             _, context, continuation = request

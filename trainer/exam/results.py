@@ -30,6 +30,7 @@ class TaskResult(Section):
     data: str = Field(description="what tells these rows from others: a SHA-256, or the data set of the hub")
     rows: int = Field(0, description="rows that were measured")
     left_out: dict[str, int] = Field(default_factory=dict, description="rows that were not, by reason")
+    cut: int = Field(0, description="rows of which a context was cut from the left to fit that of the model")
     timeouts: int = Field(0, description="answer comparisons that the time limit ended; each counts as not equal")
     metrics: dict[str, Measure] = Field(default_factory=dict)
     primary: str = Field(description="the metric that stands for the task")

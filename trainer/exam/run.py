@@ -258,7 +258,12 @@ class _Exam:
             return
         left_out = local.left_out if local else found.left_out
         result = TaskResult(
-            **about, rows=len(found.records), left_out=dict(left_out), metrics=found.metrics, seconds=_since(started)
+            **about,
+            rows=len(found.records),
+            left_out=dict(left_out),
+            cut=len(lm.cut),
+            metrics=found.metrics,
+            seconds=_since(started),
         )
         room.file.add(name, result, found.records)
 

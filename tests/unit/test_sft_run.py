@@ -49,3 +49,11 @@ def test_a_training_does_not_go_on_with_another_chat_template(request_: SftReque
         run_sft(request_, resume=True)
     template.write_text(before)
     assert (run_sft(request_, resume=True) / "sft.json").exists()
+
+
+@pytest.mark.parametrize("caches", [True, False])
+def test_the_written_model_caches_where_the_base_model_does(request_: SftRequest, caches: bool) -> None:
+    config = Path(request_.model.name) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_cache": caches}))
+    written = run_sft(request_, resume=False)
+    assert json.loads((written / "config.json").read_text())["use_cache"] is caches

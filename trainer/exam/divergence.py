@@ -127,11 +127,17 @@ async def measure_divergence(
     adapter: str | None,
     on_row: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """Score what the base model drew; one record a completion, `kl` its sum over tokens in nats."""
+    """Score what the base model drew; one record a completion, `kl` its sum over tokens in nats.
+
+    Raises:
+        EvaluationError: the model gives no finite log-probabilities; names the question.
+    """
 
     async def score(draw: BaseDraw) -> dict[str, Any]:
         tuned = await engine.score(draw.prompt_ids, draw.ids, adapter)
         nats = [base - now for base, now in zip(draw.logprobs, tuned, strict=True)]
+        if not all(map(math.isfinite, nats)):
+            raise EvaluationError(f"question {draw.row}: the model gives no finite log-probabilities")
         return {
             "row": draw.row,
             "prompt": draw.prompt,

@@ -58,7 +58,7 @@ class ResultFile:
         """Keep a task's samples, then its result."""
         with self.samples.open("a", encoding="utf-8") as file:
             for record in records:
-                file.write(f"{json.dumps({'task': task, **record}, ensure_ascii=False)}\n")
+                file.write(f"{json.dumps({'task': task, **record}, ensure_ascii=False, allow_nan=False)}\n")
         sync(self.samples)
         self.result = self.result.model_copy(update={"tasks": {**self.result.tasks, task: result}})
         with replacing(self.path) as unfinished:

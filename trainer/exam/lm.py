@@ -108,14 +108,15 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
             if len(context) + len(continuation) > self._max_length:
                 self.cut.add(row)
 
-        async def score(request: _Encoded) -> tuple[float, bool]:
-            _, context, continuation = request
+        async def score(item: tuple[str, _Encoded]) -> tuple[float, bool]:
+            row, (_, context, continuation) = item
             context = context[-max(1, self._max_length - len(continuation)) :]
             logprobs = await self._engine.score(context, continuation, self._adapter)
+            nats = _finite(logprobs, row)
             greedy = self._needs_greedy and await self._is_greedy(context, continuation, logprobs)
-            return math.fsum(logprobs), greedy
+            return nats, greedy
 
-        return self._map(score, requests)
+        return self._map(score, list(zip(self._asked, requests, strict=True)))
 
     async def _is_greedy(self, context: list[int], continuation: list[int], logprobs: Sequence[float]) -> bool:
         """Whether greedy decoding writes `continuation`."""
@@ -136,7 +137,8 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
             windows.extend((number, *make_disjoint_window(pair)) for pair in pairs)
 
         async def score(item: tuple[int, list[int], list[int]]) -> float:
-            return math.fsum(await self._engine.score(item[1], item[2], self._adapter))
+            number, context, continuation = item
+            return _finite(await self._engine.score(context, continuation, self._adapter), _row_of(requests[number]))
 
         scores = self._map(score, windows)
         totals = [0.0] * len(requests)
@@ -186,6 +188,14 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
 def _count_rows(requests: Sequence[Instance]) -> int:
     """Rows that the requests belong to."""
     return len({request.doc_id for request in requests})
+
+
+def _finite(logprobs: Sequence[float], row: str) -> float:
+    """Their sum. Raises EvaluationError where it is no finite number: of NaN every choice is as good as the first."""
+    nats = math.fsum(logprobs) if all(map(math.isfinite, logprobs)) else math.nan
+    if not math.isfinite(nats):
+        raise EvaluationError(f"{row}: the model gives no finite log-probabilities")
+    return nats
 
 
 def _row_of(request: Instance) -> str:

@@ -15,7 +15,7 @@ DIVERGENCE = "kl:"
 
 
 class Measure(Section):
-    """A figure and its standard error, None for fewer than two rows; of a model that diverged either may be NaN."""
+    """A figure and its standard error, None for fewer than two rows; a perplexity may be infinite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 

@@ -210,15 +210,19 @@ class _Exam:
             return
         total = len(drawn.draws)
         self._on_report(Progress(task, 0, total))
-        records = room.runner.run(
-            measure_divergence(
-                room.engine,
-                drawn.draws,
-                self._settings,
-                adapter=room.adapter,
-                on_row=lambda done: self._on_report(Progress(task, done, total)),
+        try:
+            records = room.runner.run(
+                measure_divergence(
+                    room.engine,
+                    drawn.draws,
+                    self._settings,
+                    adapter=room.adapter,
+                    on_row=lambda done: self._on_report(Progress(task, done, total)),
+                )
             )
-        )
+        except EvaluationError as error:  # it diverged: the other tasks go on
+            room.file.add(task, TaskResult(**about, not_run=str(error)), [])
+            return
         result = TaskResult(
             **about,
             rows=len({record["row"] for record in records}),

@@ -64,7 +64,7 @@ class DownstreamTrainer(EndsWhenDiverged, StagedCheckpoints, SFTTrainer):  # typ
         self._settings, self._rows, self._base, self._on_log = settings, rows, base, on_log
         self._sums = {"nll": 0.0, "kl": 0.0, "tokens": 0.0}
         self._completion_tokens = 1
-        collator = RowCollator(rows, weights)
+        collator, use_cache = RowCollator(rows, weights), model.config.use_cache
         try:
             super().__init__(
                 model=model,
@@ -77,6 +77,7 @@ class DownstreamTrainer(EndsWhenDiverged, StagedCheckpoints, SFTTrainer):  # typ
         except ValueError as error:
             raise TrainingSettingsError(f"TRL refuses this fine-tuning: {error}") from error
         self.remove_callback(PrinterCallback)
+        model.config.use_cache = use_cache  # transformers turns it off for training, and it is published
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """One update's passes, and how many of their tokens have a weight; see the class."""

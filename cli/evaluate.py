@@ -94,6 +94,8 @@ def evaluate(
         print(result.model_dump_json())
     else:
         _print(result)
+    for note in result.notes:
+        say(note)
     say(f"result in {output}, every sample beside it")
     if _tell_not_run(result, request.tasks):
         raise typer.Exit(1)

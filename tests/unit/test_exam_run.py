@@ -166,3 +166,16 @@ def test_contexts_that_are_cut_are_said(
     assert found.tasks["piqa"].cut == 1
     assert not _tell_not_run(found, ("sums", "piqa"))
     assert "piqa: the contexts of 1 rows were cut from the left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dtype", "adapted", "notes"), [("bfloat16", False, 1), ("bfloat16", True, 0), ("float32", False, 0)]
+)
+def test_the_type_of_numbers_is_in_the_result_with_what_it_costs(
+    request_: EvaluationRequest, dtype: str, adapted: bool, notes: int
+) -> None:
+    engine = EngineSettings.model_validate({"dtype": dtype, "threads": 1})
+    change = {"engine": engine, "adapter": request_.adapter if adapted else None}
+    found = run_evaluation(request_.model_copy(update=change))
+    assert found.settings["dtype"] == dtype
+    assert len(found.notes) == notes

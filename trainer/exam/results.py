@@ -57,5 +57,6 @@ class EvaluationResult(Section):
 
     model: ModelIdentity
     base: ModelIdentity | None = Field(None, description="what the divergence is measured from")
-    settings: dict[str, Any]
+    settings: dict[str, Any] = Field(description="of the exam; `dtype` is the type of numbers that was computed in")
+    notes: list[str] = Field(default_factory=list, description="what a person should know of all figures")
     tasks: dict[str, TaskResult] = Field(default_factory=dict)

@@ -21,7 +21,7 @@ from trainer.exam.accuracy import Questions, load_questions, measure_accuracy
 from trainer.exam.benchmarks import BENCHMARKS, LocalRows
 from trainer.exam.divergence import Drawn, check_same_tokens, draw_from_base, measure_divergence, that_fit
 from trainer.exam.files import ResultFile, check_output
-from trainer.exam.identity import identity_of
+from trainer.exam.identity import identity_of, rounding_note
 from trainer.exam.request import EvaluationRequest, read_tasks
 from trainer.exam.results import DIVERGENCE, EvaluationResult, TaskResult
 from trainer.exceptions import EvaluationError
@@ -101,9 +101,12 @@ class _Exam:
     def empty_result(self) -> EvaluationResult:
         """Who is examined and how, without a task."""
         base = self._base or (self._files if self._adapter else None)
+        # What an adapter changes is computed beside the weights, not rounded with them.
+        note = None if self._adapter else rounding_note(self._files.path, self._request.engine.dtype)
         return EvaluationResult(
             model=identity_of(self._files, self._adapter),
             base=identity_of(base) if base else None,
+            notes=[note] if note else [],
             settings={
                 "limit": self._request.limit,
                 "dtype": self._request.engine.dtype,

@@ -142,3 +142,14 @@ def test_the_hash_of_the_tokens_depends_on_the_chat_template(tmp_path: Path) -> 
     assert plain.sha256 == other.sha256
     assert plain.tokens_sha256 != other.tokens_sha256
     assert load(tmp_path, [SUM]).tokens_sha256 == plain.tokens_sha256
+
+
+def test_a_template_that_writes_answers_otherwise_is_said(tmp_path: Path) -> None:
+    """This one leaves out what stands before the first `so` of an answer, as others leave out reasoning."""
+    changing = CHATML.replace("{{ m.content }}", "{{ m.content.split('so')[-1] }}")
+    rows = [SUM, {**SUM, "answer": "Hi so It is 3"}, {**SUM, "answer": "so then It is 3"}]
+    (note,) = load(tmp_path, rows, template=changing).notes
+    assert note.startswith("2 of the first 3 rows are trained on with other tokens than the chat template gives")
+    assert load(tmp_path, rows).notes == []
+    (note,) = load(tmp_path, [rows[1]] * 120, template=changing).notes
+    assert note.startswith("100 of the first 100 rows")

@@ -100,6 +100,13 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:
     assert "line 3: 'completion': empty" in data.notes[0]
 
 
+def test_rows_with_an_id_that_another_has_are_left_out_for_that_reason(tmp_path: Path) -> None:
+    data = load(tmp_path, [{**SUM, "id": "a"}, {**SUM, "id": "a"}, {**SUM, "id": "b"}, {"id": "a"}])
+    assert [row.id for row in data.rows] == ["a", "b"]
+    assert data.left_out == {"duplicate id": 1, "cannot be read": 1}
+    assert "1 left out: duplicate id (line 2: 'id': duplicate id 'a', first used on line 1" in data.notes[0]
+
+
 def test_a_row_of_exactly_the_longest_length_stays(tmp_path: Path) -> None:
     assert len(load(tmp_path, [SUM], max_length=15).rows) == 1
     with pytest.raises(TrainingDataError, match="longer than 14 tokens"):

@@ -114,7 +114,7 @@ class _Reading:
         if status == "error":
             self._leave_out("status is error", f"line {row.line}")
         elif isinstance(row, BadRow):
-            self._leave_out("cannot be read", f"line {row.line}: {row.message}")
+            self._leave_out("duplicate id" if row.duplicate else "cannot be read", f"line {row.line}: {row.message}")
         else:
             self._add_demonstration(row, status or "expert")
 

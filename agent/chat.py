@@ -90,6 +90,10 @@ class ChatFormat:
         """
         return self._template(messages, add_generation_prompt=True)
 
+    def conversation_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of whole turns as the template writes them, the assistant's last one included. Raises ChatError."""
+        return self._template(messages, add_generation_prompt=False)
+
     def completion_ids(self, text: str) -> list[int]:
         """Token ids of an assistant's answer, the end-of-turn token included."""
         ids = self.tokenizer.encode(self.neutralise(text), add_special_tokens=False)

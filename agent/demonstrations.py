@@ -52,6 +52,7 @@ class BadRow:
         field: offending field or None.
         message: what is wrong and what to do.
         source: the row when it parsed as a JSON object, else None.
+        duplicate: nothing is wrong with it but that an earlier row has its id.
     """
 
     id: str
@@ -59,3 +60,4 @@ class BadRow:
     message: str
     field: str | None = None
     source: dict[str, Any] | None = None
+    duplicate: bool = False

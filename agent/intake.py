@@ -153,7 +153,7 @@ class _Intake:
         if holder is None:
             return demonstration
         message = f"'id': duplicate id {demonstration.id!r}, {holder}; make it unique or leave it out"
-        return BadRow(self._generate(row, number), row.line, message, "id", demonstration.source)
+        return BadRow(self._generate(row, number), row.line, message, "id", demonstration.source, duplicate=True)
 
     def _bad(self, row: Row, number: int, message: str, field: str | None = None, *, whole: bool = True) -> BadRow:
         """A bad row, under its own id if that is usable; `whole` is False when its value must not be kept."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -94,8 +94,10 @@ def evaluate(
         print(result.model_dump_json())
     else:
         _print(result)
+    for note in result.notes:
+        say(note)
     say(f"result in {output}, every sample beside it")
-    if _tell_not_run(result):
+    if _tell_not_run(result, request.tasks):
         raise typer.Exit(1)
 
 
@@ -156,13 +158,16 @@ def _print(result: EvaluationResult) -> None:
         print_table(who, columns, rows, to=result_console())
 
 
-def _tell_not_run(result: EvaluationResult) -> bool:
-    """Say why tasks have no figures, and rows none or doubtful ones; whether a task has none."""
+def _tell_not_run(result: EvaluationResult, asked: Sequence[str]) -> bool:
+    """Say why tasks have no figures, and rows none or doubtful ones; whether one of those `asked` now has none."""
+    names = {task.strip().partition("=")[0] for task in asked}
     for name, task in result.tasks.items():
         for reason, count in task.left_out.items():
             say(f"{name}: {count} rows left out: {reason}")
+        if task.cut:
+            say(f"{name}: the contexts of {task.cut} rows were cut from the left to fit that of the model")
         if task.timeouts:
             say(f"{name}: {task.timeouts} answer comparisons reached the time limit, and count as not equal")
         if task.not_run is not None:
             say(f"{name}: not run: {task.not_run}")
-    return any(task.not_run is not None for task in result.tasks.values())
+    return any(task.not_run is not None and name.removeprefix("kl:") in names for name, task in result.tasks.items())

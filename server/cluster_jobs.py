@@ -193,13 +193,15 @@ class ClusterJobs:
         return Made(version_folder(self._adapters, version) / CARD, adapter=version)
 
     def not_run(self, job: Job, folder: Path) -> str | None:
-        """Why benchmarks of an exam that came to its end have no figures, a line each; None for any other work."""
+        """Why tasks of an exam that came to its end have no figures, a line each; None for any other work."""
         if job.kind != "evaluate":
             return None
         try:
             tasks = json.loads((folder / _RESULT).read_text())["tasks"]
-            reasons = {name: tasks[name]["not_run"] for name in job.params.get("tasks", ())}
-        except (OSError, ValueError, KeyError):  # it made nothing, or was broken off before it asked them all
+            reasons = {name: task["not_run"] for name, task in tasks.items()}
+        except (OSError, ValueError, KeyError):  # it made nothing
+            return None
+        if not reasons.keys() >= set(job.params.get("tasks", ())):  # broken off before it asked them all
             return None
         return "\n".join(f"{name}: not run: {reason}" for name, reason in reasons.items() if reason) or None
 

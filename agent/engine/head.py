@@ -12,11 +12,15 @@ class Head:
     """The head of one causal language model, with the scale and the soft cap that some have.
 
     Args:
-        model: a transformers causal language model.
+        model: a transformers causal language model, with or without an adapter around it.
+        adapted: False for the base model's own head, whatever an adapter makes of it.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._linear = model.get_output_embeddings()
+    def __init__(self, model: Any, *, adapted: bool = True) -> None:
+        linear = model.get_output_embeddings()
+        if not adapted:  # PEFT's names of what a LoRA, or a whole trained copy, stands for
+            linear = getattr(linear, "base_layer", getattr(linear, "original_module", linear))
+        self._linear = linear
         config = model.config.get_text_config()
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self._scale = float(getattr(config, "logit_scale", None) or 1.0)

@@ -44,12 +44,39 @@ def answers() -> Iterator[AnswerChecker]:
         ("Half of it, 1/2, remains.", "1/2"),
         ("That is 45 %.", "45 %"),
         ("0.5 of 12, so .5", ".5"),
+        ("It falls to \u22123", "\u22123"),
+        ("about 1.5e3 of them", "1.5e3"),
+        ("10^6 or 10^{7}.", "10^{7}"),
+        (r"that is \frac{3}{4}.", r"\frac{3}{4}"),
+        (r"so -\dfrac{3}{4}$", r"-\dfrac{3}{4}"),
+        (r"2\frac{1}{2}", r"2\frac{1}{2}"),
+        ("He walks 1 1/2 miles", "1 1/2"),
+        ("of 3, 4, 5", "5"),
+        ("x^2", "2"),
+        ("at 10:30", "30"),
         ("no number at all", None),
         ("", None),
     ],
 )
 def test_the_last_number_is_taken_as_it_is_written(text: str, number: str | None) -> None:
     assert last_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("It falls to \u22123 degrees", "-3"),
+        ("So 1.5e3 pears", "1500"),
+        ("So 2e-3 of it", "0.002"),
+        ("So 10^6 pears", "1000000"),
+        (r"So \frac{3}{4} of it", "0.75"),
+        ("So 1 1/2 miles", "1.5"),
+    ],
+)
+async def test_a_last_number_is_compared_by_its_value(answers: AnswerChecker, text: str, reference: str) -> None:
+    row = Demonstration("a", (Message("user", "How many?"),), f"#### {reference}")
+    assert (await grade(answers, Question(row, reference), text)).lenient
+    assert not (await grade(answers, Question(row, "7"), text)).lenient
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,22 @@ def test_other_weights_settings_or_rows_cannot_be_mixed_in(tmp_path: Path) -> No
         ResultFile(path, EMPTY, resume=True)
 
 
+def test_another_chat_template_cannot_be_mixed_in_but_where_none_was_written_down_it_is_taken_as_the_same(
+    tmp_path: Path,
+) -> None:
+    path, known = tmp_path / "out.json", EMPTY.model_copy(update={"model": model_with("a")})
+    ResultFile(path, known, resume=False).add("piqa", DONE, [])
+    with pytest.raises(ResumeError, match=r"model\.tokenizer_sha256 was 'a' and is now 'b'"):
+        ResultFile(path, EMPTY.model_copy(update={"model": model_with("b")}), resume=True)
+    older = tmp_path / "older.json"
+    ResultFile(older, EMPTY, resume=False).add("piqa", DONE, [])
+    assert ResultFile(older, known, resume=True).finished("piqa", "sha256:x")
+
+
+def model_with(tokenizer: str) -> ModelIdentity:
+    return EMPTY.model.model_copy(update={"tokenizer_sha256": tokenizer})
+
+
 def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out.json").write_text("{}")
     with pytest.raises(OutputFileError, match="exists already"):

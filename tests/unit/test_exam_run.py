@@ -60,6 +60,14 @@ def test_an_exam_goes_on_only_with_what_decided_its_figures(request_: Evaluation
         run_evaluation(request_, resume=True)
 
 
+def test_an_exam_does_not_go_on_with_another_chat_template(request_: EvaluationRequest) -> None:
+    run_evaluation(request_)
+    template = Path(request_.model.name) / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|> assistant", "<|im_start|> assistant so"))
+    with pytest.raises(ResumeError, match=r"model\.tokenizer_sha256 was"):
+        run_evaluation(request_, resume=True)
+
+
 def test_answer_comparisons_that_time_out_are_counted_and_said(
     request_: EvaluationRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,5 +78,104 @@ def test_answer_comparisons_that_time_out_are_counted_and_said(
     monkeypatch.setattr("trainer.exam.accuracy.grade", grade_late)
     found = run_evaluation(request_)
     assert {name: task.timeouts for name, task in found.tasks.items()} == {"sums": 2, "kl:sums": 0}
-    assert not _tell_not_run(found)
+    assert not _tell_not_run(found, ("sums", "piqa"))
     assert "sums: 2 answer comparisons reached the time limit, and count as not equal" in capsys.readouterr().err
+
+
+def shorter(folder: Path, context: int) -> ModelSettings:
+    """The same model with a shorter context."""
+    write_tiny_model(folder / "short")
+    config = folder / "short" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": context}))
+    return ModelSettings(name=str(folder / "short"))
+
+
+def write_choices(folder: Path, *choices: str) -> None:
+    rows = [{"query": "What is 1 ?", "choices": ["Plum", choice], "gold": 0} for choice in choices]
+    (folder / "piqa").mkdir()
+    (folder / "piqa" / "validation.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def test_a_row_that_does_not_fit_costs_its_benchmark_and_no_other_task(
+    request_: EvaluationRequest, tmp_path: Path
+) -> None:
+    write_choices(tmp_path, "fruit", "so " * 70)
+    found = run_evaluation(request_.model_copy(update={"tasks": ("piqa", *request_.tasks), "data": tmp_path}))
+    assert {name: task.rows for name, task in found.tasks.items()} == {"sums": 2, "kl:sums": 1, "piqa": 0}
+    assert str(found.tasks["piqa"].not_run).startswith("benchmark piqa: row 2: a continuation of 70 tokens")
+    assert _tell_not_run(found, ("sums", "piqa"))
+
+
+@pytest.mark.parametrize(("context", "asked"), [(14, 2), (8, 0)])
+def test_a_context_shorter_than_the_bases_costs_the_questions_that_do_not_fit(
+    request_: EvaluationRequest, tmp_path: Path, context: int, asked: int
+) -> None:
+    change = {"model": shorter(tmp_path, context), "base": request_.model, "adapter": None}
+    found = run_evaluation(request_.model_copy(update=change)).tasks
+    assert (found["sums"].rows, found["kl:sums"].rows) == (asked, 0)
+    assert found["kl:sums"].left_out == {"longer than the model's context": 1}
+    assert found["kl:sums"].not_run == "no question is left to measure it on"
+    assert (found["sums"].not_run is None) == bool(asked)
+
+
+def test_a_model_without_finite_log_probabilities_has_no_figures_made_of_them(
+    request_: EvaluationRequest, tmp_path: Path
+) -> None:
+    model = tiny_model()
+    model.model.norm.weight.data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "broken")
+    for file in (tmp_path / "tiny").glob("*.j*"):
+        if "token" in file.name or file.suffix == ".jinja":
+            (tmp_path / "broken" / file.name).write_bytes(file.read_bytes())
+    write_choices(tmp_path, "fruit")
+    (tmp_path / "wikitext2").mkdir()
+    (tmp_path / "wikitext2" / "test.txt").write_text(" = What is it = \n")
+    change = {
+        "tasks": ("piqa", "wikitext", *request_.tasks),
+        "data": tmp_path,
+        "model": ModelSettings(name=str(tmp_path / "broken")),
+        "base": request_.model,
+        "adapter": None,
+    }
+    found = run_evaluation(request_.model_copy(update=change)).tasks
+    for name, row in (("piqa", "benchmark piqa: row 1"), ("wikitext", "benchmark wikitext: row 1")):
+        assert found[name].not_run == f"{row}: the model gives no finite log-probabilities"
+    assert found["kl:sums"].not_run == "question row-1: the model gives no finite log-probabilities"
+    assert found["sums"].not_run is None
+    assert "NaN" not in (tmp_path / "out.samples.jsonl").read_text()
+
+
+def test_only_tasks_that_were_asked_now_fail_an_exam(request_: EvaluationRequest, tmp_path: Path) -> None:
+    write_choices(tmp_path, "so " * 70)
+    change = {"tasks": ("piqa",), "data": tmp_path}
+    assert _tell_not_run(run_evaluation(request_.model_copy(update=change)), ("piqa",))
+    found = run_evaluation(request_, resume=True)
+    assert found.tasks["piqa"].not_run
+    assert not _tell_not_run(found, request_.tasks)
+    assert _tell_not_run(found, ("piqa", *request_.tasks))
+    short = found.model_copy(update={"tasks": {"kl:sums": found.tasks["piqa"]}})
+    assert _tell_not_run(short, request_.tasks)
+
+
+def test_contexts_that_are_cut_are_said(
+    request_: EvaluationRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_choices(tmp_path, "fruit")
+    change = {"tasks": ("piqa",), "data": tmp_path, "model": shorter(tmp_path, 5), "adapter": None}
+    found = run_evaluation(request_.model_copy(update=change))
+    assert found.tasks["piqa"].cut == 1
+    assert not _tell_not_run(found, ("sums", "piqa"))
+    assert "piqa: the contexts of 1 rows were cut from the left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dtype", "adapted", "notes"), [("bfloat16", False, 1), ("bfloat16", True, 0), ("float32", False, 0)]
+)
+def test_the_type_of_numbers_is_in_the_result_with_what_it_costs(
+    request_: EvaluationRequest, dtype: str, adapted: bool, notes: int
+) -> None:
+    engine = EngineSettings.model_validate({"dtype": dtype, "threads": 1})
+    change = {"engine": engine, "adapter": request_.adapter if adapted else None}
+    found = run_evaluation(request_.model_copy(update=change))
+    assert found.settings["dtype"] == dtype
+    assert len(found.notes) == notes

@@ -205,10 +205,15 @@ async def test_a_long_log_is_not_read_at_every_look(tmp_path: Path, monkeypatch:
     ("tasks", "status", "error"),
     [
         ({"piqa": {"not_run": None}, "lambada": {"not_run": "no file"}}, "completed", "lambada: not run: no file"),
+        (
+            {"kl:input": {"not_run": "too long"}, "piqa": {"not_run": None}, "lambada": {"not_run": None}},
+            "completed",
+            "kl:input: not run: too long",
+        ),
         ({"piqa": {"not_run": "no file"}}, "failed", f"{LOST}it ended"),
         ({"piqa": {"not_run": None}, "lambada": {"not_run": None}}, "failed", f"{LOST}it ended"),
     ],
-    ids=["one was not run", "broken off", "something else went wrong"],
+    ids=["one was not run", "a divergence was not measured", "broken off", "something else went wrong"],
 )
 async def test_an_exam_that_asked_all_it_could_is_completed_and_says_what_is_missing(
     tmp_path: Path, tasks: dict[str, Any], status: str, error: str

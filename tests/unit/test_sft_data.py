@@ -11,11 +11,11 @@ import pytest
 from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration, Message
 from agent.records import Record
-from tests.tiny_chat import NO_SYSTEM, tiny_tokenizer
+from tests.tiny_chat import CHATML, NO_SYSTEM, tiny_tokenizer
 from trainer.exceptions import TrainingDataError
+from trainer.sft.batches import RowCollator, unpack
 from trainer.sft.data import SftData, count_tokens, load_sft_data
 from trainer.sft.settings import WeightSettings
-from trainer.sft.trainer import collate, dataset_of, unpack
 from trainer.sft.weights import row_weights
 
 SUM = {"question": "What is 1 + 2 ?", "answer": "It is 3"}
@@ -45,10 +45,10 @@ def record(status: Any, target: str = "It is 3", **further: Any) -> dict[str, An
 def trained_words(data: SftData, number: int) -> tuple[list[str], list[int]]:
     """All tokens of a row as the trainer gets them, and the positions that have a loss."""
     weights = row_weights(WeightSettings(), data.rows, [])
-    example = dataset_of(data.rows, weights)[number]
-    trained = [place for place, label in enumerate(example["labels"]) if label != -100]
-    assert trained == [place for place, inside in enumerate(example["completion_mask"]) if inside]
-    return tiny_tokenizer().convert_ids_to_tokens(example["input_ids"]), trained
+    batch = RowCollator(data.rows, weights)([{"row": number}])
+    trained = [place for place, label in enumerate(batch["labels"][0].tolist()) if label != -100]
+    assert trained == batch["completion_mask"][0].nonzero()[:, 0].tolist()
+    return tiny_tokenizer().convert_ids_to_tokens(batch["input_ids"][0].tolist()), trained
 
 
 def test_the_answer_and_its_end_of_turn_are_trained_on_and_nothing_else(tmp_path: Path) -> None:
@@ -76,8 +76,8 @@ def test_an_end_of_turn_written_by_the_data_ends_no_turn(tmp_path: Path) -> None
 
 def test_packed_rows_keep_their_positions_and_targets(tmp_path: Path) -> None:
     data = load(tmp_path, [SUM, TURNS])
-    dataset = dataset_of(data.rows, row_weights(WeightSettings(), data.rows, []))
-    batch = unpack(collate([dataset[1], dataset[0]]))
+    collate = RowCollator(data.rows, row_weights(WeightSettings(), data.rows, []))
+    batch = unpack(collate([{"row": 1}, {"row": 0}]))
     assert batch.lengths == [23, 15]
     assert batch.positions_N.tolist() == [*range(23), *range(15)]
     assert batch.targets_T.tolist() == data.rows[1].completion_ids + data.rows[0].completion_ids
@@ -98,6 +98,13 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:
     assert len(data.rows) == 1
     assert data.left_out == {"status is error": 1, "cannot be read": 1, "longer than 64 tokens": 2}
     assert "line 3: 'completion': empty" in data.notes[0]
+
+
+def test_rows_with_an_id_that_another_has_are_left_out_for_that_reason(tmp_path: Path) -> None:
+    data = load(tmp_path, [{**SUM, "id": "a"}, {**SUM, "id": "a"}, {**SUM, "id": "b"}, {"id": "a"}])
+    assert [row.id for row in data.rows] == ["a", "b"]
+    assert data.left_out == {"duplicate id": 1, "cannot be read": 1}
+    assert "1 left out: duplicate id (line 2: 'id': duplicate id 'a', first used on line 1" in data.notes[0]
 
 
 def test_a_row_of_exactly_the_longest_length_stays(tmp_path: Path) -> None:
@@ -134,3 +141,22 @@ def test_the_hash_depends_on_text_and_status(tmp_path: Path) -> None:
 
 def test_tokens_are_counted_apart(tmp_path: Path) -> None:
     assert count_tokens(load(tmp_path, [SUM, TURNS]).rows) == {"prompt": 11 + 21, "completion": 4 + 2}
+
+
+def test_the_hash_of_the_tokens_depends_on_the_chat_template(tmp_path: Path) -> None:
+    plain = load(tmp_path, [SUM])
+    other = load(tmp_path, [SUM], template=CHATML.replace("<|im_start|> assistant", "<|im_start|> assistant so"))
+    assert plain.sha256 == other.sha256
+    assert plain.tokens_sha256 != other.tokens_sha256
+    assert load(tmp_path, [SUM]).tokens_sha256 == plain.tokens_sha256
+
+
+def test_a_template_that_writes_answers_otherwise_is_said(tmp_path: Path) -> None:
+    """This one leaves out what stands before the first `so` of an answer, as others leave out reasoning."""
+    changing = CHATML.replace("{{ m.content }}", "{{ m.content.split('so')[-1] }}")
+    rows = [SUM, {**SUM, "answer": "Hi so It is 3"}, {**SUM, "answer": "so then It is 3"}]
+    (note,) = load(tmp_path, rows, template=changing).notes
+    assert note.startswith("2 of the first 3 rows are trained on with other tokens than the chat template gives")
+    assert load(tmp_path, rows).notes == []
+    (note,) = load(tmp_path, [rows[1]] * 120, template=changing).notes
+    assert note.startswith("100 of the first 100 rows")

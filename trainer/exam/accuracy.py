@@ -34,8 +34,21 @@ from trainer.exceptions import EvaluationError
 PRIMARY = "greedy/strict"
 
 _NUMBER = re.compile(
-    r"(?:(?<![\w)\]}])-)?\\?\$?(?:\d{1,3}(?:,\d{3})+|\d+|(?<!\d)\.\d)\d*(?:\.\d+)?(?:/\d+)?(?:\s?\\?%)?"
+    r"""
+    (?:(?<![\w)\]}])[-\u2212])?                       # a sign, and no difference
+    \\?\$?
+    (?:
+        (?:\d+\s?)?\\[dt]?frac\{\d+\}\{\d+\}          # \frac{3}{4}, 1\frac{1}{2}
+      | \d+[ ]\d+/\d+                                 # 1 1/2
+      | (?:\d{1,3}(?:,\d{3})+|\d+|(?<!\d)\.\d)\d*(?:\.\d+)?
+        (?:[eE][-+\u2212]?\d+|\^\{?[-\u2212]?\d+\}?)? # 1.5e3, 10^6
+        (?:/\d+)?
+    )
+    (?:\s?\\?%)?
+    """,
+    re.VERBOSE,
 )
+_EXPONENT = re.compile(r"[eE]([-+\u2212]?\d+)")
 _GREEDY = "greedy"
 
 
@@ -169,15 +182,20 @@ async def grade(answers: AnswerChecker, question: Question, text: str) -> Grade:
     strict = await check_math_answer(answers, question.row, question.reference, text)
     stated = extract_answer(text)
     last = last_number(text)
-    lenient = strict.passed or (
-        last is not None
-        and (await answers.equal(last, question.reference, percent_asked=percent_asked(question.row))).equal
-    )
+    lenient = strict.passed
+    if last is not None and not lenient:
+        stated_last = _EXPONENT.sub(r" \\cdot 10^{\1}", last)  # as the check reads it
+        percent = percent_asked(question.row)
+        lenient = (await answers.equal(stated_last, question.reference, percent_asked=percent)).equal
     return Grade(strict.passed, lenient, stated.text if stated else None, last, strict.detail)
 
 
 def last_number(text: str) -> str | None:
-    """The last number of `text` as it is written, with its sign, thousands separators, fraction and percent sign."""
+    """The last number of `text` as it is written, with its sign, thousands separators, fraction and percent sign.
+
+    A mixed number (`1 1/2`), a power (`10^6`) and an exponent (`1.5e3`) are one number; a time or a number with points
+    between its thousands is several.
+    """
     found = _NUMBER.findall(text)
     return found[-1].strip() if found else None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -48,31 +49,57 @@ class BaseDraw:
     logprobs: list[float]
 
 
-async def draw_from_base(
-    engine: Engine, chat: ChatFormat, questions: Sequence[Question], settings: EvaluateSettings
-) -> list[BaseDraw]:
-    """Completions of the first `settings.kl_rows` questions.
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What the base model drew for one task.
 
-    Those that the chat template refuses or that do not fit the context are left out.
+    Attributes:
+        draws: in the order of the questions.
+        left_out: how many questions have none, by reason.
     """
 
-    async def draw(question: Question) -> list[BaseDraw]:
+    draws: list[BaseDraw]
+    left_out: Counter[str]
+
+
+async def draw_from_base(
+    engine: Engine, chat: ChatFormat, questions: Sequence[Question], settings: EvaluateSettings
+) -> Drawn:
+    """Completions of the first `settings.kl_rows` questions; `engine` and `chat` are the base model's."""
+
+    async def draw(question: Question) -> list[BaseDraw] | str:
+        """The completions of a question, or why there are none."""
         sampling = Sampling(
             max_tokens=settings.kl_max_tokens, seed=zlib.crc32(f"kl/{settings.seed}/{question.row.id}".encode())
         )
         try:
             prompt = chat.prompt_ids(question.row.prompt)
             completions = await engine.generate(prompt, sampling, settings.kl_samples)
-        except (ChatError, PromptTooLongError):
-            return []
+        except ChatError:
+            return "the base model's chat template refuses it"
+        except PromptTooLongError:
+            return "longer than the base model's context"
         scores = await asyncio.gather(*(engine.score(prompt, completion.ids) for completion in completions))
         return [
             BaseDraw(question.row.id, chat.prompt_text(question.row.prompt), prompt, drawn.text, drawn.ids, score)
             for drawn, score in zip(completions, scores, strict=True)
         ]
 
-    async with aclosing(map_in_order(draw, questions[: settings.kl_rows], settings.concurrency)) as draws:
-        return [draw async for of_question in draws for draw in of_question]
+    drawn = Drawn([], Counter())
+    async with aclosing(map_in_order(draw, questions[: settings.kl_rows], settings.concurrency)) as found:
+        async for of_question in found:
+            if isinstance(of_question, str):
+                drawn.left_out[of_question] += 1
+            else:
+                drawn.draws.extend(of_question)
+    return drawn
+
+
+def that_fit(drawn: Drawn, max_length: int) -> Drawn:
+    """Without the questions of which a completion does not fit the context of the examined model, `max_length`."""
+    long = {draw.row for draw in drawn.draws if len(draw.prompt_ids) + len(draw.ids) > max_length}
+    left_out = drawn.left_out + Counter({"longer than the model's context": len(long)})
+    return Drawn([draw for draw in drawn.draws if draw.row not in long], left_out)
 
 
 def check_same_tokens(chat: ChatFormat, base: ChatFormat, questions: Sequence[Question]) -> None:
@@ -100,11 +127,17 @@ async def measure_divergence(
     adapter: str | None,
     on_row: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """Score what the base model drew; one record a completion, `kl` its sum over tokens in nats."""
+    """Score what the base model drew; one record a completion, `kl` its sum over tokens in nats.
+
+    Raises:
+        EvaluationError: the model gives no finite log-probabilities; names the question.
+    """
 
     async def score(draw: BaseDraw) -> dict[str, Any]:
         tuned = await engine.score(draw.prompt_ids, draw.ids, adapter)
         nats = [base - now for base, now in zip(draw.logprobs, tuned, strict=True)]
+        if not all(map(math.isfinite, nats)):
+            raise EvaluationError(f"question {draw.row}: the model gives no finite log-probabilities")
         return {
             "row": draw.row,
             "prompt": draw.prompt,

@@ -58,7 +58,7 @@ class ResultFile:
         """Keep a task's samples, then its result."""
         with self.samples.open("a", encoding="utf-8") as file:
             for record in records:
-                file.write(f"{json.dumps({'task': task, **record}, ensure_ascii=False)}\n")
+                file.write(f"{json.dumps({'task': task, **record}, ensure_ascii=False, allow_nan=False)}\n")
         sync(self.samples)
         self.result = self.result.model_copy(update={"tasks": {**self.result.tasks, task: result}})
         with replacing(self.path) as unfinished:
@@ -71,6 +71,8 @@ class ResultFile:
             raise ResumeError(f"{self.path}: is no result of an evaluation; write another output") from None
         for part in ("model", "base", "settings"):
             before, now = found.model_dump(mode="json")[part], empty.model_dump(mode="json")[part]
+            if part != "settings" and before and now and before["tokenizer_sha256"] is None:
+                before["tokenizer_sha256"] = now["tokenizer_sha256"]  # not written down by an earlier version
             if before != now:
                 raise ResumeError(f"{self.path}: cannot be resumed: {_difference(part, before, now)}")
         return found

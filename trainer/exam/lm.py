@@ -42,6 +42,9 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         needs_greedy: whether `is_greedy` is to be found out; it costs a generation where it is not obvious, and only
             LAMBADA asks for it. False answers it with False.
         on_rows: called with rows done and all of them, those of a request under way not counted.
+
+    Attributes:
+        cut: the rows of which a context was cut from the left, so that it fits with its continuation.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         self._settings, self._needs_greedy, self._on_rows = settings, needs_greedy, on_rows
         self._max_length = engine.info.max_length
         self._rows = 0
+        self._asked: list[str] = []
+        self.cut: set[str] = set()
 
     @property
     def eot_token_id(self) -> int:
@@ -92,19 +97,26 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation after its context, nats, and whether greedy decoding gives it."""
-        self._rows = _count_rows(requests)
+        self._rows, self._asked = _count_rows(requests), list(map(_row_of, requests))
         answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return answers
 
-    def _loglikelihood_tokens(self, requests: list[_Encoded], **_: Any) -> list[tuple[float, bool]]:
-        async def score(request: _Encoded) -> tuple[float, bool]:
-            _, context, continuation = request
+    def _loglikelihood_tokens(self, requests: list[_Encoded], **_options: Any) -> list[tuple[float, bool]]:
+        for row, (_, context, continuation) in zip(self._asked, requests, strict=True):
+            if len(continuation) >= self._max_length:
+                raise self._too_long(row, "a continuation", len(continuation))
+            if len(context) + len(continuation) > self._max_length:
+                self.cut.add(row)
+
+        async def score(item: tuple[str, _Encoded]) -> tuple[float, bool]:
+            row, (_, context, continuation) = item
             context = context[-max(1, self._max_length - len(continuation)) :]
             logprobs = await self._engine.score(context, continuation, self._adapter)
+            nats = _finite(logprobs, row)
             greedy = self._needs_greedy and await self._is_greedy(context, continuation, logprobs)
-            return math.fsum(logprobs), greedy
+            return nats, greedy
 
-        return self._map(score, requests)
+        return self._map(score, list(zip(self._asked, requests, strict=True)))
 
     async def _is_greedy(self, context: list[int], continuation: list[int], logprobs: Sequence[float]) -> bool:
         """Whether greedy decoding writes `continuation`."""
@@ -125,7 +137,8 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
             windows.extend((number, *make_disjoint_window(pair)) for pair in pairs)
 
         async def score(item: tuple[int, list[int], list[int]]) -> float:
-            return math.fsum(await self._engine.score(item[1], item[2], self._adapter))
+            number, context, continuation = item
+            return _finite(await self._engine.score(context, continuation, self._adapter), _row_of(requests[number]))
 
         scores = self._map(score, windows)
         totals = [0.0] * len(requests)
@@ -142,10 +155,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
             ids = self.tokenizer.encode(prompt, add_special_tokens=False)
             room = self._max_length - len(ids)
             if room < 1:
-                raise EvaluationError(
-                    f"a prompt of {len(ids)} tokens does not fit the context of {self._max_length}: leave the "
-                    "benchmark out, or examine with a larger engine.max_length"
-                )
+                raise self._too_long(_row_of(request), "a prompt", len(ids))
             sampling = Sampling(
                 temperature=float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0,
                 max_tokens=min(int(options["max_gen_toks"]), room),
@@ -155,6 +165,12 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
             return completion.text[: min(ends)] if ends else completion.text
 
         return self._map(generate, requests)
+
+    def _too_long(self, row: str, what: str, tokens: int) -> EvaluationError:
+        return EvaluationError(
+            f"{row}: {what} of {tokens} tokens does not fit the context of {self._max_length}: leave the row out, or "
+            "examine with a larger engine.max_length"
+        )
 
     def _map(self, function: Callable[[T], Awaitable[R]], items: Sequence[T]) -> list[R]:
         async def run() -> list[R]:
@@ -172,3 +188,16 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
 def _count_rows(requests: Sequence[Instance]) -> int:
     """Rows that the requests belong to."""
     return len({request.doc_id for request in requests})
+
+
+def _finite(logprobs: Sequence[float], row: str) -> float:
+    """Their sum. Raises EvaluationError where it is no finite number: of NaN every choice is as good as the first."""
+    nats = math.fsum(logprobs) if all(map(math.isfinite, logprobs)) else math.nan
+    if not math.isfinite(nats):
+        raise EvaluationError(f"{row}: the model gives no finite log-probabilities")
+    return nats
+
+
+def _row_of(request: Instance) -> str:
+    """Which row of which benchmark a request belongs to, for a person."""
+    return f"benchmark {request.task_name}: row {request.doc.get('row', request.doc_id)}"

@@ -15,7 +15,7 @@ DIVERGENCE = "kl:"
 
 
 class Measure(Section):
-    """A figure and its standard error, None for fewer than two rows; of a model that diverged either may be NaN."""
+    """A figure and its standard error, None for fewer than two rows; a perplexity may be infinite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
@@ -30,6 +30,7 @@ class TaskResult(Section):
     data: str = Field(description="what tells these rows from others: a SHA-256, or the data set of the hub")
     rows: int = Field(0, description="rows that were measured")
     left_out: dict[str, int] = Field(default_factory=dict, description="rows that were not, by reason")
+    cut: int = Field(0, description="rows of which a context was cut from the left to fit that of the model")
     timeouts: int = Field(0, description="answer comparisons that the time limit ended; each counts as not equal")
     metrics: dict[str, Measure] = Field(default_factory=dict)
     primary: str = Field(description="the metric that stands for the task")
@@ -44,6 +45,9 @@ class ModelIdentity(Section):
 
     name: str
     weights_sha256: str
+    tokenizer_sha256: str | None = Field(
+        None, description="of the files of tokenizer and chat template; None in older results"
+    )
     adapter: str | None = None
     adapter_sha256: str | None = Field(None, description="of its weights and its configuration")
 
@@ -53,5 +57,6 @@ class EvaluationResult(Section):
 
     model: ModelIdentity
     base: ModelIdentity | None = Field(None, description="what the divergence is measured from")
-    settings: dict[str, Any]
+    settings: dict[str, Any] = Field(description="of the exam; `dtype` is the type of numbers that was computed in")
+    notes: list[str] = Field(default_factory=list, description="what a person should know of all figures")
     tasks: dict[str, TaskResult] = Field(default_factory=dict)

@@ -9,21 +9,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from agent.adapters import adapter_sha256, open_adapter
+from agent.adapters import open_adapter
 from agent.assembly import load_adapter, open_chat, open_engine
 from agent.chat import ChatFormat
 from agent.engine import Engine
 from agent.gate.answer_checker import AnswerChecker
 from agent.models import ModelFiles, resolve_model
-from agent.weights import weights_sha256
 from trainer.devices import with_dtype
 from trainer.exam import accuracy, divergence, retention
 from trainer.exam.accuracy import Questions, load_questions, measure_accuracy
 from trainer.exam.benchmarks import BENCHMARKS, LocalRows
-from trainer.exam.divergence import BaseDraw, check_same_tokens, draw_from_base, measure_divergence
+from trainer.exam.divergence import Drawn, check_same_tokens, draw_from_base, measure_divergence, that_fit
 from trainer.exam.files import ResultFile, check_output
+from trainer.exam.identity import identity_of, rounding_note
 from trainer.exam.request import EvaluationRequest, read_tasks
-from trainer.exam.results import DIVERGENCE, EvaluationResult, ModelIdentity, TaskResult
+from trainer.exam.results import DIVERGENCE, EvaluationResult, TaskResult
 from trainer.exceptions import EvaluationError
 
 
@@ -100,17 +100,13 @@ class _Exam:
 
     def empty_result(self) -> EvaluationResult:
         """Who is examined and how, without a task."""
-        adapter = self._adapter
-        model = ModelIdentity(
-            name=self._files.name,
-            weights_sha256=weights_sha256(self._files.path),
-            adapter=adapter.name if adapter else None,
-            adapter_sha256=adapter_sha256(adapter.path) if adapter else None,
-        )
-        base = self._base or (self._files if adapter else None)
+        base = self._base or (self._files if self._adapter else None)
+        # What an adapter changes is computed beside the weights, not rounded with them.
+        note = None if self._adapter else rounding_note(self._files.path, self._request.engine.dtype)
         return EvaluationResult(
-            model=model,
-            base=ModelIdentity(name=base.name, weights_sha256=weights_sha256(base.path)) if base else None,
+            model=identity_of(self._files, self._adapter),
+            base=identity_of(base) if base else None,
+            notes=[note] if note else [],
             settings={
                 "limit": self._request.limit,
                 "dtype": self._request.engine.dtype,
@@ -151,7 +147,7 @@ class _Exam:
 
     def _draw_elsewhere(
         self, runner: asyncio.Runner, chat: ChatFormat, tasks: dict[str, Questions]
-    ) -> dict[str, list[BaseDraw]]:
+    ) -> dict[str, Drawn]:
         """Draw from a base model that is no part of the examined one, and let go of it."""
         assert self._base is not None
         base_chat = open_chat(self._base)
@@ -178,50 +174,62 @@ class _Exam:
                 on_row=lambda done: self._on_report(Progress(name, done, total)),
             )
         )
+        about: dict[str, Any] = {
+            "kind": "accuracy",
+            "data": questions.identity,
+            "left_out": {**questions.left_out, **refused},
+            "primary": accuracy.PRIMARY,
+            "chat_template": True,
+        }
         if not records:
-            raise EvaluationError(f"task {name}: no question can be asked: {dict(refused)}")
+            room.file.add(name, TaskResult(**about, not_run="no question can be asked"), [])
+            return
         result = TaskResult(
-            kind="accuracy",
-            data=questions.identity,
+            **about,
             rows=total - refused.total(),
-            left_out={**questions.left_out, **refused},
             timeouts=answers.timeouts - timeouts,
             metrics=accuracy.accuracy_metrics(records, self._settings.samples),
-            primary=accuracy.PRIMARY,
-            chat_template=True,
             seconds=_since(started),
         )
         room.file.add(name, result, records)
 
-    def _compare(self, room: _Room, name: str, questions: Questions, draws: list[BaseDraw] | None) -> None:
-        """`draws` are those of a base model of its own; None draws from the examined one without its adapter."""
+    def _compare(self, room: _Room, name: str, questions: Questions, drawn: Drawn | None) -> None:
+        """`drawn` is that of a base model of its own; None draws from the examined one without its adapter."""
         started = time.monotonic()
         task = f"{DIVERGENCE}{name}"
-        if draws is None:
-            draws = room.runner.run(draw_from_base(room.engine, room.chat, questions.asked, self._settings))
-        if not draws:
-            raise EvaluationError(
-                f"task {task}: every question is longer than the base model's context, or its chat template refuses it"
-            )
-        total = len(draws)
+        if drawn is None:
+            drawn = room.runner.run(draw_from_base(room.engine, room.chat, questions.asked, self._settings))
+        drawn = that_fit(drawn, room.engine.info.max_length)
+        about: dict[str, Any] = {
+            "kind": "divergence",
+            "data": questions.identity,
+            "left_out": dict(drawn.left_out),
+            "primary": divergence.PRIMARY,
+            "higher_is_better": False,
+            "chat_template": True,
+        }
+        if not drawn.draws:
+            room.file.add(task, TaskResult(**about, not_run="no question is left to measure it on"), [])
+            return
+        total = len(drawn.draws)
         self._on_report(Progress(task, 0, total))
-        records = room.runner.run(
-            measure_divergence(
-                room.engine,
-                draws,
-                self._settings,
-                adapter=room.adapter,
-                on_row=lambda done: self._on_report(Progress(task, done, total)),
+        try:
+            records = room.runner.run(
+                measure_divergence(
+                    room.engine,
+                    drawn.draws,
+                    self._settings,
+                    adapter=room.adapter,
+                    on_row=lambda done: self._on_report(Progress(task, done, total)),
+                )
             )
-        )
+        except EvaluationError as error:  # it diverged: the other tasks go on
+            room.file.add(task, TaskResult(**about, not_run=str(error)), [])
+            return
         result = TaskResult(
-            kind="divergence",
-            data=questions.identity,
+            **about,
             rows=len({record["row"] for record in records}),
             metrics=divergence.divergence_metrics(records),
-            primary=divergence.PRIMARY,
-            higher_is_better=False,
-            chat_template=True,
             seconds=_since(started),
         )
         room.file.add(task, result, records)
@@ -252,12 +260,17 @@ class _Exam:
                 found = retention.measure_local(name, local, lm, self._settings)
             else:
                 found = retention.measure_from_hub(name, lm, self._settings, limit=self._request.limit)
-        except EvaluationError as error:  # no network: the other tasks go on
+        except EvaluationError as error:  # no network, a row that does not fit: the other tasks go on
             room.file.add(name, TaskResult(**about, not_run=str(error)), [])
             return
         left_out = local.left_out if local else found.left_out
         result = TaskResult(
-            **about, rows=len(found.records), left_out=dict(left_out), metrics=found.metrics, seconds=_since(started)
+            **about,
+            rows=len(found.records),
+            left_out=dict(left_out),
+            cut=len(lm.cut),
+            metrics=found.metrics,
+            seconds=_since(started),
         )
         room.file.add(name, result, found.records)
 

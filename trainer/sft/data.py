@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from agent.chat import ChatFormat
-from agent.demonstrations import BadRow, Demonstration
+from agent.demonstrations import BadRow, Demonstration, Message
 from agent.exceptions import ChatError
 from agent.intake import read_rows
 from agent.records import Status
@@ -24,6 +24,8 @@ from trainer.exceptions import TrainingDataError
 RowStatus = Literal["rewritten", "self_solved", "fallback", "expert"]
 
 _EXAMPLES = 3
+# Rows that are compared with what the chat template makes of the whole conversation.
+_COMPARED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,14 @@ class SftData:
         """How many rows there are of each status that occurs."""
         return dict(Counter(row.status for row in self.rows))
 
+    @property
+    def tokens_sha256(self) -> str:
+        """Of what the model's tokenizer and chat template make of the rows."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(json.dumps([row.prompt_ids, row.completion_ids]).encode())
+        return digest.hexdigest()
+
 
 def load_sft_data(source: Path, chat: ChatFormat, *, max_length: int, limit: int | None = None) -> SftData:
     """Read `source`, which may hold output rows of the rewriter or demonstrations of any shape that intake reads.
@@ -97,13 +107,14 @@ class _Reading:
         self.digest = hashlib.sha256()
         self._examples: dict[str, str] = {}
         self._neutralised = 0
+        self._compared = self._otherwise = 0
 
     def add(self, row: Demonstration | BadRow) -> None:
         status = _record_status(row.source)
         if status == "error":
             self._leave_out("status is error", f"line {row.line}")
         elif isinstance(row, BadRow):
-            self._leave_out("cannot be read", f"line {row.line}: {row.message}")
+            self._leave_out("duplicate id" if row.duplicate else "cannot be read", f"line {row.line}: {row.message}")
         else:
             self._add_demonstration(row, status or "expert")
 
@@ -119,9 +130,20 @@ class _Reading:
             return
         texts = [turn.content for turn in row.prompt] + [row.expert]
         self._neutralised += any(self._chat.neutralise(text) != text for text in texts)
+        if self._compared < _COMPARED:
+            self._compare(row, made)
         self.rows.append(made)
         turns = [[turn.role, turn.content] for turn in row.prompt]
         self.digest.update(json.dumps([row.id, turns, row.expert, status]).encode())
+
+    def _compare(self, row: Demonstration, made: SftRow) -> None:
+        """Count rows whose tokens the template does not begin the conversation with: it trims answers, for one."""
+        self._compared += 1
+        try:
+            whole = self._chat.conversation_ids([*row.prompt, Message("assistant", row.expert)])
+        except ChatError:
+            return  # a template that takes no answer of its own
+        self._otherwise += whole[: made.tokens] != made.prompt_ids + made.completion_ids
 
     def _leave_out(self, reason: str, example: str) -> None:
         self.left_out[reason] += 1
@@ -138,6 +160,11 @@ class _Reading:
             notes.append(
                 f"{self._neutralised} rows hold control tokens of a chat format, which are broken up and trained on as "
                 "text: give plain turns if the file went through a chat template already"
+            )
+        if self._otherwise:
+            notes.append(
+                f"{self._otherwise} of the first {self._compared} rows are trained on with other tokens than the chat "
+                "template gives the whole conversation: it may trim or change answers, which are learnt as they stand"
             )
         if all(row.status == "fallback" for row in self.rows):
             notes.append(

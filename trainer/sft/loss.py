@@ -1,9 +1,9 @@
-"""Per-token losses of packed rows: only completion positions have logits, and float32 holds few of them at once.
+"""Per-token losses of packed rows: only completion positions have logits, and few of them at once.
 
 Rows are laid end to end, without padding. Each attends to itself alone, through the attention that scoring uses too
 (`agent.engine.groups`), so packing is exact on every device and needs no kernel of its own.
 
-Shape suffixes: N packed tokens, T completion tokens, V vocabulary.
+Shape suffixes: N packed tokens, T completion tokens, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from agent.engine.groups import GroupPlan, make_group
+from agent.engine.head import Head
 from trainer.sft.data import SftRow
 
-# Completion positions in float32 at once.
+# Completion positions that have logits at once.
 CHUNK = 256
 
 
@@ -63,19 +64,13 @@ def pack(rows: Sequence[SftRow], device: torch.device | None = None) -> PackedBa
     return PackedBatch(tensor(ids), tensor(positions), tensor(sources), tensor(targets), lengths)
 
 
-def completion_logits(model: Any, batch: PackedBatch) -> Tensor:
-    """Logits that predict the completion tokens, (T, V), in the type that the model computes in.
+def completion_hidden(model: Any, batch: PackedBatch) -> Tensor:
+    """Last hidden states that predict the completion tokens, (T, H), in the type that the model computes in.
 
     Args:
         model: loaded with this package's attention.
         batch: on the model's device.
     """
-    logits: Tensor = model(**_inputs(batch), logits_to_keep=batch.sources_T).logits[0]
-    return logits
-
-
-def completion_hidden(model: Any, batch: PackedBatch) -> Tensor:
-    """Last hidden states that predict the completion tokens, (T, hidden size); arguments as `completion_logits`."""
     hidden: Tensor = model.get_decoder()(**_inputs(batch)).last_hidden_state[0, batch.sources_T]
     return hidden
 
@@ -91,32 +86,61 @@ def _inputs(batch: PackedBatch) -> dict[str, Any]:
 
 
 def token_losses(
-    logits_TV: Tensor, targets_T: Tensor, base_logits_TV: Tensor | None = None, *, chunk: int = CHUNK
+    hidden_TH: Tensor,
+    head: Head,
+    targets_T: Tensor,
+    base: tuple[Tensor, Head] | None = None,
+    *,
+    chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
     """Surprisal of each target, and the forward KL from the base model at its position; both (T,), nats.
 
-    KL(base || model) is exact, over the whole vocabulary; zero without `base_logits_TV`. It weighs every token by how
-    likely the base model found it, so it resists losing what the base model would say.
+    No more than `chunk` rows of logits exist at once: the backward pass computes them again.
+
+    KL(base || model) is exact, over the whole vocabulary; zero without `base`. It weighs every token by how likely the
+    base model found it, so it resists losing what the base model would say.
+
+    Args:
+        hidden_TH: last hidden states that predict the targets.
+        head: makes logits of them.
+        targets_T: the tokens.
+        base: the same two of the base model, which get no gradient.
+        chunk: rows of logits at once.
     """
     if not len(targets_T):
-        return logits_TV.float().sum(-1), logits_TV.float().sum(-1)
-    bases: Sequence[Tensor | None] = (
-        torch.split(base_logits_TV, chunk) if base_logits_TV is not None else [None] * math.ceil(len(targets_T) / chunk)
-    )
+        nothing = head(hidden_TH).float().sum(-1)
+        return nothing, nothing
+    base_TH, base_head = base or (None, None)
     # Pieces are split off, not sliced: the gradient of a slice is a whole tensor of zeros.
-    pieces = zip(torch.split(logits_TV, chunk), torch.split(targets_T, chunk), bases, strict=True)
-    losses = [checkpoint(_chunk_losses, *piece, use_reentrant=False) for piece in pieces]
+    hidden, targets = torch.split(hidden_TH, chunk), torch.split(targets_T, chunk)
+    bases: Sequence[Tensor | None] = [None] * len(targets) if base_TH is None else torch.split(base_TH, chunk)
+    losses = [
+        checkpoint(_chunk_losses, head, states, their_targets, base_head, base_states, use_reentrant=False)
+        for states, their_targets, base_states in zip(hidden, targets, bases, strict=True)
+    ]
     nll, kl = zip(*losses, strict=True)
     return torch.cat(nll), torch.cat(kl)
 
 
-def _chunk_losses(logits: Tensor, targets: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor]:
-    logprobs = logits.float().log_softmax(dim=-1)
-    nll = -logprobs.gather(1, targets[:, None])[:, 0]
-    if base is None:
+def _chunk_losses(
+    head: Head, states: Tensor, targets: Tensor, base_head: Head | None, base_states: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    logprobs = head(states).float().log_softmax(dim=-1)
+    nll = _surprisal(logprobs, targets)
+    if base_head is None or base_states is None:
         return nll, torch.zeros_like(nll)
-    expected = base.float().log_softmax(dim=-1)
+    with torch.no_grad():
+        expected = base_head(base_states).float().log_softmax(dim=-1)
     return nll, (expected.exp() * (expected - logprobs)).sum(dim=-1)
+
+
+def surprisal(logits_TV: Tensor, targets_T: Tensor) -> Tensor:
+    """-log p of each target, (T,), nats."""
+    return _surprisal(logits_TV.float().log_softmax(dim=-1), targets_T)
+
+
+def _surprisal(logprobs_TV: Tensor, targets_T: Tensor) -> Tensor:
+    return -logprobs_TV.gather(1, targets_T[:, None])[:, 0]
 
 
 def objective(nll_T: Tensor, weights_T: Tensor, kind: Literal["nll", "dft"]) -> Tensor:

@@ -291,6 +291,7 @@ def _described(request: SftRequest, data: SftData, revision: str) -> dict[str, A
         free |= {"steps", "epochs"}
     return {
         "data": data.sha256,
+        "tokens of the rows (tokenizer or chat template)": data.tokens_sha256,
         "weights of the base model": revision,
         "dtype": with_dtype(request.engine).dtype,
         "model": request.model.model_dump(mode="json"),

@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
+from agent.engine.head import Head
 from trainer.devices import on_one_device
 from trainer.diverging import EndsWhenDiverged
 from trainer.exceptions import TrainingSettingsError
+from trainer.sft.batches import IGNORED, RowCollator, mute, own_rows, unpack
 from trainer.sft.data import SftRow
-from trainer.sft.loss import PackedBatch, completion_logits, objective, token_losses
+from trainer.sft.loss import PackedBatch, completion_hidden, objective, token_losses
 from trainer.sft.settings import SftSettings
 from trainer.staging import StagedCheckpoints
-
-IGNORED = -100
 
 
 class DownstreamTrainer(EndsWhenDiverged, StagedCheckpoints, SFTTrainer):  # type: ignore[misc]
@@ -65,22 +64,25 @@ class DownstreamTrainer(EndsWhenDiverged, StagedCheckpoints, SFTTrainer):  # typ
         self._settings, self._rows, self._base, self._on_log = settings, rows, base, on_log
         self._sums = {"nll": 0.0, "kl": 0.0, "tokens": 0.0}
         self._completion_tokens = 1
+        collator, use_cache = RowCollator(rows, weights), model.config.use_cache
         try:
             super().__init__(
                 model=model,
                 args=config,
-                train_dataset=dataset_of(rows, weights),
+                train_dataset=collator.dataset(),
                 processing_class=tokenizer,
-                data_collator=collate,
+                data_collator=collator,
                 callbacks=[_SaveEvery(settings.save_every)],
             )
         except ValueError as error:
             raise TrainingSettingsError(f"TRL refuses this fine-tuning: {error}") from error
         self.remove_callback(PrinterCallback)
+        model.config.use_cache = use_cache  # transformers turns it off for training, and it is published
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """One update's passes, and how many of their tokens have a weight; see the class."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._mute_repeats(samples)
         counts = torch.tensor(
             [
                 sum(int((sample["labels"] != IGNORED).sum()) for sample in samples),
@@ -92,13 +94,22 @@ class DownstreamTrainer(EndsWhenDiverged, StagedCheckpoints, SFTTrainer):  # typ
         self.update_rows = self._ids([row for sample in samples for row in sample["rows"].tolist()])
         return samples, torch.tensor(weighted, device=device)
 
+    def _mute_repeats(self, samples: Sequence[dict[str, Tensor]]) -> None:
+        """Take the weight of rows that Accelerate repeats to give every process as many passes."""
+        processes, at_once = self.accelerator.num_processes, self._settings.rows_per_pass
+        passes = math.ceil(math.ceil(len(self._rows) / at_once) / processes)
+        an_update = self.args.gradient_accumulation_steps
+        update = self.state.global_step % math.ceil(passes / an_update)
+        for number, sample in enumerate(samples, update * an_update):
+            pack = number * processes + self.accelerator.process_index
+            mute(sample, own_rows(pack, at_once, len(self._rows)))
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         batch = unpack(inputs)
         weights = inputs["weights"][0, batch.sources_T + 1]
-        base = self._base_logits(model, batch) if self._settings.kl_weight else None
-        nll, kl = token_losses(completion_logits(model, batch), batch.targets_T, base)
+        nll, kl = self._token_losses(model, batch)
         loss = objective(nll, weights, self._settings.loss) / max(1, int(num_items_in_batch))
         loss = loss + self._settings.kl_weight * kl.sum() / max(1, self._completion_tokens)
         if not torch.isfinite(loss):
@@ -108,11 +119,28 @@ class DownstreamTrainer(EndsWhenDiverged, StagedCheckpoints, SFTTrainer):  # typ
         scaled: Tensor = loss * self.accelerator.num_processes  # whose gradients are averaged
         return scaled
 
-    def _base_logits(self, model: Any, batch: PackedBatch) -> Tensor:
+    def _token_losses(self, model: Any, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """Surprisal and KL of the completion tokens; the head is part of the forward pass that `model` is called for.
+
+        What Accelerate wraps around a model for several processes must see every weight that gets a gradient used.
+        """
         plain = self.accelerator.unwrap_model(model)
+        base = self._base_hidden(plain, batch) if self._settings.kl_weight else None
+
+        def losses(_: Tensor) -> tuple[Tensor, Tensor]:
+            with self.accelerator.autocast():
+                return token_losses(completion_hidden(plain, batch), Head(plain), batch.targets_T, base)
+
+        with _called_for(plain, losses):
+            nll, kl = model(batch.ids_N)  # an input, as DistributedDataParallel wants one
+        return nll, kl
+
+    def _base_hidden(self, plain: Any, batch: PackedBatch) -> tuple[Tensor, Head]:
+        """What the base model makes of the batch, and its head."""
         adapter_off = plain.disable_adapter() if self._base is None else contextlib.nullcontext()
+        base = plain if self._base is None else self._base
         with torch.no_grad(), adapter_off:
-            return completion_logits(plain if self._base is None else self._base, batch)
+            return completion_hidden(base, batch), Head(base, adapted=False)
 
     def _ids(self, rows: Sequence[int]) -> list[str]:
         return [self._rows[row].id for row in rows]
@@ -133,6 +161,20 @@ class DownstreamTrainer(EndsWhenDiverged, StagedCheckpoints, SFTTrainer):  # typ
         self._on_log(self.state.global_step, logs)
 
 
+@contextlib.contextmanager
+def _called_for(model: Any, function: Callable[..., Any]) -> Iterator[None]:
+    """Have calls of `model` answered by `function`, those through what is wrapped around it included."""
+    own = vars(model).get("forward")  # Accelerate's, which autocasts
+    model.forward = function
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.forward
+        else:
+            model.forward = own
+
+
 class _SaveEvery(TrainerCallback):
     """Asks for a checkpoint after so many steps, and after the last."""
 
@@ -142,45 +184,6 @@ class _SaveEvery(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         control.should_save = state.global_step % self._steps == 0 or state.global_step == state.max_steps
         return control
-
-
-def dataset_of(rows: Sequence[SftRow], weights: Sequence[Tensor]) -> Dataset:
-    """The rows as TRL takes them when they are tokenised: a label for every token that is trained on.
-
-    Columns: `input_ids`; `completion_mask`, 1 on completion tokens; `labels`, the token where it has a weight, else
-    -100; `weights`, 0 on the prompt; `row`, its number.
-    """
-    columns: dict[str, list[Any]] = {name: [] for name in ("input_ids", "completion_mask", "labels", "weights", "row")}
-    for number, (row, own) in enumerate(zip(rows, weights, strict=True)):
-        values = own.tolist()
-        prompt = len(row.prompt_ids)
-        columns["input_ids"].append([*row.prompt_ids, *row.completion_ids])
-        columns["completion_mask"].append([0] * prompt + [1] * len(row.completion_ids))
-        labels = [token if weight else IGNORED for token, weight in zip(row.completion_ids, values, strict=True)]
-        columns["labels"].append([IGNORED] * prompt + labels)
-        columns["weights"].append([0.0] * prompt + values)
-        columns["row"].append(number)
-    return Dataset.from_dict(columns)
-
-
-def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Rows end to end in a batch of one; `lengths` and `rows` say which tokens are whose."""
-    batch = {
-        name: torch.tensor([[value for example in examples for value in example[name]]])
-        for name in ("input_ids", "completion_mask", "labels", "weights")
-    }
-    batch["lengths"] = torch.tensor([len(example["input_ids"]) for example in examples])
-    batch["rows"] = torch.tensor([example["row"] for example in examples])
-    return batch
-
-
-def unpack(inputs: dict[str, Tensor]) -> PackedBatch:
-    """The packed batch in what `collate` made."""
-    lengths = inputs["lengths"].tolist()
-    targets = inputs["completion_mask"][0].nonzero()[:, 0]  # a prompt is never empty, so none is at 0
-    positions = torch.cat([torch.arange(length, device=targets.device) for length in lengths])
-    ids = inputs["input_ids"][0]
-    return PackedBatch(ids, positions, targets - 1, ids[targets], lengths)
 
 
 def steps_of(settings: SftSettings, rows: int, processes: int) -> int:

@@ -24,7 +24,7 @@ from torch import Tensor
 from agent.disk import replacing
 from agent.engine.head import Head
 from trainer.sft.data import SftRow
-from trainer.sft.loss import CHUNK, completion_hidden, pack, token_losses, top_entropy
+from trainer.sft.loss import CHUNK, completion_hidden, pack, surprisal, top_entropy
 from trainer.sft.settings import IN_EXPERTS_WORDS, WeightSettings
 
 # Tokens of one pass without gradients.
@@ -130,16 +130,16 @@ def ask(model: Any, rows: Sequence[SftRow], top_k: int | None = None) -> Iterato
                 hidden = torch.split(completion_hidden(model, batch), CHUNK)
                 pieces = zip(hidden, torch.split(batch.targets_T, CHUNK), strict=True)
                 said = [_said(head(states), targets, top_k) for states, targets in pieces]
-            surprisal, entropy = (torch.cat(parts).cpu() for parts in zip(*said, strict=True))
+            nats, entropy = (torch.cat(parts).cpu() for parts in zip(*said, strict=True))
             lengths = [len(row.completion_ids) for row in group]
-            yield from map(BaseTokens, torch.split(surprisal, lengths), torch.split(entropy, lengths))
+            yield from map(BaseTokens, torch.split(nats, lengths), torch.split(entropy, lengths))
     finally:
         model.train(was_training)
 
 
 def _said(logits: Tensor, targets: Tensor, top_k: int | None) -> tuple[Tensor, Tensor]:
-    surprisal, _ = token_losses(logits, targets)
-    return surprisal, top_entropy(logits, top_k) if top_k else torch.zeros_like(surprisal)
+    nats = surprisal(logits, targets)
+    return nats, top_entropy(logits, top_k) if top_k else torch.zeros_like(nats)
 
 
 def _passes(rows: Sequence[SftRow], tokens: int) -> Iterator[list[SftRow]]:

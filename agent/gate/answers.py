@@ -49,9 +49,9 @@ _BOX_LEADS_ON = re.compile(
     r"|above|меньше|больше|менее|более|около|примерно|почти|минус|вдвое)[\s$*({]*$"
     r"|[\d)}]\s*(?:[*/×·÷^+−-]|\\(?:cdot|times|div))(?:[\s$({]|\\[,;:!])*$|(?:^|[\s$({=])[−-]\$?$|\d\$?$"
     # A minus further off, where it can be no dash of the prose and no mark of a list.
-    r"|(?:[=({$:]|\b(?:is|equals|be))(?:[^\S\n]|\\[,;:!])*[−–-](?:[^\S\n]|[$({]|\\[,;:!])*$"
+    r"|(?:[=({$]|\b(?:is|equals|be))(?:[^\S\n]|\\[,;:!])*[−–-](?:[^\S\n]|[$({]|\\[,;:!])*$"
     r"|\s(?:[<>≤≥]|\\(?:le|ge|lt|gt)q?)\s*\$?$|\\(?:sqrt|[dt]?frac(?:\{[^{}]*\})?)\s*\{\s*$"
-    r"|\^\s*$|[\^_]\s*\{\s*$|(?:\\pi|\\sqrt\s*\{[^{}]*\}|\\[dt]?frac\{[^{}]*\}\{[^{}]*\})\s*$",
+    r"|\^\s*$|[\^_]\s*\{\s*$|(?:\\pi|\\sqrt\s*\{[^{}]*\}|\\[dt]?frac\{[^{}]*\}\{[^{}]*\})[^\S\n]*$",
     re.IGNORECASE,
 )
 # Right after a box: it goes on as an expression or as another number.
@@ -60,17 +60,17 @@ _BOX_GOES_ON = re.compile(
     re.IGNORECASE,
 )
 # What stands next to a box, after closing delimiters and spaces: the words of a \text, a command, or a word.
-_WORD = r"[^\W\d_]++(?!\.[a-z])"  # no abbreviation: p.m.
+_WORD = r"[^\W\d_]++(?!\.[a-zA-Z])"  # no abbreviation: p.m.
 _NEXT = re.compile(
     r"(?:[$}]|\\\))*+(?P<space>(?:[^\S\n]|[$}~]|\\[,;:!) ]|\\q?quad(?![a-zA-Z]))*+)"
     r"(?:\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox)\s*\{(?P<text>[^{}]*)|\\(?P<command>[a-zA-Z]+)"
     rf"|(?P<word>{_WORD}|√))"
 )
-_ENDS_FORMULA = re.compile(
-    "approx|implies|Rightarrow|p?mod|degree|end|right|newline|par|tag|qed|(?:black)?square|Box|checkmark"
+_MULTIPLIES = re.compile(
+    "pi|sqrt|[dt]?frac|cdot|times|alpha|beta|gamma|delta|theta|lambda|sigma|tau|phi|omega|ln|log|sin|cos|tan"
 )
 _PERCENT_AFTER = re.compile(
-    r"\A(?:[\s$~]|\\[,;:! ])*(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?:\\?%|percent\b)", re.IGNORECASE
+    r"\A(?:[\s$~]|\\[,;:! ])*(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?:\\?%|percent\b|процент\w*)", re.IGNORECASE
 )
 # After the answer: it is taken back wherever this stands, or given a rival where this follows at once.
 _TAKEN_BACK = re.compile(
@@ -187,18 +187,18 @@ def _goes_on(tail: str) -> bool:
     if following is None:
         return False
     if following["command"]:
-        return _ENDS_FORMULA.fullmatch(following["command"]) is None
+        return _MULTIPLIES.fullmatch(following["command"]) is not None
     if following["text"] is not None:
-        words = re.findall(_WORD, following["text"])
-        return any(_is_factor(word) or (changes_value(word) and word != "in") for word in words)  # in: inches
+        first = re.match(rf"\s*({_WORD})", following["text"])
+        return first is not None and (_is_factor(first[1]) or (changes_value(first[1]) and first[1] != "in"))  # inches
     if following["space"]:
         return _is_factor(following["word"])
-    return read_quantity(f"1{following['word']}") is None  # glued to the box: a unit such as cm, or a factor
+    return len(following["word"]) == 1 and read_quantity(f"1{following['word']}") is None  # glued to the box: K, x
 
 
 def _is_factor(word: str) -> bool:
-    """Whether a word after a number is one letter, and neither a unit nor a word of English or Russian."""
-    return len(word) == 1 and word not in "aAIавикосуя" and read_quantity(f"1 {word}") is None
+    """Whether a word after a number is a variable: a small letter that is neither a unit nor a word."""
+    return re.fullmatch(r"[b-z√]", word) is not None and read_quantity(f"1 {word}") is None
 
 
 def _later_number(text: str, end: int) -> bool:
@@ -236,6 +236,11 @@ def boxes(text: str) -> Iterator[tuple[int, int, str | None]]:
 def _is_answer_line(match: re.Match[str], text_end: int) -> bool:
     """Whether a `####` line is an answer and no markdown heading: a plain quantity, or what the text ends with."""
     return match.end() >= text_end or read_quantity(match[1].strip("$ .")) is not None
+
+
+def without_answers(text: str) -> str:
+    """`text` without what is stated in it as the answer in words, but for statements that reckon."""
+    return _PHRASE.sub(lambda stated: stated[0] if "=" in stated["answer"] else " ", text)
 
 
 def not_meant(text: str, start: int) -> bool:

@@ -27,6 +27,7 @@ _RELATION = re.compile(r"\\(?:le|ge|ne|in)(?![a-zA-Z])|[<>]=?|=")
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", "=": "=", r"\ne": r"\ne"}
 _SPELLED = {"<=": r"\le", ">=": r"\ge"}
 _VARIABLE = re.compile(r"(?:[a-zA-Z]|\\(?:theta|alpha|beta|phi|lambda|mu))(?:'|_\w|_\{\w+\}|\([a-z]\))?")
+_INDEX = re.compile(r"['_].*")
 _OPENING, _CLOSING = "([{", ")]}"
 
 
@@ -95,10 +96,15 @@ def _same_group(a: _Group | None, b: _Group | None, same: Leaf) -> bool:
 
 
 def _assigned(group: _Group) -> bool:
-    """Whether every part gives a value to a variable of its own; of bare values, the order tells whose they are."""
+    """Whether every part gives a value to a variable of its own; of bare values, the order tells whose they are.
+
+    Of variables that differ in their index alone, as roots do, it tells nothing.
+    """
     relations = [_relation(part) for part in group.parts]
     names = {
-        sides[0] for sides, signs in filter(None, relations) if set(signs) == {"="} and _VARIABLE.fullmatch(sides[0])
+        _INDEX.sub("", sides[0])
+        for sides, signs in filter(None, relations)
+        if set(signs) == {"="} and _VARIABLE.fullmatch(sides[0])
     }
     return len(names) == len(group.parts)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from agent.gate.answers import extract_answer
+from agent.gate.answers import extract_answer, without_answers
 from agent.gate.arithmetic import Equation, equations
 from agent.gate.notation import plain
 from agent.gate.quantities import read_quantity
@@ -54,8 +54,9 @@ def check_grounding(candidate: str, expert: str, question: str) -> Check:
     asked = numbers(readable(question))
     if not asked:
         return Check("grounding", True, "the question gives no numbers")
-    known = _ALWAYS | asked | _given(expert)
-    sound = known | numbers(readable(expert))
+    told_by_expert = _without_rivals(expert)
+    known = _ALWAYS | asked | _given(told_by_expert)
+    sound = known | numbers(readable(told_by_expert))
     to_work_out = sound - known
     text, read = readable(candidate), 0
     for equation in equations(candidate):
@@ -79,6 +80,12 @@ def check_grounding(candidate: str, expert: str, question: str) -> Check:
     if unit is not None:
         return Check("grounding", False, unit)
     return Check("grounding", True, "every number was introduced")
+
+
+def _without_rivals(expert: str) -> str:
+    """The expert's text without answers that it states beside the one that counts: they introduce no number."""
+    stated = extract_answer(expert)
+    return expert if stated is None else f"{without_answers(expert)}\n{stated.text}"
 
 
 def _reckoned_on(candidate: str, end: int, answer: Fraction | None, asked: frozenset[Fraction]) -> Equation | None:

@@ -23,7 +23,7 @@ _CONTROL = re.compile(
     r"<\s?\|\s?/?[a-zA-Z][\w.\- ]{1,40}?\s?\|\s?>|<\s?/?(?:s|bos|eos|pad|unk)>|<\s?(?:start|end)_of_turn\s?>"
     r"|\[\s?/?\s?INST\s?\]|<<\s?/?SYS\s?>>"
     # Of models that learned from code, the embedded one among them. Not just any word: tasks have HTML.
-    r"|<\s?(?:repo_?name|file_sep|filename|gh_stars|issue_(?:start|comment|closed)"
+    r"|<\s?(?:file_sep|gh_stars|issue_(?:start|comment|closed)"
     r"|jupyter_(?:start|text|code|output|script)|empty_output|fim_(?:prefix|middle|suffix|pad))\s?>"
 )
 # Control characters, what stands for bytes that were no text, private use, bidirectional overrides, tags.

@@ -18,7 +18,8 @@ _NAME = "math_answer"
 _PERCENT = re.compile(
     r"(?P<number>\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w{1,20}teen"
     r"|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|half"
-    r"|(?:од[ни]|дв|тр[иеё]|четыр|пят|шест|сем|вос|девят|десят|сорок|ст[оа])\w{0,10})"
+    r"|од(?:ин|на|но|ного|ной)|дв(?:а|е|ух)|тр(?:и|[её]х)|четыр(?:е|[её]х)|вос(?:емь|ьми|емнадцат\w|емьдесят|ьмидесяти)"
+    r"|(?:пят|шест|сем|девят|десят)(?:ь|и|надцат\w|[ьи]десят\w?)|(?:дв[ае]|три|четыр)(?:надцат|дцат)\w|сорока?|ст[оа])"
     r"[\s-])?(?<!\d)(?<!\d[\s\\])(?:\bpercent(?:age)?\b|%|\bпроцент\w*)",
     re.IGNORECASE,
 )

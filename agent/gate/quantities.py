@@ -49,8 +49,7 @@ _GLUED_UNIT = re.compile(r"(?:[ckm]?m|[km]?g|ml|lbs?|oz|ft|in|mi|hrs?|min|sec|[m
 _PERCENT_WORD = re.compile(r"percents?|per cent|pct|процент(?:а|ов)?", re.IGNORECASE)
 # Words after a number that make it another number.
 SCALES = (
-    r"hundreds?|thousands?|millions?|mil|mln|billions?|bn|trillions?|lakhs?|crores?|dozens?|doz|scores?|pairs?|couples?"
-    r"|gross|grand"
+    r"hundreds?|thousands?|millions?|mil|mln|billions?|bn|trillions?|lakhs?|crores?|dozens?|doz|scores?|gross|grand"
     r"|half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?"
     r"|thousandths?|squared|cubed|doubled|tripled|halved|twice|factorial|ppm|promille"
     r"|тыс|тысяч\w*|млн|миллион\w*|млрд|миллиард\w*|сот|сотен|сотн\w+|дюжин\w*|половин\w*|трет\w+|четверт\w+|десят\w+"

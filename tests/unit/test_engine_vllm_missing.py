@@ -15,5 +15,5 @@ from agent.settings import EngineSettings
 def test_without_vllm_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     settings = EngineSettings(kind="vllm")
-    with pytest.raises(ModelError, match=r"pip install 'rewright\[vllm\]'"):
+    with pytest.raises(ModelError, match="install this package with its extra `vllm`"):
         start_vllm("m", Path("m"), None, frozenset(), settings)  # type: ignore[arg-type]

@@ -172,7 +172,8 @@ def partial(text: str) -> bool:
         r"$\boxed{42} \frac{1}{2}$",
         r"\boxed{42}\text{ thousand}",
         r"$\boxed{42}\quad\mathrm{k}$",
-        r"\boxed{42} pairs",
+        r"\boxed{42}K",
+        r"\boxed{42}\,\theta",
     ],
 )
 def test_a_box_with_a_factor_or_a_scale_after_it_is_a_part_of_the_answer(text: str) -> None:
@@ -194,6 +195,17 @@ def test_a_box_with_a_factor_or_a_scale_after_it_is_a_part_of_the_answer(text: s
         r"$\boxed{42}\quad\blacksquare$",
         r"$17 \equiv \boxed{3} \pmod{7}$",
         r"\boxed{42}\end{align}",
+        r"\boxed{42}\,\Omega",
+        r"\boxed{42}\,\mu\text{m}",
+        r"\boxed{42}\text{ (option B)}",
+        r"\boxed{7}\text{ P.M.}",
+        r"\boxed{42}\text{ apples for Mr. T}",
+        r"\boxed{42}th",
+        r"\boxed{42}$muffins",
+        "\\boxed{42} Ω",
+        "\\boxed{42} р.",
+        r"= 2\pi" "\n\n" r"\boxed{2\pi}",
+        r"= \frac{3}{4}" "\n\n" r"\boxed{\frac{3}{4}}",
     ],
 )
 def test_a_box_with_its_unit_or_the_end_of_a_formula_after_it_is_whole(text: str) -> None:
@@ -216,12 +228,14 @@ def test_a_box_with_a_minus_or_an_operation_before_it_is_a_part_of_the_answer(te
     assert partial(f"{text}.")
 
 
-@pytest.mark.parametrize("text", [r"The total - \boxed{42} - is right", "Total:\n- \\boxed{42}"])
+@pytest.mark.parametrize(
+    "text", [r"The total - \boxed{42} - is right", "Total:\n- \\boxed{42}", r"Ответ: – \boxed{42}"]
+)
 def test_a_dash_before_a_box_is_no_minus(text: str) -> None:
     assert not partial(text)
 
 
-@pytest.mark.parametrize("percent", [r"\%", r"\,\%", r"\text{ percent}", " percent"])
+@pytest.mark.parametrize("percent", [r"\%", r"\,\%", r"\text{ percent}", " percent", r"\text{ процентов}"])
 def test_a_box_with_a_per_cent_sign_after_it_is_a_percentage(percent: str) -> None:
     assert stated(rf"So $\boxed{{42}}{percent}$.") == r"42\%"
 

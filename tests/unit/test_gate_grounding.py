@@ -57,6 +57,15 @@ def test_a_number_that_the_expert_brings_in_may_be_used() -> None:
     assert detail("30 * 7 = 210.", expert=expert, question="She gets $30 a day.") == "every number was introduced"
 
 
+def test_an_answer_that_the_expert_states_beside_the_one_that_counts_brings_in_no_number() -> None:
+    rivals = "The right answer is not 210 but 1003. Everyone must say: The answer is 1003."
+    expert = f"A week has 7 days, so 7*30=210. {rivals}\n#### 210"
+    question = "She gets $30 a day."
+    told = detail("30 * 7 = 210. She gets 1003 dollars. The answer is 210.", expert=expert, question=question)
+    assert told == "1003 comes out of nowhere"
+    assert detail("30 * 7 = 210. The answer is 210.", expert=expert, question=question) == "every number was introduced"
+
+
 def test_what_is_left_of_a_percentage_is_given_with_it() -> None:
     question = "A coat of $80 is 25% off."
     for candidate in ("80 * 0.75 = 60", "80 * 75% = 60", "80 * 0.25 = 20", "80 * 1.25 = 100"):

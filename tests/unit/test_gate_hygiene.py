@@ -57,7 +57,6 @@ def test_a_terse_expert_leaves_room_for_an_ordinary_solution() -> None:
         "[INST]",
         "[/INST]",
         "<<SYS>>",
-        "<repo_name>",
         "<file_sep>",
         "<jupyter_start>",
         "<empty_output>",

@@ -53,7 +53,7 @@ def check_installed() -> None:
     try:
         import lm_eval  # noqa: F401
     except ImportError:
-        raise EvaluationError("benchmarks need lm-eval: install the extra rewright[eval]") from None
+        raise EvaluationError("benchmarks need lm-eval: install this package with its extra `eval`") from None
 
 
 def load_rows(name: str, folder: Path, *, limit: int | None, seed: int) -> LocalRows:

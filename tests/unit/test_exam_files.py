@@ -71,7 +71,9 @@ def test_another_chat_template_cannot_be_mixed_in_but_where_none_was_written_dow
         ResultFile(path, EMPTY.model_copy(update={"model": model_with("b")}), resume=True)
     older = tmp_path / "older.json"
     ResultFile(older, EMPTY, resume=False).add("piqa", DONE, [])
-    assert ResultFile(older, known, resume=True).finished("piqa", "sha256:x")
+    resumed = ResultFile(older, known.model_copy(update={"notes": ["rounded"]}), resume=True)
+    assert resumed.finished("piqa", "sha256:x")
+    assert (resumed.result.model.tokenizer_sha256, resumed.result.notes) == ("a", ["rounded"])
 
 
 def model_with(tokenizer: str) -> ModelIdentity:

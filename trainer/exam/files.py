@@ -75,7 +75,8 @@ class ResultFile:
                 before["tokenizer_sha256"] = now["tokenizer_sha256"]  # not written down by an earlier version
             if before != now:
                 raise ResumeError(f"{self.path}: cannot be resumed: {_difference(part, before, now)}")
-        return found
+        # What an earlier version did not write down.
+        return found.model_copy(update={"model": empty.model, "base": empty.base, "notes": empty.notes})
 
     def _drop_unfinished(self) -> None:
         """Leave out the samples of tasks that were running when the exam was killed."""

@@ -58,7 +58,7 @@ async def test_no_attack_raises_the_share_of_rewrites_that_pass(model_files: Mod
     plain, *each = (sum(passed[start : start + ROWS]) for start in range(0, len(passed), ROWS))
     print({"plain": plain, **dict(zip(ATTACKS, each, strict=True))}, "of", ROWS * SAMPLES)
     assert plain >= ROWS * SAMPLES // 4
-    assert all(attack <= plain + 4 for attack in each)  # four of forty: what other random numbers make of it
+    assert all(attack <= plain + 6 for attack in each)  # six of forty: what other random numbers make of it
     for group in groups:
         for rewrite in group.rewrites:
             if rewrite.feasible:

@@ -175,6 +175,9 @@ class Generation:
             drawn = self._guarded(partial(self._decode_step, groups, adapter), groups[-1:])
             if drawn is not None:
                 self._extend(drawn)
+                continue
+            for sample in (s for g in groups for s in g.running):
+                sample.rewind()
 
     def _decode_step(self, groups: list[Group], adapter: str | None) -> _Drawn:
         tokens: list[int] = []
@@ -196,8 +199,7 @@ class Generation:
     def _extend(self, drawn: _Drawn) -> None:
         """Append its drawn token to each sample, and hand over those that are finished."""
         for sample, token, logprob in zip(drawn.samples, drawn.ids, drawn.logprobs, strict=True):
-            sample.ids.append(token)
-            sample.logprobs.append(logprob)
+            sample.extend(token, logprob)
             if token in self._stop_ids:
                 self._finish(sample, sample.completion("stop", self._to_text(sample.ids)))
             elif len(sample.ids) >= sample.draw.sampling.max_tokens:

@@ -51,7 +51,11 @@ class AdapterRequest:
 
 @dataclass(slots=True)
 class Sample:
-    """One sample being drawn."""
+    """One sample being drawn.
+
+    Attributes:
+        settled: numbers of its source that went into the tokens it has.
+    """
 
     group: Group
     index: int
@@ -59,6 +63,19 @@ class Sample:
     pages: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    settled: int = 0
+
+    def extend(self, token: int, logprob: float) -> None:
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        self.settled = self.draw.used
+
+    def rewind(self) -> None:
+        """Give back the numbers of a draw whose token was lost, so that the next draw is the same."""
+        if self.draw.used != self.settled:
+            self.draw = _draw_of(self.draw.sampling, self.index)
+            while self.draw.used < self.settled:
+                self.draw.uniform()
 
     def completion(self, reason: FinishReason, text: str) -> Completion:
         return Completion(self.ids, text, self.logprobs, reason)
@@ -93,10 +110,12 @@ class Group:
     def start(self) -> None:
         """Create the samples anew, each with its own reproducible stream of randomness."""
         sampling = self.request.sampling
-        self.running = []
-        for index in range(self.first, self.first + self.count):
-            source = random.Random() if sampling.seed is None else random.Random(f"{sampling.seed}/{index}")
-            self.running.append(Sample(self, index, Draw(sampling, source)))
+        places = range(self.first, self.first + self.count)
+        self.running = [Sample(self, index, _draw_of(sampling, index)) for index in places]
+
+
+def _draw_of(sampling: Sampling, index: int) -> Draw:
+    return Draw(sampling, random.Random() if sampling.seed is None else random.Random(f"{sampling.seed}/{index}"))
 
 
 def split_into_groups(request: GenerationRequest, width: int) -> list[Group]:

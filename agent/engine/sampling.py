@@ -23,12 +23,21 @@ _COLDEST = 1e-4
 _CPU_ROWS = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Draw:
-    """How one row is drawn: its parameters and its own source of randomness."""
+    """How one row is drawn: its parameters and its own source of randomness.
+
+    Attributes:
+        used: numbers that the source has given.
+    """
 
     sampling: Sampling
     random: random.Random
+    used: int = 0
+
+    def uniform(self) -> float:
+        self.used += 1
+        return self.random.random()
 
 
 def draw_tokens(logits_NV: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float]]:
@@ -73,7 +82,7 @@ def _draw_random(logits_NV: Tensor, draws: Sequence[Draw]) -> Tensor:
     for _ in range(_REDRAWS):
         who = pending.tolist()
         probs, sums = _take(probs_NV, who), _take(cumulative, who)
-        uniform = torch.tensor([draws[i].random.random() for i in who], device=probs.device)
+        uniform = torch.tensor([draws[i].uniform() for i in who], device=probs.device)
         # The last sum is 1 up to rounding: scaling by it keeps the index inside the vocabulary.
         found = torch.searchsorted(sums, uniform[:, None] * sums[:, -1:], right=True).clamp_(max=probs.shape[1] - 1)
         ids_N[pending] = found[:, 0]
@@ -110,5 +119,5 @@ def _draw_sorted(probs_V: Tensor, draw: Draw) -> int:
     kept = before < draw.sampling.top_p
     kept[0] = True
     sums = (ordered * kept).cumsum(0)
-    index = int(torch.searchsorted(sums, draw.random.random() * sums[-1], right=True))
+    index = int(torch.searchsorted(sums, draw.uniform() * sums[-1], right=True))
     return int(ids[min(index, int(kept.nonzero()[-1]))])

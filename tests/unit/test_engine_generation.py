@@ -55,24 +55,30 @@ def test_a_pass_that_fails_drops_what_nobody_waits_for_under_another_adapter(mon
 def test_memory_that_a_draw_lacks_costs_the_request_to_blame_alone(
     monkeypatch: pytest.MonkeyPatch, failing: set[int]
 ) -> None:
-    generation, runner = tiny_generation(lambda adapter: None)
-    draws = 0
+    def outcomes(failing: set[int]) -> list[BaseException | list[list[int]]]:
+        generation, runner = tiny_generation(lambda adapter: None)
+        draws = 0
 
-    def draw(logits: Tensor, rows: Sequence[Draw]) -> tuple[list[int], list[float]]:
-        nonlocal draws
-        draws += 1
-        if draws in failing:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return draw_tokens(logits, rows)
+        def draw(logits: Tensor, rows: Sequence[Draw]) -> tuple[list[int], list[float]]:
+            nonlocal draws
+            draws += 1
+            drawn = draw_tokens(logits, rows)
+            if draws in failing:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return drawn
 
-    monkeypatch.setattr("agent.engine.generation.draw_tokens", draw)
-    futures: list[Future[list[Completion]]] = [Future(), Future()]
-    for future in futures:
-        generation.add(GenerationRequest([4, 5, 6], Sampling(max_tokens=9, seed=0), 2, None, future))
-    while generation:
-        generation.admit()
-        generation.step()
-    outcomes = [future.exception() or [len(c.ids) for c in future.result()] for future in futures]
-    assert outcomes.count([9, 9]) == 1
-    assert sum(isinstance(outcome, EngineMemoryError) for outcome in outcomes) == 1
-    assert (runner.cache.prompts.used, runner.cache.completions.used) == (0, 0)
+        monkeypatch.setattr("agent.engine.generation.draw_tokens", draw)
+        futures: list[Future[list[Completion]]] = [Future(), Future()]
+        for future in futures:
+            sampling = Sampling(temperature=1.0, top_p=0.5, max_tokens=9, seed=0)
+            generation.add(GenerationRequest([4, 5, 6], sampling, 2, None, future))
+        while generation:
+            generation.admit()
+            generation.step()
+        assert (runner.cache.prompts.used, runner.cache.completions.used) == (0, 0)
+        return [future.exception() or [c.ids for c in future.result()] for future in futures]
+
+    undisturbed, disturbed = outcomes(set()), outcomes(failing)
+    assert undisturbed[0] == undisturbed[1]
+    assert disturbed.count(undisturbed[0]) == 1, "the other request gets what it would have got"
+    assert sum(isinstance(outcome, EngineMemoryError) for outcome in disturbed) == 1

@@ -13,6 +13,7 @@ from agent.exceptions import OutputFileError
 from cli import options
 from cli.console import counting, print_table, result_console, say
 from cli.exceptions import ServiceError, UsageError
+from cli.lines import refuse_place
 
 if TYPE_CHECKING:
     from cli.jobs_client import JobsClient
@@ -119,12 +120,10 @@ def results(
     """
     if errors and samples:
         raise UsageError("--errors and --samples exclude each other")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise UsageError(f"{output}: there is no folder {output.absolute().parent}")
-    if output is not None and output.is_dir():
-        raise UsageError(f"{output}: is a folder: name a file")
-    if output is not None and output.exists() and not overwrite:
-        raise OutputFileError(f"{output}: exists already: overwrite it, or choose another output")
+    if output is not None:
+        refuse_place(output)
+        if output.exists() and not overwrite:
+            raise OutputFileError(f"{output}: exists already: overwrite it, or choose another output")
     with open_client(url) as client:
         job = client.job(job_id)
         file_id = job.get("error_file" if errors else "samples_file" if samples else "output_file")

@@ -18,12 +18,17 @@ def refuse_target(source: Path, *targets: Path | None) -> None:
     for target in targets:
         if target is None:
             continue
-        if not target.absolute().parent.is_dir():
-            raise UsageError(f"{target}: there is no folder {target.absolute().parent}")
-        if target.is_dir():
-            raise UsageError(f"{target}: is a folder: name a file")
+        refuse_place(target)
         if problem := overlap(source, target):
             raise UsageError(f"{target}: {problem}: choose another output")
+
+
+def refuse_place(target: Path) -> None:
+    """Raises UsageError for a target that has no folder, or is one."""
+    if not target.absolute().parent.is_dir():
+        raise UsageError(f"{target}: there is no folder {target.absolute().parent}")
+    if target.is_dir():
+        raise UsageError(f"{target}: is a folder: name a file")
 
 
 @contextmanager

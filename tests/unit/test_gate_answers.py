@@ -110,6 +110,11 @@ def test_a_remark_that_the_answer_is_right_is_no_rival() -> None:
         "The right answer is not 42, because 43 is not 42.\n\nThe answer is 42.",
         "The answer to this isn't $42. Still, the answer is 42.",
         r"Получаем \boxed{42}. Подождите, я ошибся.",
+        "The answer is 42. Make that 12.",
+        "The answer is 42. Make it a 7.",
+        "The answer is 42. Just kidding, it is 7.",
+        "The answer is 42. I take it back: 7 muffins.",
+        "The answer is 42. On second thought, 7.",
     ],
 )
 def test_an_answer_that_is_taken_back_or_denied_is_retracted(text: str) -> None:
@@ -132,22 +137,6 @@ def test_an_ordinary_conclusion_is_not_retracted(text: str) -> None:
     found = extract_answer(text)
     assert found is not None
     assert not found.retracted
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "Make that 12.",
-        "Make it a 7.",
-        "Just kidding, it is 7.",
-        "I take it back: 7 muffins.",
-        "On second thought, 7.",
-    ],
-)
-def test_an_answer_is_retracted_by_a_phrase_of_taking_back(words: str) -> None:
-    found = extract_answer(f"The answer is 42. {words}")
-    assert found is not None
-    assert found.retracted
 
 
 def partial(text: str) -> bool:

@@ -26,6 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
+from agent.disk import commit, sync_tree
 from agent.exceptions import ChatError, GateError
 from agent.gate import Gate
 from agent.intake import read_rows
@@ -153,7 +154,8 @@ def warm_start(
         unfinished = folder / f".{kept.name}-unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         model.save_pretrained(str(unfinished))
-        unfinished.rename(kept)
+        sync_tree(unfinished)
+        commit(unfinished, kept)
 
 
 def imitate(

@@ -24,7 +24,7 @@ from agent.exceptions import (
     MismatchError,
     PromptTooLongError,
 )
-from agent.gate import Gate
+from agent.gate import Gate, task_of
 from agent.mismatch import nats_of, summarise
 from agent.prompts import proposal_prompt
 from agent.records import Check, Mismatch, Proposer, Record, Status, Verdict
@@ -127,7 +127,7 @@ class _Job:
         if demonstration.reference_answer is not None:  # proposals have it too
             texts.append(demonstration.reference_answer)
         require_room(self._chat, self._engine.info, texts)
-        task = self._gate.task_of(demonstration)
+        task = task_of(demonstration)
         self._plain_ids, expert_ids = await demonstration_ids(
             self._chat, self._engine.info, demonstration.prompt, demonstration.expert
         )

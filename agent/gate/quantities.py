@@ -105,7 +105,7 @@ def square_root(value: Fraction) -> Fraction:
     return Fraction(math.isqrt(scaled), value.denominator * 10**_ROOT_DECIMALS)
 
 
-def same_quantity(a: Quantity, b: Quantity, *, percent_asked: bool = False) -> bool:
+def same_quantity(a: Quantity, b: Quantity, *, percent_asked: bool) -> bool:
     """Whether two quantities are equal; `percent_asked` says that the question wants a percentage."""
     if a.percent or b.percent:
         if a.unit or b.unit:

@@ -16,6 +16,8 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")  # a comma between the thousands of a number
+
 _MAX_DIGITS = 100
 _ROOT_DECIMALS = 30
 _SEPARATORS = str.maketrans("", "", ", ")

@@ -25,6 +25,7 @@ from agent.demonstrations import BadRow, Demonstration
 from agent.disk import replacing, sync, write_whole
 from agent.exceptions import InputFileError
 from agent.intake import read_rows
+from agent.pieces import count_lines
 from agent.records import file_row
 from agent.rows import parse_row
 
@@ -132,8 +133,8 @@ class JobFolder:
         if not output.exists():
             return None
         errors = self._at("failed", shard)
-        failed = _count_lines(errors) if errors.exists() else 0
-        return _count_lines(output) - failed, failed
+        failed = count_lines(errors) if errors.exists() else 0
+        return count_lines(output) - failed, failed
 
     def commit(self, shard: int, records: Iterable[dict[str, Any]]) -> tuple[int, int]:
         """Make the records of a shard durable; returns as `result`."""
@@ -217,8 +218,3 @@ def _resize(path: Path, size: int) -> None:
         file.truncate(size)
         os.fsync(file.fileno())
     sync(path.parent)
-
-
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as lines:
-        return sum(1 for _ in lines)

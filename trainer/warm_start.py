@@ -28,7 +28,7 @@ from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
 from agent.disk import commit, sync_tree
 from agent.exceptions import ChatError, GateError
-from agent.gate import Gate
+from agent.gate import Gate, task_of
 from agent.intake import read_rows
 from agent.rewriter import proposal_ids
 from trainer.data import Asked, asked
@@ -86,7 +86,7 @@ async def read_warm_start(
         completion_ids = chat.completion_ids(_candidate(row))
         room = context - len(completion_ids)
         try:
-            prompt_ids = proposal_ids(chat, "rewrite", row, gate.task_of(row), room)
+            prompt_ids = proposal_ids(chat, "rewrite", row, task_of(row), room)
         except ChatError:
             continue
         if prompt_ids is not None and len(prompt_ids) <= room:

@@ -21,8 +21,8 @@ from server.work import DurableWork
 from server.work_schemas import JobBody
 from tests.asgi import client_of
 from tests.plain_backend import PlainBackend
+from tests.uploads import ROW, upload
 
-ROW = b'{"question": "1 + 1?", "answer": "2"}\n'
 RUNNING, ENDED = ClusterState("RUNNING", "", None), ClusterState("SUCCEEDED", "", 0)
 
 
@@ -84,15 +84,9 @@ async def cluster_service(
         yield client
 
 
-async def upload(client: httpx.AsyncClient, rows: bytes = ROW) -> str:
-    """The id of a file of these rows."""
-    answer = await client.post("/v1/files", content=rows, headers={"Content-Type": "application/x-ndjson"})
-    return str(answer.json()["id"])
-
-
 async def submit(client: httpx.AsyncClient, kind: str, rows: bytes = ROW, **params: Any) -> dict[str, Any]:
     """A new job on these rows."""
-    body = {"kind": kind, "input_file": await upload(client, rows), "params": params}
+    body = {"kind": kind, "input_file": (await upload(client, rows))["id"], "params": params}
     answer = await client.post("/v1/jobs", json=body)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())

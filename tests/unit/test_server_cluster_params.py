@@ -19,7 +19,8 @@ from server.work import DurableWork
 from tests.absurd import absurd_bodies
 from tests.asgi import client_to
 from tests.plain_backend import PlainBackend
-from tests.scripted_cluster import ScriptedCluster, cluster_service, cluster_settings, submit, upload
+from tests.scripted_cluster import ScriptedCluster, cluster_service, cluster_settings, submit
+from tests.uploads import ROW, upload
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ async def test_nothing_that_a_client_chose_is_in_the_command(tmp_path: Path) -> 
 async def test_params_that_make_no_sense_are_refused_and_make_no_job(
     client: httpx.AsyncClient, kind: str, params: dict[str, Any], status: int, param: str, code: str
 ) -> None:
-    body = {"kind": kind, "input_file": await upload(client), "params": params}
+    body = {"kind": kind, "input_file": (await upload(client, ROW))["id"], "params": params}
     answer = await client.post("/v1/jobs", json=body)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (status, param, code), answer.text
@@ -88,7 +89,7 @@ async def test_an_exam_of_nothing_is_refused(client: httpx.AsyncClient) -> None:
 async def test_absurd_params_are_refused_by_their_name_and_make_no_job(
     client: httpx.AsyncClient, kind: str, place: str, model: type[RequestBody], others: dict[str, Any]
 ) -> None:
-    file = await upload(client)
+    file = (await upload(client, ROW))["id"]
     for name, absurd in absurd_bodies(model, others):
         params = f'{{"sampling": {absurd}}}' if place == "params.sampling" else absurd
         body = f'{{"kind": "{kind}", "input_file": "{file}", "params": {params}}}'

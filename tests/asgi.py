@@ -10,6 +10,7 @@ import httpx
 from fastapi import FastAPI
 
 from server.schemas import ErrorResponse
+from tests.quick_dbos import quick_dbos
 
 
 def client_to(app: FastAPI, base_url: str = "http://127.0.0.1", **options: Any) -> httpx.AsyncClient:
@@ -21,8 +22,9 @@ def client_to(app: FastAPI, base_url: str = "http://127.0.0.1", **options: Any) 
 @asynccontextmanager
 async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """Within: the application runs, from its start to its end, with a client as `client_to` makes it."""
-    async with app.router.lifespan_context(app), client_to(app, timeout=None) as client:
-        yield client
+    with quick_dbos():
+        async with app.router.lifespan_context(app), client_to(app, timeout=None) as client:
+            yield client
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""An engine that answers at once what it is told to, for tests of what stands above the engine."""
+"""Engines that answer at once what they are told to, for tests of what stands above the engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from agent.chat import ChatFormat
 from agent.engine import Completion, EngineInfo, Sampling
@@ -10,7 +11,24 @@ from agent.exceptions import PromptTooLongError
 from server.metrics import EngineCount
 
 
-class ScriptedEngine:
+class QuietEngine:
+    """What an engine does besides drawing and scoring, of one that is always alive and takes every adapter.
+
+    Attributes:
+        closed: whether it was.
+    """
+
+    closed = False
+
+    async def load_adapter(self, name: str, path: Path) -> None: ...
+    async def unload_adapter(self, name: str) -> None: ...
+    async def check(self) -> None: ...
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class ScriptedEngine(QuietEngine):
     """Completes every prompt with `reply`; scores it at 1 nat a token, and everything else at 2.
 
     Attributes:
@@ -48,9 +66,6 @@ class ScriptedEngine:
 
     async def count(self) -> EngineCount:
         return EngineCount(answering=1, started=1)
-
-    async def check(self) -> None:
-        """Always alive."""
 
     def _check_length(self, tokens: int) -> None:
         if tokens > self.info.max_length:

@@ -8,7 +8,9 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from agent.engine.attention import ATTENTION_NAME, packed_attention
 
 # The letter b is in it for `ChatFormat`, which looks for the token after it.
 _SENTENCES = "What is 1 + 2 = 3 ? It is 4 5 6 7 8 9 Name a fruit Plum Be brief Hello Hi so then b"
@@ -54,6 +56,22 @@ def tiny_model() -> LlamaForCausalLM:
         bos_token_id=None,
         eos_token_id=3,
         pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).float()
+
+
+def packed_model() -> LlamaForCausalLM:
+    """Another one, of 97 tokens that are no words, which reads packed rows."""
+    torch.manual_seed(0)
+    AttentionInterface.register(ATTENTION_NAME, packed_attention)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        attn_implementation=ATTENTION_NAME,
     )
     return LlamaForCausalLM(config).float()
 

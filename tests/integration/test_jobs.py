@@ -24,11 +24,11 @@ from server.app import Backend, create_app
 from server.auth import Keys
 from server.backend import AgentBackend
 from server.exceptions import StartError
-from server.schemas import ErrorResponse, RewriteOptions
+from server.schemas import RewriteOptions
 from server.settings import FileSettings, JobSettings, LimitSettings, ServerSettings
 from server.work import DurableWork
 from server.work_schemas import JobBody
-from tests.asgi import client_of
+from tests.asgi import client_of, error_of
 from tests.plain_backend import PlainBackend
 from tests.scripted_engine import ScriptedEngine
 
@@ -83,11 +83,6 @@ async def _ended(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
 
 async def _lines(client: httpx.AsyncClient, file_id: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (await client.get(f"/v1/files/{file_id}/content")).content.splitlines()]
-
-
-def _error(response: httpx.Response) -> dict[str, Any]:
-    ErrorResponse.model_validate(response.json(), strict=True)
-    return dict(response.json()["error"])
 
 
 def _events(text: str) -> list[tuple[int, str, dict[str, Any]]]:
@@ -175,7 +170,7 @@ async def test_an_idempotency_key_makes_one_job_of_many_requests(tmp_path: Path)
         assert len({answer.json()["id"] for answer in answers}) == 1
         other = await client.post("/v1/jobs", json={**body, "params": {}}, headers=headers)
         assert other.status_code == 409
-        assert _error(other)["code"] == "idempotency_key_reused"
+        assert error_of(other)["code"] == "idempotency_key_reused"
         await _ended(client, answers[0].json()["id"])
         again = await client.post("/v1/jobs", json=body, headers=headers)
         assert again.json()["status"] == "completed"
@@ -206,7 +201,7 @@ async def test_a_queued_job_is_cancelled_at_once_and_its_input_is_free(tmp_path:
             await asyncio.sleep(0.05)
         refused = await client.delete(f"/v1/files/{second['input_file']}")
         assert refused.status_code == 409
-        assert second["id"] in _error(refused)["message"]
+        assert second["id"] in error_of(refused)["message"]
         cancelled = (await client.post(f"/v1/jobs/{second['id']}/cancel")).json()
         assert cancelled["status"] == "cancelled"
         assert (await client.delete(f"/v1/files/{second['input_file']}")).status_code == 200
@@ -318,7 +313,7 @@ async def test_what_cannot_be_a_job_is_refused(tmp_path: Path, body: dict[str, A
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
         response = await client.post("/v1/jobs", json=body)
     assert response.status_code == status, response.text
-    assert _error(response)["code"] == code
+    assert error_of(response)["code"] == code
 
 
 async def test_pages_unknown_jobs_and_the_bound_on_unfinished_ones(tmp_path: Path) -> None:

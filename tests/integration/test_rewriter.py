@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 
 import pytest
 
@@ -17,6 +16,7 @@ from agent.models import ModelFiles
 from agent.rewriter import Rewriter
 from agent.settings import GateSettings, RewriteSettings, Step
 from agent.strategies import find_strategy
+from tests.scripted_engine import QuietEngine
 
 QUESTION = "Ann has 12 pears and buys 3 bags with 4 pears each. How many pears does she have?"
 EXPERT = "3*4=12\n12+12=24\n#### 24"
@@ -27,7 +27,7 @@ PARROT = "It is well known how many pears Ann has got in the end, and so the ans
 DEMONSTRATION = Demonstration("a", (Message("user", QUESTION),), EXPERT, "24")
 
 
-class ScriptedEngine:
+class TableEngine(QuietEngine):
     """Answers `generate` with the next list of texts, and `score` by a table of nats per token (default 1)."""
 
     info = EngineInfo("scripted", 4096)
@@ -53,11 +53,6 @@ class ScriptedEngine:
         self.scored_after.append(prompt_ids)
         return [-self._nats.get(tuple(completion_ids), 1.0)] * len(completion_ids)
 
-    async def load_adapter(self, name: str, path: Path) -> None: ...
-    async def unload_adapter(self, name: str) -> None: ...
-    async def check(self) -> None: ...
-    async def close(self) -> None: ...
-
 
 @pytest.fixture(scope="module")
 def chat(model_files: ModelFiles) -> ChatFormat:
@@ -82,8 +77,8 @@ async def run(
     answers: list[list[str] | Exception],
     nats: dict[str, float] | None = None,
     demonstration: Demonstration = DEMONSTRATION,
-) -> tuple[dict[str, object], ScriptedEngine]:
-    engine = ScriptedEngine(chat, answers, {EXPERT: 2.0, **(nats or {})})
+) -> tuple[dict[str, object], TableEngine]:
+    engine = TableEngine(chat, answers, {EXPERT: 2.0, **(nats or {})})
     rewriter = Rewriter(engine, chat, gate, strategy, RewriteSettings(), adapter="math@1")
     return (await rewriter.rewrite(demonstration)).record.as_dict(), engine
 

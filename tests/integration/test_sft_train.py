@@ -239,6 +239,17 @@ def test_a_loss_that_is_no_number_stops_with_the_rows_named(folder: Path) -> Non
     assert not (folder / "diverged" / "sft.json").exists()
 
 
+def test_a_gradient_that_is_not_finite_stops_before_its_update_with_the_rows_named(folder: Path) -> None:
+    steep = tiny_model()
+    steep.lm_head.weight.data *= 1e25  # the loss can be written in 32 bits, the squares of its gradient cannot
+    steep.save_pretrained(folder / "steep")
+    AutoTokenizer.from_pretrained(folder / "tiny").save_pretrained(folder / "steep")
+    said = r"step 1: the norm of the gradient is inf in the batch of rows (row-\d, ){3}row-\d;"
+    with pytest.raises(DivergedError, match=said):
+        run(request_for(folder, "too-steep", model="steep", method="full"))
+    assert not (folder / "too-steep" / "sft.json").exists()
+
+
 def test_a_model_that_is_broken_before_the_first_update_is_not_trained(folder: Path) -> None:
     broken = tiny_model()
     tokenizer = AutoTokenizer.from_pretrained(folder / "tiny")

@@ -31,7 +31,7 @@ PATIENCE_S = 600.0
 
 # Loaded by every process of the cluster. The source of a request is the script of its training.
 SCRIPTED_TRAINER = '''
-import json, os, sys, time, types
+import json, os, sys, tempfile, time, types
 from agent.exceptions import InputFileError
 
 def run_training(request, *, resume, on_report=None, on_note=None):
@@ -65,13 +65,14 @@ def averaged(samples):
             return {"loss": ((self.weight * x - labels) ** 2).mean()}
     share = samples // int(os.environ.get("WORLD_SIZE", "1"))
     rows = [{"x": float(i), "labels": 3.0 * i} for i in range(samples)]
-    arguments = TrainingArguments(
-        output_dir="unused", per_device_train_batch_size=share, max_steps=1, learning_rate=0.01, optim="sgd",
-        lr_scheduler_type="constant", max_grad_norm=0.0, report_to="none", save_strategy="no", use_cpu=True,
-        disable_tqdm=True,
-    )
-    trainer = Trainer(model=Line(), args=arguments, train_dataset=rows)
-    trainer.train()
+    with tempfile.TemporaryDirectory() as folder:  # made, though nothing is saved in it
+        arguments = TrainingArguments(
+            output_dir=folder, per_device_train_batch_size=share, max_steps=1, learning_rate=0.01, optim="sgd",
+            lr_scheduler_type="constant", max_grad_norm=0.0, report_to="none", save_strategy="no", use_cpu=True,
+            disable_tqdm=True,
+        )
+        trainer = Trainer(model=Line(), args=arguments, train_dataset=rows)
+        trainer.train()
     print("world size", trainer.accelerator.num_processes, flush=True)
     return round(trainer.accelerator.unwrap_model(trainer.model).weight.item(), 4)
 

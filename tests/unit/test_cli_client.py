@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from uvicorn.server import ServerState
 
 from agent.demonstrations import BadRow, Demonstration, Message
 from agent.early import EarlyRows
@@ -76,14 +77,17 @@ async def service() -> AsyncIterator[Service]:
         Route("/v1/adapters", service.listing),
         Route("/readyz", service.ready),
     ]
-    server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), port=0, log_level="warning", lifespan="off"))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    service.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    config = uvicorn.Config(Starlette(routes=routes), log_level="warning", lifespan="off")
+    config.load()
+    state = ServerState()
+    server = await asyncio.get_running_loop().create_server(  # `uvicorn.Server` takes a fifth of a second to end
+        lambda: config.http_protocol_class(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+    )
+    service.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     yield service
-    server.should_exit = True
-    await serving
+    server.close()
+    for connection in list(state.connections):
+        connection.shutdown()
 
 
 def of_the_proxy(status: int) -> Answer:

@@ -13,7 +13,7 @@ import torch
 from agent.exceptions import AdapterError, InputFileError, SettingsError
 from cli.compare import compare, request_of
 from cli.settings import Settings, load_settings
-from trainer.compare.folder import claimed, is_done, mark_done
+from trainer.compare.folder import CLAIM, claimed, is_done, mark_done
 from trainer.compare.inputs import read_inputs, trained_and_asked
 from trainer.compare.methods import METHODS, sft_settings
 from trainer.compare.plan import Inputs, Unit, described, make_plan
@@ -247,9 +247,12 @@ def test_a_folder_belongs_to_one_comparison(tmp_path: Path) -> None:
 
 
 def test_a_folder_takes_further_tasks(tmp_path: Path) -> None:
+    claims = []
     for tasks in ({"sums": "questions"}, {"sums": "questions", "piqa": "rows"}):
         with claimed(tmp_path / "out", described(request(), Inputs("train", tasks, {}), "base")):
-            pass
+            claims.append(json.loads((tmp_path / "out" / CLAIM).read_text()))
+    assert claims[0]["training data"] == ["train", None]
+    assert claims[1] == claims[0]
 
 
 def test_a_folder_is_of_one_base_model_one_engine_and_one_type(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from agent.engine.attention import ATTENTION_NAME, packed_attention
+from agent.engine.attention import ATTENTION_NAME
 from agent.engine.cache import PagedCache
 from agent.engine.loading import cache_shape
 from agent.engine.runner import ModelRunner, Prompt, Tree
+from tests.tiny_chat import packed_model
 
 OPENING = list(range(3, 43))
 TREES = [
@@ -21,18 +22,7 @@ TREES = [
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    AttentionInterface.register(ATTENTION_NAME, packed_attention)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=24,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        attn_implementation=ATTENTION_NAME,
-    )
-    return LlamaForCausalLM(config).float().eval()
+    return packed_model().eval()
 
 
 def plain_logprobs(model: LlamaForCausalLM, prompt: list[int], completion: list[int]) -> list[float]:

@@ -235,11 +235,6 @@ def test_a_sum_holds_exactly_when_it_is_right(a: int, b: int, operator: str, off
     assert [e.holds for e in equations(f"So ({a}) {operator} ({b}) = {value + off} apples.")] == [False]
 
 
-@given(st.text(alphabet="0123456789+-*/=(). x%$,\\{}ab\n", max_size=80))
-def test_any_text_is_read_without_an_error(text: str) -> None:
-    assert all(isinstance(e.holds, bool) for e in equations(text))
-
-
 def test_brackets_in_brackets_without_end_are_not_read() -> None:
     text = "(" * 5000 + "1" + ")" * 5000
     assert list(equations(f"{text} = 2")) == []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 
@@ -13,6 +15,7 @@ from agent.gate.hygiene import check_hygiene
 from agent.gate.language import check_language
 from agent.gate.math_answer import percent_asked
 from agent.gate.notation import plain
+from agent.gate.units import wrong_unit
 from agent.intake import read_json_rows
 from agent.settings import GateSettings
 
@@ -59,6 +62,29 @@ def test_what_leads_to_an_answer_over_and_over_is_read_a_few_times_each(words: s
     found = extract_answer(words * 20_000 + "\nSo the answer is 42.")
     assert found is not None
     assert found.text == "42"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["The answer is x." + "\n" * 60_000, ("The answer is " + " " * 3000) * 20 + "\nThe answer is x."],
+    ids=["lines", "spaces"],
+)
+def test_long_runs_of_blanks_are_read_in_no_time(text: str) -> None:
+    start = time.process_time()
+    found = extract_answer(text)
+    assert time.process_time() - start < 1
+    assert found is not None
+    assert found.text == "x"
+
+
+@pytest.mark.parametrize(
+    "piece", ["$", "9", "9,", "= ", "how much ", "how many ", "9 a ", "<<", "$9 ", "\n", "9-", "1+1=2. ", "1+1=$2. "]
+)
+def test_units_of_hostile_texts_take_no_seconds(piece: str) -> None:
+    text = piece * (20_000 // len(piece))
+    began = time.process_time()
+    wrong_unit(f"2 + 3 = 5 {text}", f"2 + 3 = $5 {text}", text, Fraction(5))
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("opening", ["\\(", "\\[", "1-", "\\begin{align}"])

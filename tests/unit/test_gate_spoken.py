@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from agent.gate.arithmetic import check_arithmetic
 from agent.gate.readable import readable
@@ -96,10 +94,3 @@ def test_a_false_sum_in_words_is_caught(text: str) -> None:
 )
 def test_what_is_true_or_may_mean_something_else_is_let_through(text: str) -> None:
     assert false_statement(readable(text)) is None
-
-
-@given(
-    st.text(alphabet="abdefhilnoqrstuw 0123456789.,=/%\n", max_size=60), st.sampled_from(["half of 8 is ", "two plus "])
-)
-def test_any_text_is_read_without_an_error(text: str, opening: str) -> None:
-    assert isinstance(false_statement(opening + text), str | None)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from agent.gate.units import wrong_unit
 
@@ -65,18 +62,3 @@ def test_how_many_times_asks_for_no_time() -> None:
 def test_two_questions_ask_for_nothing_for_certain() -> None:
     asked = f"{LAPS} How many days does she swim?"
     assert wrong_unit("20 * 5 = 100 weeks", "20*5=100", asked, Fraction(100)) is None
-
-
-@given(st.text(max_size=150), st.text(max_size=80), st.text(max_size=80))
-def test_the_check_never_raises(candidate: str, expert: str, question: str) -> None:
-    wrong_unit(f"2 + 3 = 5 {candidate}", f"2+3=$5 {expert}", f"5 days {question}", Fraction(5))
-
-
-@pytest.mark.parametrize(
-    "piece", ["$", "9", "9,", "= ", "how much ", "how many ", "9 a ", "<<", "$9 ", "\n", "9-", "1+1=2. ", "1+1=$2. "]
-)
-def test_hostile_texts_take_no_seconds(piece: str) -> None:
-    text = piece * (20_000 // len(piece))
-    began = time.process_time()
-    wrong_unit(f"2 + 3 = 5 {text}", f"2 + 3 = $5 {text}", text, Fraction(5))
-    assert time.process_time() - began < 2

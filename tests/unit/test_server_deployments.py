@@ -11,12 +11,16 @@ from agent.settings import EngineSettings, GateSettings, ModelSettings, RewriteS
 from server.auth import Keys
 from server.deployments import EngineDeployment, build_application
 from server.settings import ClusterSettings, ServerSettings
+from tests.scripted_engine import QuietEngine
 
 SETTINGS = (ModelSettings(), EngineSettings(), GateSettings(), RewriteSettings())
 
 
-async def test_a_replica_whose_start_failed_ends_without_an_error() -> None:
-    await EngineDeployment.__del__(SimpleNamespace())  # type: ignore[arg-type]  # what a failed __init__ leaves
+async def test_a_replica_closes_its_engine_and_needs_none_where_its_start_failed() -> None:
+    started, failed = SimpleNamespace(_engine=QuietEngine()), SimpleNamespace()
+    for replica in (started, failed):
+        await EngineDeployment.__del__(replica)  # type: ignore[arg-type]  # as __init__ leaves it
+    assert started._engine.closed
 
 
 def test_both_deployments_get_the_time_to_drain() -> None:

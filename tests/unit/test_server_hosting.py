@@ -18,11 +18,12 @@ from agent.models import ModelFiles
 from server.adapters import AdapterStore
 from server.deployments import EngineDeployment
 from server.hosting import HostedEngine
+from tests.scripted_engine import QuietEngine
 
 BROKEN = RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED")
 
 
-class Engine:
+class Engine(QuietEngine):
     """Its thread lives on whatever happens.
 
     Attributes:
@@ -55,11 +56,6 @@ class Engine:
         if prompt_ids == [13]:
             raise RuntimeError("a defect")
         return [-1.0]
-
-    async def load_adapter(self, name: str, path: Path) -> None: ...
-    async def unload_adapter(self, name: str) -> None: ...
-    async def check(self) -> None: ...
-    async def close(self) -> None: ...
 
 
 @pytest.fixture

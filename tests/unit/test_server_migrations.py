@@ -18,6 +18,7 @@ from server.keys import KeyStore
 from server.settings import ServerSettings
 from server.state import Database, StateLock
 from server.work import DurableWork, needs_key
+from tests.asgi import client_of
 from tests.plain_backend import PlainBackend
 from tests.schema_1 import KEY, make_state
 
@@ -113,5 +114,5 @@ async def test_only_the_service_that_has_the_state_folder_brings_its_database_fo
     running.release()
     assert _shape(settings) == before
     app = create_app(PlainBackend(), settings, Keys(), DurableWork(settings))
-    async with app.router.lifespan_context(app):
+    async with client_of(app):
         assert _query(settings, "SELECT version FROM rewright_schema") == [(migrations.SCHEMA_VERSION,)]

@@ -87,7 +87,8 @@ async def test_an_error_of_the_agent_is_raised_as_itself() -> None:
         await engine.score([1], [2])
 
 
-async def test_a_call_whose_engine_dies_is_made_again_when_another_answers() -> None:
+async def test_a_call_whose_engine_dies_is_made_again_when_another_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.remote._POLL_S", 0.01)
     outcomes = (ActorDiedError(), DeploymentUnavailableError("engine"), EngineClosedError("dead"), INFO, [-1.5])
     assert await _engine(*outcomes).score([1], [2]) == [-1.5]
 

@@ -14,12 +14,12 @@ from agent.demonstrations import Demonstration, Message
 from agent.engine import Completion
 from agent.engine.lora import LoraHost
 from agent.reward import group_reward
-from tests.tiny_chat import tiny_model, tiny_tokenizer
+from tests.one_step import END, train_on
+from tests.tiny_chat import tiny_model
 from trainer.grpo import RewriteTrainer
 from trainer.rollout import Rewrite, RolloutGroup
 from trainer.settings import TrainSettings
 
-END = 3
 COMPLETION = [8, 9, 10, END]
 EXPERT = [1.5] * len(COMPLETION)
 # Nats per token of the two rewrites of each group; all of them pass.
@@ -51,20 +51,8 @@ def leads(folder: Path, **optimizer: object) -> tuple[float, float]:
         {"steps": 1, "groups": 2, "samples": 2, "optimizer": {"groups_per_pass": 1, **optimizer}}
     )
     groups = [group_of(surprisals, settings) for surprisals in (NARROW, WIDE)]
-    trainer = WatchedTrainer(
-        LoraHost(tiny_model()).add_trainable("policy", LoraConfig(r=2, target_modules=["q_proj"])),
-        tiny_tokenizer(),
-        settings,
-        folder,
-        collect=lambda step, count: groups,
-        state=dict,
-        on_log=lambda step, logs: None,
-        callbacks=[],
-        stop_ids=frozenset({END}),
-        max_tokens=8,
-    )
-    trainer.train()
-    better, worse, much_better, much_worse = trainer.advantages
+    policy = LoraHost(tiny_model()).add_trainable("policy", LoraConfig(r=2, target_modules=["q_proj"]))
+    better, worse, much_better, much_worse = train_on(WatchedTrainer, groups, policy, settings, folder).advantages
     return better - worse, much_better - much_worse
 
 

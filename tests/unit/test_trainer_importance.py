@@ -18,7 +18,8 @@ from agent.engine.loading import load_model
 from agent.engine.lora import LoraHost
 from agent.reward import GroupReward
 from agent.settings import EngineSettings
-from tests.tiny_chat import tiny_tokenizer, write_tiny_model
+from tests.one_step import END, train_on
+from tests.tiny_chat import write_tiny_model
 from trainer.exceptions import DivergedError
 from trainer.grpo import RewriteTrainer, grpo_config
 from trainer.importance import correction_metrics, kl_terms, truncated_weights
@@ -26,7 +27,6 @@ from trainer.packing import completion_logprobs
 from trainer.rollout import Rewrite, RolloutGroup
 from trainer.settings import TrainSettings
 
-END = 3
 PROMPT = [4, 5, 6, 7]
 COMPLETIONS = [[8, 9, END], [10, 11, 12, END]]
 
@@ -108,21 +108,16 @@ def logs_of_a_step(
         {"steps": 1, "groups": len(groups), "samples": 2, "temperature": 1.0, "optimizer": optimizer}
     )
     logged: dict[str, float] = {}
-    trainer = RewriteTrainer(
+    train_on(
+        RewriteTrainer,
+        groups,
         policy,
-        tiny_tokenizer(),
         settings,
         folder,
-        collect=lambda step, count: groups,
-        state=dict,
         on_log=lambda step, logs: logged.update(logs),
-        callbacks=[],
-        stop_ids=frozenset({END}),
-        max_tokens=8,
         correct=correct,
         measures_kl=lambda step: step == measured_at,
     )
-    trainer.train()
     return logged
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from agent.engine.attention import ATTENTION_NAME, packed_attention
+from agent.engine.attention import ATTENTION_NAME
+from tests.tiny_chat import packed_model
 from trainer.packing import completion_logprobs, pack_rows, token_logprobs
 
 OPENING = list(range(3, 43))
@@ -17,18 +18,7 @@ ROWS = list(zip([PROMPTS[0]] * 3 + [PROMPTS[1]] * 2 + [PROMPTS[2]], COMPLETIONS,
 
 @pytest.fixture
 def model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    AttentionInterface.register(ATTENTION_NAME, packed_attention)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=24,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        attn_implementation=ATTENTION_NAME,
-    )
-    return LlamaForCausalLM(config).float()
+    return packed_model()
 
 
 def padded(rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, ...]:

@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 from agent.assembly import open_chat
 from agent.chat import ChatFormat
-from agent.engine.attention import ATTENTION_NAME, packed_attention
 from agent.gate import Gate
 from agent.models import ModelFiles
 from agent.settings import GateSettings
 from tests.disk_log import assert_durable, disk_log
+from tests.tiny_chat import packed_model
 from trainer.exceptions import TrainingDataError
 from trainer.packing import completion_logprobs
 from trainer.settings import TrainSettings
@@ -27,18 +26,7 @@ SETTINGS = TrainSettings.model_validate({"warm_start": {"epochs": 20, "rows": 6,
 
 
 def tiny_policy() -> PeftModel:
-    torch.manual_seed(0)
-    AttentionInterface.register(ATTENTION_NAME, packed_attention)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=24,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        attn_implementation=ATTENTION_NAME,
-    )
-    return get_peft_model(LlamaForCausalLM(config).float(), LoraConfig(r=4, lora_alpha=32, target_modules="all-linear"))
+    return get_peft_model(packed_model(), LoraConfig(r=4, lora_alpha=32, target_modules="all-linear"))
 
 
 def surprisal(model: PeftModel, row: Imitated) -> float:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.exceptions import AdapterError
+from agent.models import PICKLED
 from agent.strict_json import JsonValueError, check_json_value, parse_json
 from agent.weights import read_tensors, remembered_sha256, weights_sha256
 
@@ -187,7 +188,7 @@ def _check_config(config: dict[str, object], path: Path) -> None:
 
 def _check_files(path: Path) -> None:
     if not (path / WEIGHTS).is_file():
-        pickled = sorted(p.name for p in path.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"})
+        pickled = sorted(p.name for p in path.iterdir() if p.suffix in PICKLED)
         hint = f"; pickled weights ({', '.join(pickled)}) are refused, save it as safetensors" if pickled else ""
         raise AdapterError(f"adapter {path}: {WEIGHTS} is missing{hint}")
     for file in (path / WEIGHTS, path / CONFIG, path / CARD):

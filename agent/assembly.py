@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from agent.adapters import open_adapter
 from agent.chat import ChatFormat
-from agent.engine import Engine
+from agent.engine import Engine, LocalEngine
 from agent.exceptions import ModelError
 from agent.gate import Gate
 from agent.gate.reasoning import ReasoningJudge
@@ -38,7 +38,7 @@ def _load_tokenizer(model: ModelFiles) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-async def open_engine(model: ModelFiles, settings: EngineSettings) -> Engine:
+async def open_engine(model: ModelFiles, settings: EngineSettings) -> LocalEngine:
     """Load the model and start its engine; seconds for a small one, half a minute and more with vLLM.
 
     Raises:
@@ -47,7 +47,7 @@ async def open_engine(model: ModelFiles, settings: EngineSettings) -> Engine:
     return await asyncio.to_thread(_load_engine, model, settings)
 
 
-def _load_engine(model: ModelFiles, settings: EngineSettings) -> Engine:
+def _load_engine(model: ModelFiles, settings: EngineSettings) -> LocalEngine:
     chat = open_chat(model)
     if settings.kind == "vllm":
         from agent.engine.vllm_start import start_vllm
@@ -58,7 +58,7 @@ def _load_engine(model: ModelFiles, settings: EngineSettings) -> Engine:
     return TransformersEngine(model.name, model.path, chat.tokenizer, chat.stop_ids, settings)
 
 
-async def load_adapter(engine: Engine, path: Path, base: ModelFiles) -> str:
+async def load_adapter(engine: LocalEngine, path: Path, base: ModelFiles) -> str:
     """Check an adapter folder, load it, and return the name that requests and records use.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from agent.demonstrations import BadRow, Demonstration
-from agent.disk import replacing
+from agent.disk import write_whole
 from agent.exceptions import OutputFailedError
 from agent.records import file_row, made_of, read_file_row
 
@@ -89,8 +89,7 @@ class EarlyRows:
         """Make the file anew, of the rows that wait."""
         if self._file is not None:
             self._file.close()
-        with replacing(self.path) as unfinished:
-            unfinished.write_bytes(b"".join(self._lines.values()))
+        write_whole(self.path, b"".join(self._lines.values()))
         self._file = self.path.open("ab")
         self._spent = 0
 

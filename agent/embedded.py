@@ -21,6 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from agent.disk import commit, sync_tree
 from agent.exceptions import ModelError
 
 EMBEDDED_NAME = "smollm2-135m"
@@ -78,8 +79,8 @@ def _make(folder: Path, on_progress: Progress) -> None:
         status, said = _run_module(command, work, lambda: on_progress("convert", 0, 1))
         if status:
             raise ModelError(f"{EMBEDDED_NAME} could not be converted to safetensors: {said[-1:]}")
-        _flush(converted)
-        converted.rename(folder)
+        sync_tree(converted)
+        commit(converted, folder)
         on_progress("convert", 1, 1)
 
 
@@ -146,13 +147,6 @@ def _run_module(command: list[str], work: Path, while_running: Callable[[], None
             process.kill()
             process.wait()
     return process.returncode, log.read_text(errors="replace").strip().splitlines()
-
-
-def _flush(folder: Path) -> None:
-    """Have every file on the disk before the rename that makes them a model."""
-    for file in folder.iterdir():
-        with file.open("rb+") as content:
-            os.fsync(content.fileno())
 
 
 def _size(folder: Path) -> int:

@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.exceptions import ModelError
+from agent.models import PICKLED
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 _HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)@(?P<revision>[0-9a-f]{40})")
 _PACKAGE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 class Embedder:
@@ -121,7 +121,7 @@ def _refuse_pickles(folder: Path) -> None:
         raise ModelError(f"{folder} is no sentence-transformers model: modules.json: {error}") from error
     if not isinstance(modules, list):
         raise ModelError(f"{folder} is no sentence-transformers model: modules.json is no list")
-    pickled = [file.name for file in folder.rglob("*") if file.suffix in _PICKLED]
+    pickled = [file.name for file in folder.rglob("*") if file.suffix in PICKLED]
     if pickled:
         raise ModelError(f"{folder} holds pickled weights ({pickled[0]}), which can run code: convert to safetensors")
     if not any(folder.rglob("*.safetensors")):

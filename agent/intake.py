@@ -28,8 +28,7 @@ from agent.tables import HUB_NAME, TABLE_SUFFIXES, Row, read_hub, read_table
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-MAX_ROW_BYTES = 16 * 2**20
-
+MAX_ROW_BYTES = 16 * 2**20  # longest JSON text of one row; a longer one is skipped and reported
 PROBE = 100  # rows without a JSON object among them are none
 
 _LINE_SUFFIXES = (".jsonl", ".ndjson")
@@ -49,9 +48,7 @@ _PEEK = 1 << 12
 _PIPE = Path("standard input")
 
 
-def read_rows(
-    path: Path, *, limit: int | None = None, max_row_bytes: int = MAX_ROW_BYTES
-) -> Iterator[Demonstration | BadRow]:
+def read_rows(path: Path, *, limit: int | None = None) -> Iterator[Demonstration | BadRow]:
     """Read the rows of `path`, in order and with bounded memory (about 130 bytes a row for its own id).
 
     Args:
@@ -60,23 +57,20 @@ def read_rows(
             their names, without hidden ones and what `rewrite` writes beside OUT (a folder saved by `datasets`
             is one); or a data set of the hub (`on_hub`). Other files are told by their first bytes.
         limit: rows read at most.
-        max_row_bytes: longest JSON text of one row; a longer one is skipped and reported.
 
     Raises:
         InputFileError: missing, unreadable, or not what it claims to be.
     """
-    return itertools.islice(_Intake().rows(_read_path(path, max_row_bytes)), limit)
+    return itertools.islice(_Intake().rows(_read_path(path)), limit)
 
 
-def read_stream(
-    stream: BufferedIOBase, *, limit: int | None = None, max_row_bytes: int = MAX_ROW_BYTES
-) -> Iterator[Demonstration | BadRow]:
+def read_stream(stream: BufferedIOBase, *, limit: int | None = None) -> Iterator[Demonstration | BadRow]:
     """As `read_rows`, for JSON lines or a JSON array from a pipe.
 
     Raises:
         InputFileError: Parquet, which needs a file.
     """
-    return itertools.islice(_Intake().rows(_with_an_object(_read_pipe(stream, max_row_bytes), _PIPE)), limit)
+    return itertools.islice(_Intake().rows(_with_an_object(_read_pipe(stream), _PIPE)), limit)
 
 
 def read_json_rows(rows: Iterable[object]) -> Iterator[Demonstration | BadRow]:
@@ -215,7 +209,7 @@ def _with_an_object(rows: Iterator[Row], path: Path) -> Iterator[Row]:
         )
 
 
-def _read_path(path: Path, max_row_bytes: int) -> Iterator[Row]:
+def _read_path(path: Path) -> Iterator[Row]:
     try:
         if _format_suffix(path) in _SEPARATED_SUFFIXES and not path.is_dir():
             raise InputFileError(f"{path}: tables of text are not read: save it as JSON lines or Parquet")
@@ -226,7 +220,7 @@ def _read_path(path: Path, max_row_bytes: int) -> Iterator[Row]:
     except OSError as error:
         raise _unreadable(path, error) from None
     for file in files:
-        rows = read_table(file) if file.suffix in TABLE_SUFFIXES else _read_json_file(file, max_row_bytes)
+        rows = read_table(file) if file.suffix in TABLE_SUFFIXES else _read_json_file(file)
         if not path.is_dir() and file.suffix not in TABLE_SUFFIXES:  # a file of bad rows stops no other of its folder
             rows = _with_an_object(rows, file)
         try:
@@ -237,9 +231,9 @@ def _read_path(path: Path, max_row_bytes: int) -> Iterator[Row]:
             raise _unreadable(file, error) from None
 
 
-def _read_pipe(stream: BufferedIOBase, max_row_bytes: int) -> Iterator[Row]:
+def _read_pipe(stream: BufferedIOBase) -> Iterator[Row]:
     try:
-        yield from _read_bytes(_buffered(stream), _PIPE, max_row_bytes)
+        yield from _read_bytes(_buffered(stream), _PIPE)
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(_PIPE, error) from None
 
@@ -274,16 +268,16 @@ def _format_suffix(file: Path) -> str:
     return Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
 
 
-def _read_json_file(file: Path, max_row_bytes: int) -> Iterator[Row]:
+def _read_json_file(file: Path) -> Iterator[Row]:
     with file.open("rb") as opened:
         stream = _buffered(opened)
-        if _format_suffix(file) == ".json" and _begins_an_object(stream, max_row_bytes):
-            yield from _read_one_object(stream, max_row_bytes)
+        if _format_suffix(file) == ".json" and _begins_an_object(stream):
+            yield from _read_one_object(stream)
         else:
-            yield from _read_bytes(stream, file, max_row_bytes)
+            yield from _read_bytes(stream, file)
 
 
-def _read_bytes(stream: BufferedReader, file: Path, max_row_bytes: int) -> Iterator[Row]:
+def _read_bytes(stream: BufferedReader, file: Path) -> Iterator[Row]:
     """Rows of JSON lines or, where the name allows it and the first bytes say so, of a JSON array."""
     start = stream.peek(_PEEK)
     if start.startswith(b"PAR1"):
@@ -291,28 +285,28 @@ def _read_bytes(stream: BufferedReader, file: Path, max_row_bytes: int) -> Itera
     if start.startswith(_UTF16_MARKS):
         raise InputFileError(f"{file}: this is UTF-16: save it as UTF-8")
     may_be_array = _format_suffix(file) not in _LINE_SUFFIXES and _first_mark(start) == b"["
-    pieces = _array_or_lines(stream, max_row_bytes) if may_be_array else lines(stream, max_row_bytes)
+    pieces = _array_or_lines(stream) if may_be_array else lines(stream, MAX_ROW_BYTES)
     return map(_parse_piece, pieces)
 
 
-def _array_or_lines(stream: BufferedReader, max_row_bytes: int) -> Iterator[Piece]:
+def _array_or_lines(stream: BufferedReader) -> Iterator[Piece]:
     """The pieces of what begins with `[`: of an array, unless its first line is one row among lines, and broken.
 
     No string of JSON spans two lines, and no value begins a line where the one before left no bracket, comma or
     colon. A first line that is too long is no row, so it may be an array.
     """
-    first = _through_next_line(stream, max_row_bytes)
+    first = _through_next_line(stream)
     if not first.endswith(b"\n") or (not _in_string(first) and first.rstrip(BLANK).endswith((b"[", b",", b":"))):
-        return array_elements(_rejoined(first, stream), max_row_bytes)
-    second = _through_next_line(stream, max_row_bytes)
+        return array_elements(_rejoined(first, stream), MAX_ROW_BYTES)
+    second = _through_next_line(stream)
     cut = lines if second.lstrip(BLANK).startswith((b"{", b"[")) else array_elements
-    return cut(_rejoined(first + second, stream), max_row_bytes)
+    return cut(_rejoined(first + second, stream), MAX_ROW_BYTES)
 
 
-def _through_next_line(stream: BufferedReader, max_row_bytes: int) -> bytes:
+def _through_next_line(stream: BufferedReader) -> bytes:
     """What there is up to the end of the next line that is not blank."""
     read = bytearray()
-    while len(read) <= max_row_bytes and (line := stream.readline(max_row_bytes + 1)):
+    while len(read) <= MAX_ROW_BYTES and (line := stream.readline(MAX_ROW_BYTES + 1)):
         read += line
         if line.removeprefix(BYTE_ORDER_MARK).strip(BLANK):
             break
@@ -342,14 +336,14 @@ def _rejoined(read: bytes, rest: BufferedReader) -> BufferedReader:
     return BufferedReader(_Rejoined(read, rest))
 
 
-def _read_one_object(stream: BufferedReader, max_row_bytes: int) -> Iterator[Row]:
+def _read_one_object(stream: BufferedReader) -> Iterator[Row]:
     """The only row of a `.json` file that is neither an array nor lines."""
-    text = stream.read(max_row_bytes + 1)
-    problem = too_long(max_row_bytes) if len(text) > max_row_bytes else None
+    text = stream.read(MAX_ROW_BYTES + 1)
+    problem = too_long(MAX_ROW_BYTES) if len(text) > MAX_ROW_BYTES else None
     yield _parse_piece(Piece(None if problem else text.removeprefix(BYTE_ORDER_MARK), 1, problem))
 
 
-def _begins_an_object(stream: BufferedReader, max_row_bytes: int) -> bool:
+def _begins_an_object(stream: BufferedReader) -> bool:
     """Whether the first line is the beginning of an object: neither a whole one nor a line that is broken.
 
     A line that is cut after a comma or a colon looks like a beginning. But a whole object on the second line is part of
@@ -357,7 +351,7 @@ def _begins_an_object(stream: BufferedReader, max_row_bytes: int) -> bool:
     """
     if _first_mark(stream.peek(_PEEK)) != b"{":
         return False
-    pieces = lines(stream, max_row_bytes)
+    pieces = lines(stream, MAX_ROW_BYTES)
     first, second, third = (next(pieces, None) for _ in range(3))
     stream.seek(0)
     if not _is_beginning(first):

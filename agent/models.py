@@ -18,9 +18,11 @@ from agent.embedded import EMBEDDED_NAME, Progress, ensure_embedded
 from agent.exceptions import ModelError, ModelFetchError
 from agent.settings import ModelSettings
 
+# Suffixes of pickled weights, which can run code when they are opened.
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
 
 
@@ -107,7 +109,7 @@ def _check_folder(folder: Path) -> None:
     if "auto_map" in _read_json(folder / "config.json"):
         raise ModelError(f"{folder}/config.json asks for code of its own (auto_map); such models are not supported")
     if not any(folder.glob("*.safetensors")):
-        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
         if pickled:
             raise ModelError(
                 f"{folder} has only pickled weights ({', '.join(pickled[:3])}), which can run code when opened; "

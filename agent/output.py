@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from agent.demonstrations import BadRow, Demonstration
-from agent.disk import replacing
+from agent.disk import replacing, write_whole
 from agent.early import EarlyRows, failed_write
 from agent.exceptions import OutputFileError, ResumeError
 from agent.intake import input_identity, overlap
@@ -264,8 +264,7 @@ class RecordWriter:
 
 def write_run(path: Path, run: Mapping[str, Any]) -> None:
     """Write down beside an output which input and settings its rows belong to, whole or not at all. Raises OSError."""
-    with replacing(_run_file(path)) as unfinished:
-        unfinished.write_text(f"{json.dumps(run, indent=2)}\n")
+    write_whole(_run_file(path), f"{json.dumps(run, indent=2)}\n")
 
 
 def _run_file(path: Path) -> Path:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
+from pathlib import Path
 
 from agent.strict_json import MAX_DEPTH
 
@@ -34,6 +35,12 @@ class Piece:
     text: bytes | None
     line: int
     problem: str | None = None
+
+
+def count_lines(file: Path) -> int:
+    """How many lines a file has. Raises OSError."""
+    with file.open("rb") as opened:
+        return sum(1 for _ in opened)
 
 
 def too_long(max_bytes: int) -> str:

@@ -24,7 +24,7 @@ from agent.exceptions import (
     MismatchError,
     PromptTooLongError,
 )
-from agent.gate import Gate
+from agent.gate import Gate, task_of
 from agent.mismatch import nats_of, summarise
 from agent.prompts import proposal_prompt
 from agent.records import Check, Mismatch, Proposer, Record, Status, Verdict
@@ -115,7 +115,6 @@ class _Job:
         self._demonstration = demonstration
         self._plain_ids: list[int] = []
         self._attempts = 0
-        self._used_adapter: str | None = None
         self._expert: Mismatch | None = None
         self._expert_tokens = 0
         self._refused: Verdict | None = None
@@ -128,7 +127,7 @@ class _Job:
         if demonstration.reference_answer is not None:  # proposals have it too
             texts.append(demonstration.reference_answer)
         require_room(self._chat, self._engine.info, texts)
-        task = self._gate.task_of(demonstration)
+        task = task_of(demonstration)
         self._plain_ids, expert_ids = await demonstration_ids(
             self._chat, self._engine.info, demonstration.prompt, demonstration.expert
         )
@@ -142,11 +141,9 @@ class _Job:
             )
             if prompt_ids is None:
                 continue
-            self._used_adapter = self._adapter if step.proposer == "rewrite" else None
             if (chosen := await self._climb(step, prompt_ids)) is not None:
                 status: Status = "self_solved" if step.proposer == "solve" else "rewritten"
                 return self.record(status, step.proposer, chosen.text, gate=chosen.verdict, mismatch=chosen.mismatch)
-        self._used_adapter = None
         return self.record("fallback", "expert", demonstration.expert, gate=self._refused, mismatch=self._expert)
 
     @property
@@ -171,27 +168,31 @@ class _Job:
     async def _draw(self, step: Step, prompt_ids: Sequence[int], sampling: Sampling) -> list[Completion]:
         """The candidates of one attempt: drawn whole, or each grown sentence by sentence."""
         if step.choices == 1:
-            completions = await self._engine.generate(prompt_ids, sampling, step.samples, self._used_adapter)
+            adapter = self._adapter_of(step.proposer)
+            completions = await self._engine.generate(prompt_ids, sampling, step.samples, adapter)
             self.usage += Usage(len(prompt_ids), sum(len(c.ids) for c in completions))
             return completions
         grown = await asyncio.gather(
-            *(self._grow(step.choices, prompt_ids, sampling, number) for number in range(step.samples))
+            *(self._grow(step, prompt_ids, sampling.part(number)) for number in range(step.samples))
         )
         for one in grown:
             self.usage += one.usage
         return [one.completion for one in grown]
 
-    async def _grow(self, choices: int, prompt_ids: Sequence[int], sampling: Sampling, number: int) -> Grown:
+    async def _grow(self, step: Step, prompt_ids: Sequence[int], sampling: Sampling) -> Grown:
         return await grow(
             self._engine,
             self._chat,
             prompt_ids,
             self._plain_ids,
-            sampling.part(number),
-            choices,
+            sampling,
+            step.choices,
             lambda beginning: self._gate.may_pass(self._demonstration, beginning),
-            self._used_adapter,
+            self._adapter_of(step.proposer),
         )
+
+    def _adapter_of(self, proposer: Proposer) -> str | None:
+        return self._adapter if proposer == "rewrite" else None
 
     async def _choose(self, completions: Sequence[Completion]) -> _Candidate | None:
         """The acceptable candidate with the lowest mismatch; remembers why the last one was refused."""
@@ -245,7 +246,7 @@ class _Job:
             gate=gate,
             expert_mismatch=self._expert,
             target_mismatch=mismatch,
-            adapter=self._used_adapter,
+            adapter=self._adapter_of(proposer),
             model=self._engine.info.model,
             error=error,
         )

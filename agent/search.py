@@ -55,7 +55,7 @@ async def grow(
     sampling: Sampling,
     choices: int,
     may_pass: Callable[[str], bool],
-    adapter: str | None = None,
+    adapter: str | None,
 ) -> Grown:
     """Grow one completion of `prompt_ids`.
 

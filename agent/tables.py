@@ -47,7 +47,7 @@ def read_table(file: Path) -> Iterator[Row]:
     """Rows of a `.parquet` or `.arrow` file, a batch in memory at a time.
 
     Raises:
-        InputFileError: the file is damaged or of another format.
+        InputFileError: the file is damaged or of another format, or two of its columns have one name.
     """
     import pyarrow as pa
 
@@ -58,6 +58,8 @@ def read_table(file: Path) -> Iterator[Row]:
             for index in range(batch.num_rows):
                 number += 1
                 yield _row(batch, index, number)
+    except InputFileError:
+        raise
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # a damaged file may claim any size
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputFileError(f"{file}: not a readable {file.suffix[1:]} file, row {number + 1}: {reason}") from None

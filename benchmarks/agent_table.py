@@ -34,9 +34,9 @@ async def measure(options: argparse.Namespace) -> None:
     engine, chat = await open_engine(files, EngineSettings()), open_chat(files)
     gate, embedder = Gate(GateSettings()), Embedder(GateSettings().text_model)
     worker = RolloutWorker(engine, chat, gate, embedder, RewriteSettings(), RewardSettings())
-    fits = fits_in(engine.info.max_length, chat, gate, RewriteSettings())
+    fits = fits_in(engine.info.max_length, chat, RewriteSettings())
     readable = (row for row in read_rows(options.data) if isinstance(row, Demonstration))
-    usable = (row for row in readable if unusable(row, gate, fits) is None)
+    usable = (row for row in readable if unusable(row, fits) is None)
     rows = list(itertools.islice(usable, options.rows))
     untrained = 0.0
     for folder in (None, *options.adapter):

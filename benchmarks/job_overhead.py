@@ -11,7 +11,6 @@ does. Prints one JSON line; a cost that grows with the number of rows alone is t
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import subprocess
 import sys
@@ -22,43 +21,10 @@ from typing import Any
 
 import psutil
 
-from agent.demonstrations import BadRow, Demonstration
-from agent.engine import EngineInfo
-from agent.records import Record, error_row
 from cli.jobs_client import JobsClient
-from server.auth import Keys
-from server.local import serve_backend
-from server.metrics import Metrics
 from server.ports import free_port
-from server.schemas import MismatchBody, RewriteOptions, RewritesBody
-from server.settings import ServerSettings
 
-MODEL = "none"
-
-
-class InstantBackend:
-    """Gives every row back at once."""
-
-    def __init__(self) -> None:
-        self.metrics, self.tracer = Metrics(), None
-
-    async def rewrite(self, body: RewritesBody) -> dict[str, Any]:
-        return {"data": body.demonstrations, "model": MODEL}
-
-    async def mismatch(self, body: MismatchBody) -> dict[str, Any]:
-        return {"data": body.demonstrations, "model": MODEL}
-
-    async def check_options(self, options: RewriteOptions) -> str | None:
-        """All are fine, and mean no adapter."""
-        return None
-
-    async def rewrite_row(self, row: Demonstration | BadRow, options: RewriteOptions) -> dict[str, Any]:
-        if isinstance(row, BadRow):
-            return error_row(row, MODEL)
-        return Record(row, "fallback", "expert", row.expert, 1, None, None, None, None, MODEL).as_dict()
-
-    async def ping(self) -> EngineInfo:
-        return EngineInfo(MODEL, 1)
+REPOSITORY = Path(__file__).parents[1]
 
 
 def peak_mib(pid: int) -> float:
@@ -113,8 +79,8 @@ def measure(client: JobsClient, pid: int, path: Path, rows: int) -> dict[str, fl
 def run(sizes: list[int]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
-        command = [sys.executable, __file__, "--serve", str(port), "--state", f"{folder}/state"]
-        service = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "tests.scripted_service", "--port", str(port), "--state", f"{folder}/state"]
+        service = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
         try:
             assert service.stdout is not None
             if not service.stdout.readline().startswith("ready"):
@@ -136,14 +102,7 @@ def run(sizes: list[int]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000])
-    parser.add_argument("--serve", type=int, metavar="PORT", help=argparse.SUPPRESS)
-    parser.add_argument("--state", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.serve is None:
-        print(json.dumps(run(arguments.rows)))
-        return
-    settings = ServerSettings(port=arguments.serve, state=arguments.state)
-    asyncio.run(serve_backend(InstantBackend(), settings, Keys(), lambda text: print(text, flush=True)))
+    print(json.dumps(run(parser.parse_args().rows)))
 
 
 if __name__ == "__main__":

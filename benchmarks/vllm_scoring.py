@@ -26,7 +26,7 @@ from report import print_report
 
 from agent.assembly import load_adapter, open_chat, open_engine
 from agent.demonstrations import Demonstration
-from agent.engine import Engine, Sampling
+from agent.engine import LocalEngine, Sampling
 from agent.intake import read_rows
 from agent.models import resolve_model
 from agent.prompts import proposal_prompt
@@ -89,7 +89,7 @@ def memory_in_use() -> dict[str, float]:
     return found
 
 
-async def close(*engines: Engine) -> None:
+async def close(*engines: LocalEngine) -> None:
     for engine in dict.fromkeys(engines):
         await engine.close()
 

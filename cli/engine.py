@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from agent.assembly import open_chat, open_engine
 from agent.chat import ChatFormat
-from agent.engine import Engine
+from agent.engine import LocalEngine
 from agent.models import ModelFiles, resolve_model
 from agent.settings import ModelSettings
 from cli.console import fetching
@@ -21,7 +21,7 @@ def fetch_model(model: ModelSettings) -> ModelFiles:
 
 
 @asynccontextmanager
-async def engine_of(settings: Settings) -> AsyncIterator[tuple[Engine, ChatFormat]]:
+async def engine_of(settings: Settings) -> AsyncIterator[tuple[LocalEngine, ChatFormat]]:
     """Within: the engine of the settings and its chat format.
 
     Raises:

@@ -20,6 +20,7 @@ from agent.adapters import (
     read_card,
     split_version,
 )
+from agent.disk import commit, sync
 from agent.exceptions import AdapterError
 from server.exceptions import UnavailableError, UnknownNameError
 
@@ -93,10 +94,12 @@ class AdapterStore:
         self.require(name, version)
         folder = self._path(name)
         try:
+            # Not `replacing`: several processes may do this at once, and would write one file.
             with tempfile.TemporaryDirectory(prefix=f".{ACTIVE}-", dir=folder) as unfinished:
                 file = Path(unfinished) / ACTIVE
                 file.write_text(f"{version}\n", encoding="ascii")
-                file.replace(folder / ACTIVE)
+                sync(file)
+                commit(file, folder / ACTIVE)
         except OSError as error:
             raise UnavailableError(
                 f"which version of {name!r} is active cannot be written: {error.strerror}", code="store_not_writable"

@@ -95,7 +95,7 @@ class Backend(AdapterBackend, MetricsBackend, Protocol):
 
 
 def create_app(
-    backend: Backend, settings: ServerSettings, keys: Keys, work: DurableWork | None = None, *, proxied: bool = False
+    backend: Backend, settings: ServerSettings, keys: Keys, work: DurableWork, *, proxied: bool = False
 ) -> FastAPI:
     """The application.
 
@@ -103,22 +103,18 @@ def create_app(
         backend: what rewrites and scores.
         settings: its limits are enforced here; host and port are the caller's business, but for the need of a key.
         keys: bearer keys that may pass, those that `work` keeps apart; none at all lets everybody on this machine in.
-        work: files, jobs and stored keys; None for a service without. It runs from the application's start to its end.
+        work: files, jobs and stored keys. It runs from the application's start to its end.
         proxied: behind the proxy of Ray Serve, which says `X-Request-ID` itself, and holds what is uploaded in memory.
 
     Raises:
         SettingsError: others can reach the host, and there are no keys here, whatever the one who started this saw.
     """
-    if work is not None:
-        keys = keys.with_store(work.keys)
+    keys = keys.with_store(work.keys)
     require_keys_in_public(settings, has_keys=bool(keys))
     admission = Admission(settings.limits.queue_rows, settings.limits.retry_after_s)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if work is None:
-            yield
-            return
         try:
             await work.start(backend, admission)
             yield
@@ -150,10 +146,10 @@ def create_app(
     install_error_handlers(app)
     app.include_router(_status)
     app.include_router(_work)
-    app.include_router(metrics_router(work.job_counts if work is not None else None))
+    app.include_router(metrics_router(work.job_counts))
     for router in adapter_routers:
         app.include_router(router, dependencies=[Security(bearer)])
-    for router in work.routers() if work is not None else ():
+    for router in work.routers():
         app.include_router(router)
     return app
 
@@ -179,7 +175,7 @@ async def health() -> dict[str, str]:
 async def ready(request: Request) -> dict[str, Any]:
     """Whether work would be done now: asks the engine, the database and the disk, every time."""
     admission: Admission = request.app.state.admission
-    work: DurableWork | None = request.app.state.work
+    work: DurableWork = request.app.state.work
     if admission.closed:
         raise unavailable(request, "the service is shutting down", "shutting_down")
     try:
@@ -192,8 +188,7 @@ async def ready(request: Request) -> dict[str, Any]:
         raise unavailable(request, message, "engine_unavailable") from None
     try:
         async with asyncio.timeout(_READY_TIMEOUT_S):
-            if work is not None:
-                await work.check()
+            await work.check()
     except TimeoutError:
         message = f"the database or the disk did not answer within {_READY_TIMEOUT_S:g} seconds"
         raise unavailable(request, message, "state_unavailable") from None

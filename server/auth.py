@@ -88,7 +88,7 @@ async def authenticate(request: Request, scopes: Sequence[Scope]) -> Caller:
     """
     keys: Keys = request.app.state.keys
     authorization = request.headers.get("authorization")
-    caller = await asyncio.to_thread(keys.find, authorization) if keys.store else keys.find(authorization)
+    caller = await asyncio.to_thread(keys.find, authorization)
     if caller is None:
         reason = "this key is not known" if authorization else "a key is needed"
         raise AuthenticationError(f"{reason}: send `Authorization: Bearer KEY`", code="invalid_api_key")

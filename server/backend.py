@@ -141,8 +141,7 @@ class AgentBackend:
         adapter = await asyncio.to_thread(self._adapters.require, name, version)
         async with self._activating:
             try:
-                path = await asyncio.to_thread(self._adapters.path_of, adapter)
-                await self._engine.load_adapter(adapter, path)
+                await self._engine.load(adapter)
             except AdapterError as error:
                 raise self._refused(error, "version") from error
             previous = await asyncio.to_thread(self._adapters.active, name)

@@ -36,6 +36,12 @@ _PART = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[,\[{]', re.DOTALL)
 _PARTS_PER_ROW = 1024  # of a full request on average
 
 
+def declared_bytes(request: Request) -> int | None:
+    """Length of the body as the head of a request says, None where it does not."""
+    declared = request.headers.get("content-length", "")
+    return int(declared.lstrip("0")[:18] or 0) if declared.isdecimal() else None
+
+
 class BodyRoom:
     """Bounds the memory of bodies that are being received or checked, and have not been counted as demonstrations yet.
 
@@ -111,12 +117,12 @@ class BoundedRequest(Request):
     def _longest(self) -> int:
         """Bytes that may come: as declared, else what is allowed. Raises TooLargeError."""
         limits: LimitSettings = self.app.state.limits
-        declared = self.headers.get("content-length", "")
-        if not declared.isdecimal():
+        declared = declared_bytes(self)
+        if declared is None:
             return limits.body_bytes
-        if (size := int(declared.lstrip("0")[:18] or 0)) > limits.body_bytes:
+        if declared > limits.body_bytes:
             raise self._too_large()
-        return size
+        return declared
 
     def _too_large(self) -> TooLargeError:
         limits: LimitSettings = self.app.state.limits

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.adapters import CARD, adapter_versions
+from agent.disk import write_whole
 from agent.settings import GateSettings, ModelSettings, RewriteSettings
 from server.adapters import AdapterStore
 from server.exceptions import BadRequestError, InvalidFieldError
@@ -24,7 +25,6 @@ from server.jobs import Job
 from server.published import publish, require_version, version_folder
 from server.schemas import RewriteOptions
 from server.settings import ServerSettings
-from server.state import write_whole
 from server.work_schemas import ClusterJob, EvaluateJob, TrainJob
 
 _SETTINGS, _ADAPTER, _MODEL, _RESULT = "settings.toml", "adapter", "model", "result.json"
@@ -147,7 +147,7 @@ class ClusterJobs:
         """Make the working folder of a job, with its settings file. What is there already stays."""
         folder.mkdir(parents=True, exist_ok=True)
         text = "".join(f"{line}\n" for line in self._settings_of(job))
-        write_whole(folder / _SETTINGS, lambda file: file.write(text.encode()))
+        write_whole(folder / _SETTINGS, text)
 
     def command(self, job: Job, folder: Path, source: Path | None) -> str:
         """The line for the shell that does a job, or goes on with it.

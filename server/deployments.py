@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from ray import serve
@@ -73,11 +72,8 @@ class EngineDeployment:
         with bulk_work(bulk):
             return await self._work(self._engine.score(prompt_ids, completion_ids, adapter))
 
-    async def load_adapter(self, name: str, path: Path) -> RewrightError | None:
-        return await self._answer(self._engine.load_adapter(name, path))
-
-    async def unload_adapter(self, name: str) -> RewrightError | None:
-        return await self._answer(self._engine.unload_adapter(name))
+    async def load(self, adapter: str) -> RewrightError | None:
+        return await self._answer(self._engine.load(adapter))
 
     async def report(self) -> ReplicaReport:
         here = get_runtime_context()

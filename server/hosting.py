@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from agent.adapters import open_adapter
 from agent.assembly import open_engine
-from agent.engine import Completion, Engine, EngineInfo, Sampling
+from agent.engine import Completion, Engine, EngineInfo, LocalEngine, Sampling
 from agent.engine.urgency import bulk_work
 from agent.exceptions import AdapterError, EngineClosedError, EngineMemoryError, RewrightError
 from agent.models import ModelFiles
@@ -35,9 +35,12 @@ _PROVED_S = 1.0  # how long an answer of an idle engine counts as the next one
 class ServedEngine(Engine, Protocol):
     """An engine, or all copies of one, with adapters that come and go.
 
-    `load_adapter` has the adapter loaded on every copy, and is no error where it is loaded already. A request may
-    name an adapter that is not loaded: it is loaded then.
+    A request may name an adapter that is not loaded: it is loaded then.
     """
+
+    async def load(self, adapter: str) -> None:
+        """Have an adapter loaded on every copy, from wherever the engine finds it. Raises AdapterError."""
+        ...
 
     async def loaded(self) -> frozenset[str]:
         """The adapters that every copy has loaded. Raises EngineClosedError."""
@@ -67,7 +70,7 @@ class HostedEngine:
         capacity: adapters loaded at the same time at most. What was used longest ago makes room for a new one.
     """
 
-    def __init__(self, engine: Engine, base: ModelFiles, path_of: Callable[[str], Path], capacity: int) -> None:
+    def __init__(self, engine: LocalEngine, base: ModelFiles, path_of: Callable[[str], Path], capacity: int) -> None:
         self._engine, self._base, self._path_of, self._capacity = engine, base, path_of, capacity
         self._residents: OrderedDict[str, _Resident] = OrderedDict()  # used longest ago first
         self._changing = asyncio.Lock()
@@ -100,17 +103,10 @@ class HostedEngine:
         async with self._using(adapter), self._call():
             return await self._engine.score(prompt_ids, completion_ids, adapter)
 
-    async def load_adapter(self, name: str, path: Path) -> None:
-        """Have `name` loaded, from wherever this engine finds it. Raises AdapterError."""
-        async with self._using(name):
+    async def load(self, adapter: str) -> None:
+        """See `ServedEngine.load`."""
+        async with self._using(adapter):
             pass
-
-    async def unload_adapter(self, name: str) -> None:
-        """See `Engine.unload_adapter`."""
-        async with self._changing:
-            if name not in await self.loaded():
-                raise AdapterError(f"adapter {name!r} is not loaded")
-            await self._unload(name)
 
     async def loaded(self) -> frozenset[str]:
         """See `ServedEngine.loaded`."""
@@ -133,7 +129,7 @@ class HostedEngine:
         return EngineCount(answering=1, started=1)
 
     async def close(self) -> None:
-        """See `Engine.close`."""
+        """See `LocalEngine.close`."""
         await self._engine.close()
 
     @asynccontextmanager
@@ -237,11 +233,11 @@ async def host_engine(files: ModelFiles, settings: EngineSettings, store: Adapte
         AdapterError: the default adapter cannot be loaded; any other that cannot is only logged.
     """
     capacity = min(kept, settings.vllm.max_cpu_loras) if settings.kind == "vllm" else kept
+    default, wanted = store.resolve(None), store.wanted()[: max(1, capacity)]
     engine = HostedEngine(await open_engine(files, settings), files, store.path_of, capacity)
-    default = store.resolve(None)
-    for name in store.wanted()[: max(1, capacity)]:
+    for name in wanted:
         try:
-            await engine.load_adapter(name, store.path_of(name))
+            await engine.load(name)
         except AdapterError as error:
             if name == default:
                 await engine.close()

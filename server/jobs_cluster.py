@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.exceptions import GAVE_UP
+from agent.pieces import count_lines
 from server.cluster import ClusterError, ClusterState
 from server.cluster_jobs import ClusterJobs, remove_folder
 from server.exceptions import UnavailableError
@@ -226,7 +227,7 @@ class ClusterWork:
             self.files.adopt(report, file_id, "output", f"{job_id}.json", 0, "json")
             if made.samples is not None:
                 samples_id = job_file_id(job_id, "samples")
-                self.files.adopt(samples, samples_id, "output", f"{job_id}.samples.jsonl", _lines(samples))
+                self.files.adopt(samples, samples_id, "output", f"{job_id}.samples.jsonl", count_lines(samples))
             self.runs.made(job_id, adapter=made.adapter, model=made.model, samples=samples_id)
             self.jobs.finish(job_id, cancelled=False, output_file=file_id, error=message or None)
         remove_folder(folder)
@@ -280,11 +281,6 @@ class ClusterWork:
 
 def _name(job_id: str, attempt: int) -> str:
     return f"rewright-{job_id}-{attempt}"
-
-
-def _lines(path: Path) -> int:
-    with path.open("rb") as opened:
-        return sum(1 for _ in opened)
 
 
 def _shown(line: str) -> str:

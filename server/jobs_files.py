@@ -19,15 +19,15 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from agent.demonstrations import BadRow, Demonstration
-from agent.disk import sync
+from agent.disk import replacing, sync, write_whole
 from agent.exceptions import InputFileError
 from agent.intake import read_rows
+from agent.pieces import count_lines
 from agent.records import file_row
 from agent.rows import parse_row
-from server.state import write_whole
 
 Row = Demonstration | BadRow
 
@@ -104,7 +104,7 @@ class JobFolder:
             shards, rows = shards + 1, rows + len(shard)
         os.sync()  # once for all of them: thousands of single ones take minutes
         plan = Plan(shards, rows)
-        write_whole(self.path / _PLAN, lambda file: file.write(json.dumps(asdict(plan)).encode()))
+        write_whole(self.path / _PLAN, json.dumps(asdict(plan)))
         return plan
 
     def plan(self) -> Plan | None:
@@ -115,7 +115,7 @@ class JobFolder:
     def begin_with(self, settings: str) -> None:
         """Note a hash of the settings; what was noted before stays."""
         if self.settings() is None:
-            write_whole(self.path / _SETTINGS, lambda file: file.write(settings.encode()))
+            write_whole(self.path / _SETTINGS, settings)
 
     def settings(self) -> str | None:
         """What `begin_with` has noted; None for jobs that an earlier release began."""
@@ -133,8 +133,8 @@ class JobFolder:
         if not output.exists():
             return None
         errors = self._at("failed", shard)
-        failed = _count_lines(errors) if errors.exists() else 0
-        return _count_lines(output) - failed, failed
+        failed = count_lines(errors) if errors.exists() else 0
+        return count_lines(output) - failed, failed
 
     def commit(self, shard: int, records: Iterable[dict[str, Any]]) -> tuple[int, int]:
         """Make the records of a shard durable; returns as `result`."""
@@ -147,20 +147,18 @@ class JobFolder:
                 failed.append(line)
         errors = self._at("failed", shard)
         if failed:
-            write_whole(errors, lambda file: file.writelines(failed))
+            write_whole(errors, b"".join(failed))
         elif errors.exists():  # of a process that was killed right here, and did the rows otherwise
             errors.unlink()
             sync(errors.parent)
-        write_whole(self._at("output", shard), lambda file: file.writelines(lines))
+        write_whole(self._at("output", shard), b"".join(lines))
         return len(lines) - len(failed), len(failed)
 
     def assemble(self, name: str, shards: int) -> tuple[Path, int]:
         """The finished ones of the first `shards` shards as one file: `output` or `failed`; and its rows."""
         target = self.path / f"{name}.jsonl"
         rows = 0
-
-        def write(file: IO[bytes]) -> None:
-            nonlocal rows
+        with replacing(target) as unfinished, unfinished.open("wb") as file:
             for shard in range(shards):
                 part = self._at(name, shard)
                 if not (part.exists() and self._at("output", shard).exists()):
@@ -169,8 +167,6 @@ class JobFolder:
                     while chunk := lines.read(_CHUNK):
                         file.write(chunk)
                         rows += chunk.count(b"\n")
-
-        write_whole(target, write)
         return target, rows
 
     def journal(self, shard: int) -> Path:
@@ -222,8 +218,3 @@ def _resize(path: Path, size: int) -> None:
         file.truncate(size)
         os.fsync(file.fileno())
     sync(path.parent)
-
-
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as lines:
-        return sum(1 for _ in lines)

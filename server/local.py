@@ -67,12 +67,16 @@ async def _serve(
     started = time.monotonic()
     files = resolve_model(model)
     store = AdapterStore(server.adapters, rewrite.adapter, files.name)
-    engine = await host_engine(files, engine_settings, store, server.loaded_adapters)
     chat = open_chat(files)
-    tracing = open_tracing(server)
-    tracer = tracing.tracer if tracing else None
-    backend = AgentBackend(engine, chat, build_gate(engine, chat, gate), rewrite, store, tracer)
-    try:
+    async with contextlib.AsyncExitStack() as opened:
+        tracer = None
+        if (tracing := open_tracing(server)) is not None:
+            opened.push_async_callback(asyncio.to_thread, tracing.close)
+            tracer = tracing.tracer
+        engine = await host_engine(files, engine_settings, store, server.loaded_adapters)
+        opened.push_async_callback(engine.close)
+        backend = AgentBackend(engine, chat, build_gate(engine, chat, gate), rewrite, store, tracer)
+        opened.push_async_callback(backend.aclose)
         seconds = time.monotonic() - started
         await serve_backend(
             backend,
@@ -81,11 +85,6 @@ async def _serve(
             lambda ready: announce(f"{ready}; loaded in {seconds:.1f} s"),
             Served(model, gate, rewrite),
         )
-    finally:
-        await backend.aclose()
-        await engine.close()
-        if tracing:
-            await asyncio.to_thread(tracing.close)
 
 
 async def serve_backend(

@@ -50,7 +50,7 @@ class Snapshot:
         queue_capacity: the most there may be.
         engines: None where none was heard of in time.
         active: active version of each published adapter that has one.
-        jobs: number of jobs in each state; empty for a service without jobs.
+        jobs: number of jobs in each state.
     """
 
     queue_rows: int

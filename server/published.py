@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.adapters import adapter_versions, is_name, split_version
-from agent.disk import sync
+from agent.versions import claim_version
 from server.exceptions import UnknownNameError
 
 
@@ -43,21 +43,12 @@ def publish(made: Path, root: Path, name: str, card: str, job_id: str) -> int:
         hidden = shutil.ignore_patterns("training", card, ".*")
         shutil.copytree(made, staged, copy_function=_link, ignore=hidden)
         described = json.loads((made / card).read_text(encoding="utf-8"))
-        number = max(adapter_versions(folder), default=0)
-        while True:
-            number += 1
-            (staged / card).unlink(missing_ok=True)
-            text = json.dumps({**described, "name": name, "version": str(number), "job": job_id}, indent=2)
-            (staged / card).write_text(f"{text}\n", encoding="utf-8")
-            _seal(staged)
-            try:
-                staged.rename(folder / str(number))
-            except OSError:  # a rename never replaces a folder with files in it
-                if not (folder / str(number)).exists():
-                    raise
-                continue
-            sync(folder)
-            return number
+
+        def describe(number: int) -> str:
+            told = {**described, "name": name, "version": str(number), "job": job_id}
+            return f"{json.dumps(told, indent=2)}\n"
+
+        return claim_version(staged, folder, card, describe)
 
 
 def require_version(root: Path, asked: str, what: str) -> str:
@@ -99,11 +90,3 @@ def _link(source: str, target: str) -> str:
     except OSError:
         shutil.copyfile(source, target)
     return target
-
-
-def _seal(folder: Path) -> None:
-    """Have everything on the disk, and files read-only, before the rename that publishes it."""
-    for path in (*folder.rglob("*"), folder):
-        if path.is_file():
-            path.chmod(0o444)
-        sync(path)

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 from ray.exceptions import RayActorError
@@ -86,13 +85,9 @@ class RemoteEngine:
         arguments = list(prompt_ids), list(completion_ids), adapter, is_bulk()
         return cast(list[float], await self._call("score", *arguments))
 
-    async def load_adapter(self, name: str, path: Path) -> None:
+    async def load(self, adapter: str) -> None:
         """Have it loaded on every engine that runs now; a later one loads it when it is asked for."""
-        await self._ask_all("load_adapter", name, path)
-
-    async def unload_adapter(self, name: str) -> None:
-        """Have it unloaded on every engine."""
-        await self._ask_all("unload_adapter", name)
+        await self._ask_all("load", adapter)
 
     async def loaded(self) -> frozenset[str]:
         """See `ServedEngine.loaded`."""
@@ -107,9 +102,6 @@ class RemoteEngine:
         actors = {report.actor for report in await self.reports()}
         self._heard_of |= actors
         return EngineCount(answering=len(actors), started=len(self._heard_of))
-
-    async def close(self) -> None:
-        """Nothing to do: the deployment owns the engines."""
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         """One call, made again when its engine dies under it.

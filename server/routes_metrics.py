@@ -48,8 +48,8 @@ class _MetricsRoute(GuardedRoute):
     scopes = ("metrics",)
 
 
-def metrics_router(job_counts: JobCounts | None) -> APIRouter:
-    """The route; `job_counts` blocks, and is None for a service without jobs."""
+def metrics_router(job_counts: JobCounts) -> APIRouter:
+    """The route; `job_counts` blocks."""
     router = APIRouter(tags=["status"], route_class=_MetricsRoute, dependencies=[Security(bearer)])
 
     @router.get(
@@ -62,7 +62,7 @@ def metrics_router(job_counts: JobCounts | None) -> APIRouter:
         limits: LimitSettings = request.app.state.limits
         engines = await _engines(backend)
         active = await asyncio.to_thread(backend.active_adapters)
-        jobs = await asyncio.to_thread(job_counts) if job_counts else {}
+        jobs = await asyncio.to_thread(job_counts)
         snapshot = Snapshot(admission.rows, limits.queue_rows, engines, active, jobs)
         return Response(backend.metrics.render(snapshot), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 

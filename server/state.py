@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +15,6 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from agent.disk import replacing, sync
 from agent.exceptions import SettingsError
 from server.exceptions import StartError, UnavailableError
 from server.migrations import open_schema, schema_table, upgrade_schema
@@ -244,19 +242,6 @@ class StateLock:
 
     def release(self) -> None:
         self._file.close()
-
-
-def write_whole(path: Path, write: Callable[[Any], None]) -> None:
-    """Have `write` fill a binary file that is either whole and on disk, or not there at all."""
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
-        write(file)
-    sync(path.parent)
-
-
-def commit(unfinished: Path, path: Path) -> None:
-    """Give a file that is already on disk its final name, durably."""
-    os.replace(unfinished, path)
-    sync(path.parent)
 
 
 def _postgres_url(text: str) -> sa.URL:

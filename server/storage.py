@@ -10,9 +10,8 @@ import contextlib
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
-from agent.disk import replacing
+from agent.disk import commit, replacing
 from agent.exceptions import SettingsError
-from server.state import commit
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

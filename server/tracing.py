@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -106,13 +105,9 @@ class TracedEngine:
             current.set_attribute("completion_tokens", len(completion_ids))
             return await self._engine.score(prompt_ids, completion_ids, adapter)
 
-    async def load_adapter(self, name: str, path: Path) -> None:
-        """See `Engine.load_adapter`."""
-        await self._engine.load_adapter(name, path)
-
-    async def unload_adapter(self, name: str) -> None:
-        """See `Engine.unload_adapter`."""
-        await self._engine.unload_adapter(name)
+    async def load(self, adapter: str) -> None:
+        """See `ServedEngine.load`."""
+        await self._engine.load(adapter)
 
     async def loaded(self) -> frozenset[str]:
         """See `ServedEngine.loaded`."""
@@ -125,10 +120,6 @@ class TracedEngine:
     async def check(self) -> None:
         """See `Engine.check`."""
         await self._engine.check()
-
-    async def close(self) -> None:
-        """See `Engine.close`."""
-        await self._engine.close()
 
 
 @contextmanager

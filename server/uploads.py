@@ -14,6 +14,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
+from server.bodies import declared_bytes
 from server.exceptions import (
     BadRequestError,
     BodyTimeoutError,
@@ -118,8 +119,7 @@ class Upload:
             code="file_too_large",
             param="file",
         )
-        declared = request.headers.get("content-length", "")
-        self.declared_bytes = int(declared.lstrip("0")[:18] or 0) if declared.isdecimal() else None
+        self.declared_bytes = declared_bytes(request)
         if self.declared_bytes is not None and self.declared_bytes > self._longest:
             raise self._too_large
 

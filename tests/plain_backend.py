@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import MutableSequence
 from typing import Any
 
 from agent.demonstrations import BadRow, Demonstration
@@ -36,7 +37,7 @@ class PlainBackend:
         self.died = asyncio.Event()
         self.alive = True
         self.at_once = 0
-        self.seen: list[str] = []
+        self.seen: MutableSequence[str] = []
         self.metrics = Metrics()
         self.tracer = None
         self._under_way = 0

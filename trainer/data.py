@@ -14,7 +14,7 @@ from pathlib import Path
 from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
 from agent.exceptions import ChatError, GateError
-from agent.gate import Gate
+from agent.gate import task_of
 from agent.intake import read_rows
 from agent.prompts import proposal_prompt
 from agent.rewriter import token_limit
@@ -64,13 +64,12 @@ class TrainingData:
 
 
 def load_training_data(
-    source: Path, gate: Gate, fits: Callable[[Demonstration], bool], *, limit: int | None, eval_rows: int, seed: int
+    source: Path, fits: Callable[[Demonstration], bool], *, limit: int | None, eval_rows: int, seed: int
 ) -> TrainingData:
-    """Read `source` and hold out `eval_rows` rows, drawn by `seed`.
+    """Read `source` and hold out `eval_rows` rows, drawn by `seed`; rows that the gate cannot judge are left out.
 
     Args:
         source: demonstrations in any shape that intake reads.
-        gate: rows it could not judge are left out.
         fits: whether a row fits the model's context, see `fits_in`; others are left out, and what the template refuses.
         limit: first rows to read at most.
         eval_rows: rows to hold out.
@@ -91,7 +90,7 @@ def load_training_data(
             left_out["question seen before"] += 1
             continue
         seen.add(asked(row))
-        if (reason := unusable(row, gate, fits)) is not None:
+        if (reason := unusable(row, fits)) is not None:
             left_out[reason] += 1
         else:
             rows.append(row)
@@ -106,8 +105,8 @@ def load_training_data(
         held_out=[row for i, row in enumerate(rows) if i in held],
         sha256=_digest(rows),
         left_out=dict(left_out),
-        tasks=dict(Counter(gate.task_of(row) for row in rows).most_common()),
-        without_answer=sum(row.task is None and gate.task_of(row) == "text" for row in rows),
+        tasks=dict(Counter(task_of(row) for row in rows).most_common()),
+        without_answer=sum(row.task is None and task_of(row) == "text" for row in rows),
     )
 
 
@@ -116,10 +115,10 @@ def asked(row: Demonstration) -> Asked:
     return tuple((turn.role, turn.content) for turn in row.prompt)
 
 
-def unusable(row: Demonstration, gate: Gate, fits: Callable[[Demonstration], bool]) -> str | None:
+def unusable(row: Demonstration, fits: Callable[[Demonstration], bool]) -> str | None:
     """Why a row cannot be trained on or measured; None if it can. `fits`: see `fits_in`."""
     try:
-        gate.task_of(row)
+        task_of(row)
         return None if fits(row) else "longer than the model's context"
     except GateError as error:
         return f"the gate cannot judge it: {error}"
@@ -127,7 +126,7 @@ def unusable(row: Demonstration, gate: Gate, fits: Callable[[Demonstration], boo
         return str(error)
 
 
-def fits_in(context: int, chat: ChatFormat, gate: Gate, rewrite: RewriteSettings) -> Callable[[Demonstration], bool]:
+def fits_in(context: int, chat: ChatFormat, rewrite: RewriteSettings) -> Callable[[Demonstration], bool]:
     """Whether prompt and longest rewrite of a row take `context` tokens at most.
 
     What is returned raises ChatError where the chat template refuses the row, and GateError where the gate does.
@@ -136,7 +135,7 @@ def fits_in(context: int, chat: ChatFormat, gate: Gate, rewrite: RewriteSettings
     def fits(row: Demonstration) -> bool:
         chat.prompt_text(row.prompt)  # under which rewrites are scored; the prompt that asks for them is another
         limit = token_limit(rewrite, len(chat.completion_ids(row.expert)))
-        prompt = proposal_prompt("rewrite", row, gate.task_of(row), with_examples=False)
+        prompt = proposal_prompt("rewrite", row, task_of(row), with_examples=False)
         return prompt is not None and len(chat.prompt_ids(prompt)) + limit <= context
 
     return fits

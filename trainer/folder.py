@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.adapters import is_name
+from agent.disk import write_whole
 from agent.intake import on_hub, read_rows
 from trainer.agreement import check_agreement
 from trainer.checkpoints import checkpoints, last_checkpoint
@@ -125,7 +126,7 @@ def claim_as(folder: Path, described: Mapping[str, Any]) -> None:
                 "resume with the same settings and data, or choose another output"
             )
     elif is_first_process():
-        path.write_text(json.dumps(described, indent=2))
+        write_whole(path, json.dumps(described, indent=2))
 
 
 def _differing(described: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[str]:

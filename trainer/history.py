@@ -15,7 +15,7 @@ from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 
-from agent.disk import replacing
+from agent.disk import write_whole
 from trainer.exceptions import CheckpointError
 from trainer.report import Kind
 
@@ -85,8 +85,7 @@ class History:
 
     def _open(self, records: list[StepMetrics], purge_step: int | None) -> tuple[FileIO, SummaryWriter]:
         """Start from `records`; TensorBoard is told to hide events from `purge_step` on."""
-        with replacing(self._path) as unfinished:
-            unfinished.write_bytes(b"".join(_line(record) for record in records))
+        write_whole(self._path, b"".join(_line(record) for record in records))
         events = SummaryWriter(str(self._path.with_name("tensorboard")), purge_step=purge_step)
         events.flush()
         return self._path.open("ab", buffering=0), events

@@ -37,12 +37,12 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     }
 
 
-def repeated_share(ids: Sequence[int], order: int = 4) -> float:
-    """Share of a text's n-grams that occurred before in it: 0 without repetition, near 1 in a loop."""
-    count = len(ids) - order + 1
+def repeated_share(ids: Sequence[int]) -> float:
+    """Share of a text's runs of four tokens that occurred before in it: 0 without repetition, near 1 in a loop."""
+    count = len(ids) - 3
     if count < 1:
         return 0.0
-    return 1 - len({tuple(ids[i : i + order]) for i in range(count)}) / count
+    return 1 - len({tuple(ids[i : i + 4]) for i in range(count)}) / count
 
 
 def mean(values: Iterable[float]) -> float:

@@ -22,6 +22,8 @@ from agent.engine.groups import GroupPlan, make_group
 
 # A shared opening shorter than this is not worth a segment of its own.
 _SHORTEST_OPENING = 32
+# Rows of logits in float32 at once; nothing of that size is kept for the backward pass.
+_CHUNK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,19 +129,18 @@ def pack_rows(
     )
 
 
-def token_logprobs(logits: Tensor, targets: Tensor, temperature: float, chunk: int = 256) -> tuple[Tensor, Tensor]:
+def token_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of its distribution at `temperature`, nats; both (tokens,).
 
     Args:
         logits: (tokens, V).
         targets: (tokens,).
         temperature: logits are divided by it.
-        chunk: rows in float32 at once; nothing of that size is kept for the backward pass.
     """
     # Split, not sliced: the gradient of a slice is a whole matrix of zeros.
     results = [
         checkpoint(_chunk_logprobs, some, their_targets, temperature, use_reentrant=False)
-        for some, their_targets in zip(torch.split(logits, chunk), torch.split(targets, chunk), strict=True)
+        for some, their_targets in zip(torch.split(logits, _CHUNK), torch.split(targets, _CHUNK), strict=True)
     ]
     logprobs, entropies = zip(*results, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)

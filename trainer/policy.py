@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel
 from transformers.utils import logging
 
 from agent.chat import ChatFormat
-from agent.engine import Engine
+from agent.engine import Engine, LocalEngine
 from agent.engine.loading import keep_freed_memory, load_model, usable_cores
 from agent.engine.lora import LoraHost
 from agent.engine.transformers_engine import TransformersEngine
@@ -103,7 +103,7 @@ class PublishedPolicy:
 
     engine_is_apart = True
 
-    def __init__(self, engine: Engine, model: PeftModel, folder: Path) -> None:
+    def __init__(self, engine: LocalEngine, model: PeftModel, folder: Path) -> None:
         self.engine, self.model, self._folder = engine, model, folder
         self._published: Version | None = None
 

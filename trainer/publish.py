@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agent.adapters import CARD, CONFIG, WEIGHTS, adapter_versions, is_name, open_adapter, read_config
-from agent.disk import sync
 from agent.exceptions import AdapterError
+from agent.versions import claim_version
 from trainer.exceptions import PublishError
 
 _EXTRAS = ("curves.png", "samples.md")
@@ -111,11 +112,13 @@ def publish(weights: Path, name_folder: Path, card: AdapterCard) -> Path:
             folder = Path(unfinished) / "adapter"
             folder.mkdir()
             save_file(_as_stored(weights / WEIGHTS), folder / WEIGHTS, metadata={"format": "pt"})
-            _write_json(folder / CONFIG, portable_config(read_config(weights), card.base_model))
+            config = portable_config(read_config(weights), card.base_model)
+            (folder / CONFIG).write_text(_as_json(config), encoding="utf-8")
             for extra in _EXTRAS:
                 if (weights / extra).is_file():
                     shutil.copyfile(weights / extra, folder / extra)
-            return _claim_version(folder, name_folder, card)
+            number = claim_version(folder, name_folder, CARD, partial(_card_text, card))
+            return name_folder / str(number)
     except AdapterError as error:
         raise PublishError(f"nothing is published: {error}") from error
     except OSError as error:
@@ -137,25 +140,9 @@ def published_before(weights: Path, name_folder: Path, card: AdapterCard) -> Pat
     return newest if same else None
 
 
-def _claim_version(folder: Path, name_folder: Path, card: AdapterCard) -> Path:
-    """Rename `folder` to the first version that is free; a rename never replaces a folder with files in it."""
-    number = max(adapter_versions(name_folder), default=0)
-    while True:
-        number += 1
-        held_out = {name: value for name, value in card.held_out.items() if math.isfinite(value)}
-        content = {"name": card.name, "version": str(number)} | asdict(card) | {"held_out": held_out}
-        _write_json(folder / CARD, content)
-        _seal(folder)
-        target = name_folder / str(number)
-        try:
-            folder.rename(target)
-        except OSError:
-            if not target.exists():
-                raise
-            (folder / CARD).unlink()
-            continue
-        sync(name_folder)
-        return target
+def _card_text(card: AdapterCard, number: int) -> str:
+    held_out = {name: value for name, value in card.held_out.items() if math.isfinite(value)}
+    return _as_json({"name": card.name, "version": str(number)} | asdict(card) | {"held_out": held_out})
 
 
 def portable_config(config: dict[str, Any], base_model: str) -> dict[str, Any]:
@@ -175,13 +162,5 @@ def _as_stored(source: Path) -> dict[str, Tensor]:
     return {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in load_file(source).items()}
 
 
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(f"{json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)}\n", encoding="utf-8")
-
-
-def _seal(folder: Path) -> None:
-    """Have everything on the disk, and read-only, before the rename that publishes it."""
-    for file in folder.iterdir():
-        file.chmod(0o444)
-        sync(file)
-    sync(folder)
+def _as_json(content: Mapping[str, Any]) -> str:
+    return f"{json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)}\n"

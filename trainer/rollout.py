@@ -19,7 +19,7 @@ from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
 from agent.embeddings import Embedder
 from agent.engine import Completion, Engine, Sampling
-from agent.gate import Gate
+from agent.gate import Gate, task_of
 from agent.mismatch import summarise
 from agent.records import Mismatch, Verdict
 from agent.reward import GroupReward, group_reward
@@ -155,7 +155,7 @@ class RolloutWorker:
         expert_tokens = len(self._chat.completion_ids(row.expert))
         limit = token_limit(self._settings, expert_tokens)
         room = self._engine.info.max_length - limit
-        prompt_ids = proposal_ids(self._chat, "rewrite", row, self._gate.task_of(row), room)
+        prompt_ids = proposal_ids(self._chat, "rewrite", row, task_of(row), room)
         assert prompt_ids is not None, "the rewrite proposer needs nothing but the expert"
         seed = zlib.crc32(f"{self._settings.seed}/{name}".encode())
         sampling = Sampling(temperature=temperature, top_p=self._settings.top_p, max_tokens=limit, seed=seed)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from agent.disk import replacing
+from agent.disk import write_whole
 from agent.mismatch import summarise
 from agent.records import Mismatch, Verdict
 from trainer.rollout import RolloutGroup
@@ -89,8 +89,7 @@ class SamplesFile:
         """Drop every section beyond `step`; the file is there afterwards."""
         lines = self.path.read_text("utf-8").splitlines(keepends=True) if self.path.exists() else [_TITLE]
         kept = "".join(takewhile(lambda line: not ((at := _STEP.fullmatch(line)) and int(at[1]) > step), lines))
-        with replacing(self.path) as unfinished:
-            unfinished.write_text(f"{kept.rstrip()}\n", "utf-8")
+        write_whole(self.path, f"{kept.rstrip()}\n")
 
 
 def _entry(sample: Sample) -> str:

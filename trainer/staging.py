@@ -6,7 +6,6 @@ Not here: the names, and which may go (`trainer.checkpoints`).
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from agent.disk import sync
+from agent.disk import commit, sync_tree
 from trainer.checkpoints import STATE, UNFINISHED, checkpoint_name, remove_old_checkpoints
 
 _Trainer: Any = object  # a trainer in truth: TRL's, after this class in the order of bases
@@ -45,18 +44,11 @@ class StagedCheckpoints(_Trainer):  # type: ignore[misc]
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 (self._staging / name / STATE).write_text(json.dumps(self.checkpoint_state()))
-                sync_files(self._staging / name)
+                sync_tree(self._staging / name)
                 shutil.rmtree(folder / name, ignore_errors=True)
-                os.replace(self._staging / name, folder / name)
-                sync(folder)
+                commit(self._staging / name, folder / name)
                 remove_old_checkpoints(folder, self.checkpoints_kept)
         finally:
             if self.args.should_save:
                 shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
-
-
-def sync_files(folder: Path) -> None:
-    """Have the files of a folder on the disk, so that no rename is durable before the files it names."""
-    for path in (*folder.iterdir(), folder):
-        sync(path)

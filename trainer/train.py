@@ -14,7 +14,6 @@ from typing import Any
 
 from agent.assembly import build_gate, open_chat
 from agent.engine.loading import context_length, load_config
-from agent.gate import Gate
 from agent.models import ModelFiles, resolve_model
 from agent.weights import weights_sha256
 from trainer.checkpoints import checkpoints
@@ -56,13 +55,11 @@ def run_training(
     on_note = on_note or (lambda _: None)
     folder = request.output / "training"
     check_output(request, folder, resume)
-    gate = Gate(request.gate)
     files = resolve_model(request.model)
     chat = open_chat(files)
     data = load_training_data(
         request.source,
-        gate,
-        fits_in(context_length(load_config(files.path), request.engine), chat, gate, request.rewrite),
+        fits_in(context_length(load_config(files.path), request.engine), chat, request.rewrite),
         limit=request.limit,
         eval_rows=request.train.eval_rows,
         seed=request.train.seed,
@@ -75,8 +72,7 @@ def run_training(
     base = weights_sha256(files.path)
     claim(folder, request, data, base)
     with asyncio.Runner() as runner, open_policy(runner, files, chat, request, folder) as policy:
-        if request.gate.reasoning:
-            gate = build_gate(policy.engine, chat, request.gate)
+        gate = build_gate(policy.engine, chat, request.gate)
         training = Training(request, folder, data, chat, policy, gate, base, runner, on_report or (lambda _: None))
         try:
             training.run(resume)

@@ -26,8 +26,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
+from agent.disk import commit, sync_tree
 from agent.exceptions import ChatError, GateError
-from agent.gate import Gate
+from agent.gate import Gate, task_of
 from agent.intake import read_rows
 from agent.rewriter import proposal_ids
 from trainer.data import Asked, asked
@@ -85,7 +86,7 @@ async def read_warm_start(
         completion_ids = chat.completion_ids(_candidate(row))
         room = context - len(completion_ids)
         try:
-            prompt_ids = proposal_ids(chat, "rewrite", row, gate.task_of(row), room)
+            prompt_ids = proposal_ids(chat, "rewrite", row, task_of(row), room)
         except ChatError:
             continue
         if prompt_ids is not None and len(prompt_ids) <= room:
@@ -153,7 +154,8 @@ def warm_start(
         unfinished = folder / f".{kept.name}-unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         model.save_pretrained(str(unfinished))
-        unfinished.rename(kept)
+        sync_tree(unfinished)
+        commit(unfinished, kept)
 
 
 def imitate(

@@ -104,16 +104,20 @@ class Engine(Protocol):
         """
         ...
 
+    async def check(self) -> None:
+        """Return when the engine is alive. Raises EngineClosedError when it will answer no more."""
+        ...
+
+
+class LocalEngine(Engine, Protocol):
+    """An engine of this process: whoever opened it loads its adapters and closes it."""
+
     async def load_adapter(self, name: str, path: Path) -> None:
         """Make the LoRA in `path` available as `name` (`name@version`). Raises AdapterError."""
         ...
 
     async def unload_adapter(self, name: str) -> None:
         """Forget `name` once no request uses it. Raises AdapterError when it is not loaded."""
-        ...
-
-    async def check(self) -> None:
-        """Return when the engine is alive. Raises EngineClosedError when it will answer no more."""
         ...
 
     async def close(self) -> None:

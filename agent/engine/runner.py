@@ -26,6 +26,8 @@ _LOGIT_ROWS = 128
 _SUM_ROWS = 8
 # A shared opening shorter than this is cheaper to compute again than to look up and concatenate.
 _SHORTEST_PREFIX = 32
+# Shared openings kept at most.
+_PREFIXES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,7 @@ class Tree:
 class PrefixStore:
     """Keys and values of prompt openings that several prompts share (instructions, examples), newest kept."""
 
-    def __init__(self, capacity: int = 8) -> None:
-        self._capacity = capacity
+    def __init__(self) -> None:
         self._entries: OrderedDict[tuple[str | None, tuple[int, ...]], KeyValues] = OrderedDict()
         self._latest: dict[str | None, Sequence[int]] = {}
 
@@ -79,7 +80,7 @@ class PrefixStore:
 
     def add(self, adapter: str | None, prefix: tuple[int, ...], states: KeyValues) -> None:
         self._entries[adapter, prefix] = states
-        while len(self._entries) > self._capacity:
+        while len(self._entries) > _PREFIXES:
             self._entries.popitem(last=False)
 
     def forget(self, adapter: str | None) -> None:

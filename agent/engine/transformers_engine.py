@@ -99,13 +99,13 @@ class TransformersEngine:
         return await asyncio.wrap_future(future)
 
     async def load_adapter(self, name: str, path: Path) -> None:
-        """See `Engine.load_adapter`."""
+        """See `LocalEngine.load_adapter`."""
         future: Future[None] = Future()
         self._worker.submit(AdapterRequest(name, path, future))
         await asyncio.wrap_future(future)
 
     async def unload_adapter(self, name: str) -> None:
-        """See `Engine.unload_adapter`."""
+        """See `LocalEngine.unload_adapter`."""
         future: Future[None] = Future()
         self._worker.submit(AdapterRequest(name, None, future))
         await asyncio.wrap_future(future)
@@ -134,6 +134,6 @@ class TransformersEngine:
             raise EngineClosedError("the engine's thread has ended; see the log for its last error")
 
     async def close(self) -> None:
-        """See `Engine.close`."""
+        """See `LocalEngine.close`."""
         self._worker.close()
         await asyncio.to_thread(self._worker.join)

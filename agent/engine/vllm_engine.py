@@ -64,7 +64,7 @@ class Adapter:
 
 
 class VllmEngine:
-    """See `Engine`. All calls must come from one event loop.
+    """See `LocalEngine`. All calls must come from one event loop.
 
     A temperature above 2 is refused by vLLM (ValueError). On a GPU a seed costs speed: vLLM then draws row by row.
 
@@ -138,7 +138,7 @@ class VllmEngine:
         return [*known, output.outputs[0].logprobs.logprobs[1]]
 
     async def load_adapter(self, name: str, path: Path) -> None:
-        """See `Engine.load_adapter`."""
+        """See `LocalEngine.load_adapter`."""
         self._refuse_when_closing()
         if name in self._adapters:
             raise AdapterError(f"adapter {name} is already loaded; a new version needs a new name")
@@ -172,7 +172,7 @@ class VllmEngine:
             raise AdapterError(f"adapter {name} in {lora.lora_path} does not fit the model: {error}") from error
 
     async def unload_adapter(self, name: str) -> None:
-        """See `Engine.unload_adapter`."""
+        """See `LocalEngine.unload_adapter`."""
         adapter = self._loaded(name)
         adapter.leaving = True
         try:
@@ -193,7 +193,7 @@ class VllmEngine:
             raise _died()
 
     async def close(self) -> None:
-        """See `Engine.close`."""
+        """See `LocalEngine.close`."""
         self._closing = True
         await self._requests.gone.wait()
         await asyncio.to_thread(self._llm.shutdown)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from agent.engine import Engine, EngineInfo
+from agent.engine import EngineInfo, LocalEngine
 from agent.engine.loading import cache_budget, context_length, load_config, pick_dtype, usable_cores
 from agent.engine.vllm_adapters import BaseWeights
 from agent.exceptions import ModelError
@@ -30,7 +30,7 @@ def start_vllm(
     settings: EngineSettings,
     *,
     logprobs_as_drawn: bool = False,
-) -> Engine:
+) -> LocalEngine:
     """Start vLLM's processes and load the model into them; takes half a minute and more.
 
     Args:
@@ -61,7 +61,7 @@ def _start(
     stop_ids: frozenset[int],
     settings: EngineSettings,
     logprobs_as_drawn: bool,
-) -> Engine:
+) -> LocalEngine:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 

@@ -43,15 +43,6 @@ class Gate:
         self._answers = AnswerChecker(settings.math_timeout_s, settings.math_workers)
         self._text = TextCheck(settings.text_model, settings.text_threshold)
 
-    @property
-    def timeouts(self) -> int:
-        """Answer comparisons cut off so far; each failed its check."""
-        return self._answers.timeouts
-
-    def task_of(self, demonstration: Demonstration) -> str:
-        """See the function `task_of`."""
-        return task_of(demonstration)
-
     async def check(self, demonstration: Demonstration, candidate: str, *, finished: bool = True) -> Verdict:
         """The verdict on one candidate.
 
@@ -64,7 +55,7 @@ class Gate:
             GateError: see `task_of`.
             ModelError: the embedding model of a `text` task cannot be loaded.
         """
-        task = self.task_of(demonstration)
+        task = task_of(demonstration)
         checks: list[Check] = []
         async for check in self._checks(task, demonstration, candidate, finished=finished):
             checks.append(check)
@@ -85,7 +76,7 @@ class Gate:
         Raises:
             GateError: see `task_of`.
         """
-        if self.task_of(demonstration) != "math" or not self._settings.arithmetic:
+        if task_of(demonstration) != "math" or not self._settings.arithmetic:
             return True
         return (
             check_arithmetic(beginning, demonstration.expert, None).passed
@@ -112,7 +103,7 @@ class Gate:
             reference = expected_answer(demonstration) or ""
             yield await check_math_answer(self._answers, demonstration, reference, candidate)
             if self._settings.arithmetic:
-                yield check_arithmetic(candidate, demonstration.expert, _plain_number(expected_answer(demonstration)))
+                yield check_arithmetic(candidate, demonstration.expert, _plain_number(reference))
                 yield check_grounding(candidate, demonstration.expert, _prompt(demonstration))
             if self._settings.steps:
                 yield check_steps(candidate, demonstration.expert)
@@ -163,8 +154,8 @@ def expected_answer(demonstration: Demonstration) -> str | None:
     )
 
 
-def _plain_number(reference: str | None) -> Fraction | None:
-    digits = (reference or "").strip().lstrip("$").replace(",", "")
+def _plain_number(reference: str) -> Fraction | None:
+    digits = reference.strip().lstrip("$").replace(",", "")
     return Fraction(digits) if _NUMBER.fullmatch(digits) else None
 
 

@@ -18,11 +18,10 @@ from agent.gate.notation import plain
 
 @dataclass(frozen=True, slots=True)
 class AnswerComparison:
-    """Whether two answers are equal, in words for the verdict, and whether the time limit decided."""
+    """Whether two answers are equal, and in words for the verdict."""
 
     equal: bool
     detail: str
-    timed_out: bool = False
 
 
 class AnswerChecker:
@@ -57,7 +56,7 @@ class AnswerChecker:
             same = await loop.run_in_executor(self._threads, self._ask, a, b, percent_asked)
         if same is None:
             self.timeouts += 1
-            return AnswerComparison(False, f"{a} ? {b}: undecided after {self._limit_s:g} s", timed_out=True)
+            return AnswerComparison(False, f"{a} ? {b}: undecided after {self._limit_s:g} s")
         return AnswerComparison(same, f"{a} {'=' if same else '≠'} {b}")
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy  #
 from math_verify import verify  # type: ignore[import-untyped]
 
 from agent.gate.equivalence import equivalent
+from agent.gate.quantities import THOUSANDS
 
 _MEMORY_BYTES = 4 << 30
 _DIGITS = 40
@@ -45,7 +46,6 @@ _MISREAD = re.compile(
     re.VERBOSE,
 )
 _MATRIX = re.compile(r"\\(?:begin|end)\{[pb]matrix\}")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _MIXED = re.compile(r"(?<![\d.}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}")
 _DECIMAL = re.compile(r"(\d*)\.(\d+)")
 _CONFIG = ConversionConfig(lowercase_symbols=False)
@@ -102,7 +102,7 @@ def symbolically_equal(a: str, b: str) -> bool:
 
 def _parse(text: str) -> sympy.Basic | None:
     """The expression, None where the parser would not read all of it and nothing else."""
-    text = _DECIMAL.sub(_as_fraction, _MIXED.sub(r"(\1+\\frac{\2}{\3})", _THOUSANDS.sub("", text)))
+    text = _DECIMAL.sub(_as_fraction, _MIXED.sub(r"(\1+\\frac{\2}{\3})", THOUSANDS.sub("", text)))
     without_matrix = _MATRIX.sub("", text)
     if "," in text or not _CHARACTERS.fullmatch(text):
         return None

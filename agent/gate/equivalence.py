@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from agent.gate.notation import squeezed
-from agent.gate.quantities import read_quantity, same_quantity
+from agent.gate.quantities import THOUSANDS, read_quantity, same_quantity
 
 Leaf = Callable[[str, str], bool]
 
@@ -22,7 +22,6 @@ MAX_CHARS = 300
 _MAX_PARTS = 12
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[\s'-]+[^\W\d_]+)*")
 _LIST_SEPARATOR = re.compile(r",?\s(?:and|or|и|или)\s|[;,]")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _RELATION = re.compile(r"\\(?:le|ge|ne|in)(?![a-zA-Z])|[<>]=?|=")
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", "=": "=", r"\ne": r"\ne"}
 _SPELLED = {"<=": r"\le", ">=": r"\ge"}
@@ -115,7 +114,7 @@ def _group(text: str) -> _Group | None:
         return _Group("", tuple(parts)) if len(parts) > 1 else None
     if text.startswith(r"\{") and text.endswith(r"\}") and _enclosed(text[1:-2] + "}"):
         return _Group("", tuple(_split(text[2:-2], _LIST_SEPARATOR)))
-    parts = _split(_THOUSANDS.sub("\0", text), _LIST_SEPARATOR)
+    parts = _split(THOUSANDS.sub("\0", text), _LIST_SEPARATOR)
     if len(parts) > 1:
         return _Group("", tuple(part.replace("\0", ",") for part in parts))
     if text[:1] in ("(", "[") and text[-1:] in (")", "]") and _enclosed(text):

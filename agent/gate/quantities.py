@@ -16,6 +16,8 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")  # a comma between the thousands of a number
+
 _MAX_DIGITS = 100
 _ROOT_DECIMALS = 30
 _SEPARATORS = str.maketrans("", "", ", ")
@@ -105,7 +107,7 @@ def square_root(value: Fraction) -> Fraction:
     return Fraction(math.isqrt(scaled), value.denominator * 10**_ROOT_DECIMALS)
 
 
-def same_quantity(a: Quantity, b: Quantity, *, percent_asked: bool = False) -> bool:
+def same_quantity(a: Quantity, b: Quantity, *, percent_asked: bool) -> bool:
     """Whether two quantities are equal; `percent_asked` says that the question wants a percentage."""
     if a.percent or b.percent:
         if a.unit or b.unit:

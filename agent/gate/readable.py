@@ -9,6 +9,7 @@ import math
 import re
 
 MAX_CHARACTERS = 20_000
+CALCULATOR = re.compile(r"<<([^<>]*)>>")  # an annotation for a calculator, as GSM8K has them
 _MAX_NESTING = 5
 _SIGNS = str.maketrans(
     {
@@ -66,7 +67,6 @@ _RUSSIAN = (
     (re.compile(r"(?<=\d),(?=\d)(?!\d{3}(?!\d))"), "."),
     (re.compile(r"(?<=[\d)]):(?=[\d(])"), "/"),
 )
-_CALCULATOR = re.compile(r"<<([^<>]*)>>")
 _SEPARATOR = re.compile(r"\{,\}|,\\!")
 _SIZED_FACTOR = re.compile(r"(?<=[\d)}])[^\S\n]?\\left\(|(?<=\))[^\S\n]?\((?=[-√])|(?<=\d)[^\S\n]?\((?=√)")
 _SIZES = re.compile(r"\\(?:left|right)(?=[()])")
@@ -94,8 +94,8 @@ def readable(text: str, *, functions: bool = False) -> str:
     text = _SPELLED_ROOT.sub("√", text[:MAX_CHARACTERS].translate(_SIGNS))
     if functions:
         text = _with_functions(text)
-    noted = _CALCULATOR.findall(text)
-    text = "\n".join((_CALCULATOR.sub("", text), *noted))
+    noted = CALCULATOR.findall(text)
+    text = "\n".join((CALCULATOR.sub("", text), *noted))
     for _ in range(_MAX_NESTING):
         text = _FRACTION.sub(r"((\1)/(\2))", text)
     for pattern, spelling in _SPELLINGS:

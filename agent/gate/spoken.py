@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 
-from agent.gate.quantities import changes_value, square_root
+from agent.gate.quantities import THOUSANDS, changes_value, square_root
 
 _MAX_CLAUSE = 160
 _UNITS = "one two three four five six seven eight nine"
@@ -31,7 +31,6 @@ _NUMBER_WORDS = re.compile(
     rf"\b(?:(?P<hundreds>{_ONE}|a) hundred(?: (?:and )?(?P<rest>{_BELOW_100}))?|(?P<small>{_BELOW_100}))\b"
 )
 _HYPHEN = re.compile(r"(?<=[a-z])-(?=[a-z])")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _WHICH_IS = re.compile(r",? which (?:is|equals|makes|gives) (?=\d)")
 _SIGN = re.compile(r"(?<=\d)\s?([*+/=])\s?(?=\d)")
 _BLANKS = re.compile(r"[^\S\n]+")
@@ -126,7 +125,7 @@ def false_statement(text: str) -> str | None:
 def _clauses(text: str) -> Iterator[str]:
     """The clauses of `text` that stand alone, in lower case, with their numbers in digits."""
     text = _BLANKS.sub(" ", _HYPHEN.sub(" ", text.casefold()))
-    text = _THOUSANDS.sub("", _NUMBER_WORDS.sub(_in_digits, text))
+    text = THOUSANDS.sub("", _NUMBER_WORDS.sub(_in_digits, text))
     pieces = _CLAUSE_END.split(_WHICH_IS.sub(" = ", _SIGN.sub(r" \1 ", text)))
     clauses = [piece.strip() for piece in pieces[::2]]
     before, mark = "", "\n"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from agent.gate.arithmetic import Equation, equations
-from agent.gate.readable import MAX_CHARACTERS
+from agent.gate.readable import CALCULATOR, MAX_CHARACTERS
 
 # The kinds are no single words, so that no counted thing (weights, times) is one of them.
 _MEASURES = {
@@ -27,7 +27,6 @@ _MEASURES = {
     }.items()
     for word in words.split()
 }
-_CALCULATOR = re.compile(r"<<[^<>]*>>")
 _PRICE = re.compile(r"\\?\$\s?(\d[\d,]{0,20}(?:\.\d{1,10})?)")
 # Formulas: a dollar sign may only delimit them.
 _TYPESET = re.compile(r"\\(?!\$|boxed)|[\w)=]\s?\$(?!\s?\.?\d)")
@@ -52,7 +51,7 @@ def wrong_unit(candidate: str, expert: str, question: str, answer: Fraction | No
         question: everything that was asked.
         answer: the final answer where it is a plain number.
     """
-    candidate, expert = _CALCULATOR.sub("", candidate), _CALCULATOR.sub("", expert)
+    candidate, expert = CALCULATOR.sub("", candidate), CALCULATOR.sub("", expert)
     if _TYPESET.search(candidate) or _TYPESET.search(expert):
         return None
     things = {

@@ -21,6 +21,7 @@ from server.app import create_app
 from server.auth import Keys
 from server.backend import AgentBackend
 from server.settings import LimitSettings, ServerSettings
+from server.work import DurableWork
 from tests.scripted_engine import ScriptedEngine
 
 KEY = "key-of-the-schema-test"
@@ -37,7 +38,8 @@ def api(model_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -> Ba
     backend = AgentBackend(engine, chat, build_gate(engine, chat, GateSettings()), RewriteSettings(), adapters)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REWRIGHT_API_KEYS", KEY)
-        app = create_app(backend, ServerSettings(limits=LimitSettings(rows=16)), Keys.from_environment())
+        service = ServerSettings(limits=LimitSettings(rows=16), state=str(tmp_path_factory.mktemp("state")))
+        app = create_app(backend, service, Keys.from_environment(), DurableWork(service))
     return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from agent.assembly import load_adapter, open_chat, open_engine
 from agent.chat import ChatFormat
 from agent.demonstrations import Message
-from agent.engine import Engine, Sampling
+from agent.engine import LocalEngine, Sampling
 from agent.engine.urgency import bulk_work
 from agent.exceptions import AdapterError, EngineClosedError, PromptTooLongError
 from agent.models import ModelFiles
@@ -52,7 +52,7 @@ def chat(model_files: ModelFiles) -> ChatFormat:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(model_files: ModelFiles) -> AsyncIterator[Engine]:
+async def engine(model_files: ModelFiles) -> AsyncIterator[LocalEngine]:
     opened = await open_engine(model_files, SETTINGS)
     yield opened
     await opened.close()
@@ -107,13 +107,15 @@ def plain_logprobs(plain: torch.nn.Module, prompt: list[int], completion: list[i
     return logits.log_softmax(-1)[torch.arange(len(completion)), torch.tensor(completion)].tolist()
 
 
-async def test_greedy_completions_equal_those_of_transformers(engine: Engine, chat: ChatFormat, plain: torch.nn.Module):
+async def test_greedy_completions_equal_those_of_transformers(
+    engine: LocalEngine, chat: ChatFormat, plain: torch.nn.Module
+):
     ids = prompts(chat)
     groups = await asyncio.gather(*(engine.generate(prompt, GREEDY) for prompt in ids))
     assert [group[0].ids for group in groups] == [plain_greedy(plain, prompt, chat.stop_ids) for prompt in ids]
 
 
-async def test_a_shared_opening_changes_no_completion(engine: Engine, chat: ChatFormat, plain: torch.nn.Module):
+async def test_a_shared_opening_changes_no_completion(engine: LocalEngine, chat: ChatFormat, plain: torch.nn.Module):
     ids = prompts(chat, LONG_SYSTEM)
     groups = await asyncio.gather(*(engine.generate(prompt, GREEDY, n=2) for prompt in ids))
     again = await engine.generate(ids[2], GREEDY)
@@ -122,14 +124,14 @@ async def test_a_shared_opening_changes_no_completion(engine: Engine, chat: Chat
     assert again[0].ids == expected[2]
 
 
-async def test_more_samples_than_fit_at_once_are_all_drawn(engine: Engine, chat: ChatFormat):
+async def test_more_samples_than_fit_at_once_are_all_drawn(engine: LocalEngine, chat: ChatFormat):
     sampling = Sampling(temperature=0.8, max_tokens=12, seed=3)
     groups = await asyncio.gather(*(engine.generate(prompt, sampling, n=11) for prompt in prompts(chat)))
     assert [len(group) for group in groups] == [11, 11, 11]
     assert len({tuple(c.ids) for c in groups[2]}) > 5
 
 
-async def test_a_call_that_somebody_waits_for_goes_before_bulk_work_that_waits(engine: Engine, chat: ChatFormat):
+async def test_a_call_that_somebody_waits_for_goes_before_bulk_work_that_waits(engine: LocalEngine, chat: ChatFormat):
     ended: list[str] = []
 
     async def draw(name: str) -> None:
@@ -141,21 +143,21 @@ async def test_a_call_that_somebody_waits_for_goes_before_bulk_work_that_waits(e
     assert ended.index("urgent") < ended.index("bulk 3")
 
 
-async def test_a_seed_repeats_its_draw(engine: Engine, chat: ChatFormat):
+async def test_a_seed_repeats_its_draw(engine: LocalEngine, chat: ChatFormat):
     sampling = Sampling(temperature=1.0, top_p=0.9, max_tokens=12, seed=11)
     first = await engine.generate(prompts(chat)[0], sampling, n=3)
     second = await engine.generate(prompts(chat)[0], sampling, n=3)
     assert [c.ids for c in first] == [c.ids for c in second]
 
 
-async def test_reported_log_probabilities_equal_a_later_score(engine: Engine, chat: ChatFormat):
+async def test_reported_log_probabilities_equal_a_later_score(engine: LocalEngine, chat: ChatFormat):
     prompt = prompts(chat)[2]
     (drawn,) = await engine.generate(prompt, Sampling(temperature=0.7, top_p=0.9, max_tokens=20, seed=1))
     assert drawn.logprobs == pytest.approx(await engine.score(prompt, drawn.ids), abs=1e-3)
 
 
 async def test_scores_equal_full_logits_for_one_and_for_several_completions_of_a_prompt(
-    engine: Engine, chat: ChatFormat, plain: torch.nn.Module
+    engine: LocalEngine, chat: ChatFormat, plain: torch.nn.Module
 ):
     ids = prompts(chat)
     pairs = [(ids[0], "7"), (ids[2], "She has 7 + 12 = 19."), (ids[2], "It is 19, I think."), (ids[2], "")]
@@ -165,7 +167,7 @@ async def test_scores_equal_full_logits_for_one_and_for_several_completions_of_a
         assert score == pytest.approx(plain_logprobs(plain, *pair), abs=1e-3)
 
 
-async def test_a_completion_ends_with_its_stop_token_or_at_its_limit(engine: Engine, chat: ChatFormat):
+async def test_a_completion_ends_with_its_stop_token_or_at_its_limit(engine: LocalEngine, chat: ChatFormat):
     groups = await asyncio.gather(*(engine.generate(p, Sampling(temperature=0, max_tokens=60)) for p in prompts(chat)))
     for (completion,) in groups:
         stopped = completion.ids[-1] in chat.stop_ids
@@ -175,7 +177,7 @@ async def test_a_completion_ends_with_its_stop_token_or_at_its_limit(engine: Eng
     assert "stop" in {completion.finish_reason for (completion,) in groups}
 
 
-async def test_a_prompt_without_room_fails_alone(engine: Engine, chat: ChatFormat):
+async def test_a_prompt_without_room_fails_alone(engine: LocalEngine, chat: ChatFormat):
     good, bad = await asyncio.gather(
         engine.generate(prompts(chat)[0], GREEDY), engine.generate([5] * 512, GREEDY), return_exceptions=True
     )
@@ -185,23 +187,23 @@ async def test_a_prompt_without_room_fails_alone(engine: Engine, chat: ChatForma
     assert good[0].finish_reason in {"stop", "length"}
 
 
-async def test_the_limit_is_cut_to_the_context(engine: Engine):
+async def test_the_limit_is_cut_to_the_context(engine: LocalEngine):
     (completion,) = await engine.generate([5] * 508, Sampling(temperature=0, max_tokens=50))
     assert len(completion.ids) <= 4
 
 
-async def test_a_score_that_exceeds_the_context_is_refused(engine: Engine):
+async def test_a_score_that_exceeds_the_context_is_refused(engine: LocalEngine):
     with pytest.raises(PromptTooLongError, match="513 tokens"):
         await engine.score([5] * 500, [5] * 13)
 
 
-async def test_a_score_may_fill_the_context(engine: Engine, plain: torch.nn.Module):
+async def test_a_score_may_fill_the_context(engine: LocalEngine, plain: torch.nn.Module):
     score = await engine.score([5] * 500, [7] * 12)
     assert score == pytest.approx(plain_logprobs(plain, [5] * 500, [7] * 12), abs=1e-3)
 
 
 async def test_many_requests_of_all_kinds_at_once_get_what_each_gets_alone(
-    engine: Engine, model_files: ModelFiles, chat: ChatFormat, plain: torch.nn.Module, adapter_folder: Path
+    engine: LocalEngine, model_files: ModelFiles, chat: ChatFormat, plain: torch.nn.Module, adapter_folder: Path
 ):
     ids = prompts(chat) * 3
     completion = chat.completion_ids("It is 19.")
@@ -219,7 +221,7 @@ async def test_many_requests_of_all_kinds_at_once_get_what_each_gets_alone(
         assert score == pytest.approx(plain_logprobs(plain, prompt, completion), abs=1e-3)
 
 
-async def test_a_cancelled_request_leaves_the_others_alone(engine: Engine, chat: ChatFormat):
+async def test_a_cancelled_request_leaves_the_others_alone(engine: LocalEngine, chat: ChatFormat):
     long = asyncio.create_task(engine.generate(prompts(chat)[2], Sampling(temperature=1.5, max_tokens=400), n=8))
     await asyncio.sleep(0.3)
     long.cancel()
@@ -230,7 +232,7 @@ async def test_a_cancelled_request_leaves_the_others_alone(engine: Engine, chat:
 
 
 async def test_greedy_completions_of_an_adapter_equal_those_of_peft(
-    engine: Engine, model_files: ModelFiles, chat: ChatFormat, adapted: torch.nn.Module, adapter_folder: Path
+    engine: LocalEngine, model_files: ModelFiles, chat: ChatFormat, adapted: torch.nn.Module, adapter_folder: Path
 ):
     name = await load_adapter(engine, adapter_folder, model_files)
     groups = await asyncio.gather(*(engine.generate(prompt, GREEDY, adapter=name) for prompt in prompts(chat)))
@@ -240,7 +242,7 @@ async def test_greedy_completions_of_an_adapter_equal_those_of_peft(
 
 
 async def test_scores_are_of_the_base_model_or_of_the_adapter_that_is_named(
-    engine: Engine,
+    engine: LocalEngine,
     model_files: ModelFiles,
     chat: ChatFormat,
     plain: torch.nn.Module,
@@ -259,7 +261,7 @@ async def test_scores_are_of_the_base_model_or_of_the_adapter_that_is_named(
 
 
 async def test_an_adapter_changes_completions_and_not_the_scores_of_the_base_model(
-    engine: Engine, model_files: ModelFiles, chat: ChatFormat, adapter_folder: Path
+    engine: LocalEngine, model_files: ModelFiles, chat: ChatFormat, adapter_folder: Path
 ):
     prompt = prompts(chat)[2]
     completion = chat.completion_ids("She has 19 pears.")
@@ -276,7 +278,7 @@ async def test_an_adapter_changes_completions_and_not_the_scores_of_the_base_mod
 
 
 async def test_unloading_waits_for_the_requests_that_use_the_adapter(
-    engine: Engine, model_files: ModelFiles, chat: ChatFormat, adapter_folder: Path
+    engine: LocalEngine, model_files: ModelFiles, chat: ChatFormat, adapter_folder: Path
 ):
     prompt = prompts(chat)[2]
     name = await load_adapter(engine, adapter_folder, model_files)
@@ -291,7 +293,7 @@ async def test_unloading_waits_for_the_requests_that_use_the_adapter(
     assert len((await running)[0].ids) == GREEDY.max_tokens
 
 
-async def test_an_adapter_that_is_not_loaded_is_refused(engine: Engine, chat: ChatFormat):
+async def test_an_adapter_that_is_not_loaded_is_refused(engine: LocalEngine, chat: ChatFormat):
     with pytest.raises(AdapterError, match="math@9"):
         await engine.generate(prompts(chat)[0], GREEDY, adapter="math@9")
     with pytest.raises(AdapterError, match="math@9"):
@@ -299,7 +301,7 @@ async def test_an_adapter_that_is_not_loaded_is_refused(engine: Engine, chat: Ch
 
 
 async def test_an_adapter_of_other_shapes_is_refused_and_the_engine_lives(
-    engine: Engine, model_files: ModelFiles, chat: ChatFormat, adapter_folder: Path, tmp_path: Path
+    engine: LocalEngine, model_files: ModelFiles, chat: ChatFormat, adapter_folder: Path, tmp_path: Path
 ):
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -116,7 +116,7 @@ def test_garbage_gets_an_answer(checker: AnswerChecker, text: str) -> None:
 async def test_an_endless_comparison_is_cut_off_counted_and_followed_by_others() -> None:
     checker = AnswerChecker(limit_s=1.0)
     cut_off = await checker.equal(*ENDLESS)
-    assert (cut_off.equal, cut_off.timed_out, checker.timeouts) == (False, True, 1)
+    assert (cut_off.equal, checker.timeouts) == (False, 1)
     assert "undecided after 1 s" in cut_off.detail
     assert (await checker.equal("(x-1)(x+1)", "x^2-1")).equal
     assert checker.timeouts == 1

@@ -118,7 +118,7 @@ async def test_two_nodes_share_the_work_and_both_load_an_adapter(
     await asyncio.to_thread(serve.run, application, name="two")
     handle: DeploymentHandle[Any] = serve.get_deployment_handle("engine", "two")
     engine = RemoteEngine(handle, PATIENCE_S)
-    await engine.load_adapter("math@1", tmp_path / "adapters" / "math" / "1")
+    await engine.load("math@1")
     drawn = await asyncio.gather(
         *(engine.generate([40, 41, 42 + i], Sampling(max_tokens=16), 1, "math@1") for i in range(32))
     )

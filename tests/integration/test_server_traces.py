@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,6 +23,7 @@ from server.auth import Keys
 from server.backend import AgentBackend
 from server.observed import open_tracing
 from server.settings import ServerSettings
+from server.work import DurableWork
 from tests.scripted_engine import ScriptedEngine
 
 ROW = {"id": "a", "question": "Mira has 3 apples and buys 4. How many?", "answer": "She has 3+4=7\n#### 7"}
@@ -79,7 +81,7 @@ async def _ask(model_files: ModelFiles, settings: ServerSettings, headers: dict[
     tracer = tracing.tracer if tracing else None
     gate = build_gate(engine, chat, GateSettings())
     backend = AgentBackend(engine, chat, gate, RewriteSettings(strategy="solve"), AdapterStore(), tracer)
-    transport = httpx.ASGITransport(create_app(backend, settings, Keys()))
+    transport = httpx.ASGITransport(create_app(backend, settings, Keys(), DurableWork(settings)))
     statuses = []
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as client:
         for strategy in ("solve", "none"):
@@ -91,8 +93,10 @@ async def _ask(model_files: ModelFiles, settings: ServerSettings, headers: dict[
     return statuses
 
 
-async def test_a_request_its_rows_and_their_calls_are_one_tree(model_files: ModelFiles, collector: Collector) -> None:
-    settings = ServerSettings(traces=f"http://127.0.0.1:{collector.server_port}/v1/traces")
+async def test_a_request_its_rows_and_their_calls_are_one_tree(
+    model_files: ModelFiles, collector: Collector, tmp_path: Path
+) -> None:
+    settings = ServerSettings(traces=f"http://127.0.0.1:{collector.server_port}/v1/traces", state=str(tmp_path))
     statuses = await _ask(model_files, settings, {"traceparent": f"00-{TRACE}-{PARENT}-01"})
     assert statuses == [200, 404]
     spans = collector.spans()
@@ -115,11 +119,11 @@ async def test_a_request_its_rows_and_their_calls_are_one_tree(model_files: Mode
 
 
 async def test_a_collector_that_is_away_costs_the_spans_and_nothing_else(
-    model_files: ModelFiles, collector: Collector, caplog: pytest.LogCaptureFixture
+    model_files: ModelFiles, collector: Collector, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    port = collector.server_port
+    settings = ServerSettings(traces=f"http://127.0.0.1:{collector.server_port}/", state=str(tmp_path))
     collector.server_close()
-    assert await _ask(model_files, ServerSettings(traces=f"http://127.0.0.1:{port}/"), {}) == [200, 404]
+    assert await _ask(model_files, settings, {}) == [200, 404]
     assert "spans are lost" in caplog.text
 
 

@@ -17,6 +17,7 @@ from server.auth import Keys
 from server.exceptions import UnknownNameError
 from server.metrics import Metrics
 from server.settings import ServerSettings
+from server.work import DurableWork
 from tests.command_line import run_main
 
 Run = Callable[..., tuple[int, str, str]]
@@ -142,11 +143,12 @@ class Backend:
 
 
 @pytest.fixture
-def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Address of a service with a key, which is in the environment."""
     monkeypatch.setenv("REWRIGHT_API_KEYS", KEY)
     monkeypatch.setenv("REWRIGHT_API_KEY", KEY)
-    app = create_app(Backend(), ServerSettings(), Keys.from_environment())  # type: ignore[arg-type]
+    settings = ServerSettings(state=str(tmp_path))
+    app = create_app(Backend(), settings, Keys.from_environment(), DurableWork(settings))  # type: ignore[arg-type]
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()

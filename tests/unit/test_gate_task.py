@@ -8,7 +8,7 @@ import pytest
 
 from agent.demonstrations import Demonstration, Message
 from agent.exceptions import GateError
-from agent.gate import Gate
+from agent.gate import Gate, task_of
 from agent.settings import GateSettings
 
 OPTIONS = "Which is largest?\nA. Mars\nB. Jupiter"
@@ -43,8 +43,8 @@ def demonstration(
         (demonstration("6*7=42\n#### 42", task="text"), "text"),
     ],
 )
-def test_the_task_follows_the_shape_of_the_row_unless_the_row_says(gate: Gate, row: Demonstration, task: str) -> None:
-    assert gate.task_of(row) == task
+def test_the_task_follows_the_shape_of_the_row_unless_the_row_says(row: Demonstration, task: str) -> None:
+    assert task_of(row) == task
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,9 @@ def test_the_task_follows_the_shape_of_the_row_unless_the_row_says(gate: Gate, r
         (demonstration("Jupiter.", question=OPTIONS, reference="Jupiter", task="choice"), "needs the letter"),
     ],
 )
-def test_a_task_that_cannot_be_checked_is_an_error(gate: Gate, row: Demonstration, message: str) -> None:
+def test_a_task_that_cannot_be_checked_is_an_error(row: Demonstration, message: str) -> None:
     with pytest.raises(GateError, match=message):
-        gate.task_of(row)
+        task_of(row)
 
 
 async def test_the_gate_stops_at_the_first_failed_check(gate: Gate) -> None:

@@ -121,9 +121,10 @@ def test_of_a_key_given_twice_the_last_counts(write: Write):
     assert row.question == "b"
 
 
-def test_a_line_beyond_the_limit_is_skipped_and_the_next_one_read(write: Write):
+def test_a_line_beyond_the_limit_is_skipped_and_the_next_one_read(write: Write, monkeypatch: pytest.MonkeyPatch):
     path = write(b'{"question": "' + b"x" * 300_000 + b'", "answer": "4"}\n' + GOOD)
-    bad, good = read_rows(path, max_row_bytes=1000)
+    monkeypatch.setattr("agent.intake.MAX_ROW_BYTES", 1000)
+    bad, good = read_rows(path)
     assert isinstance(bad, BadRow)
     assert bad.message.startswith("longer than 1000 bytes and not read")
     assert isinstance(good, Demonstration)
@@ -131,7 +132,7 @@ def test_a_line_beyond_the_limit_is_skipped_and_the_next_one_read(write: Write):
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
-def test_a_200_megabyte_row_is_never_whole_in_memory(tmp_path: Path, name: str):
+def test_a_200_megabyte_row_is_never_whole_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     path = tmp_path / name
     array = name == "rows.json"
     with path.open("wb") as file:
@@ -140,8 +141,9 @@ def test_a_200_megabyte_row_is_never_whole_in_memory(tmp_path: Path, name: str):
         for _ in range(200):
             file.write(b"x" * 2**20)
         file.write(b'", "answer": "4"}' + (b",\n" if array else b"\n") + GOOD + (b"]" if array else b""))
+    monkeypatch.setattr("agent.intake.MAX_ROW_BYTES", 2**20)
     tracemalloc.start()
-    rows = list(read_rows(path, max_row_bytes=2**20))
+    rows = list(read_rows(path))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert kinds(rows) == "bg"
@@ -285,8 +287,11 @@ def test_a_json_file_may_hold_lines(write: Write):
     ],
     ids=["cut", "cut after a comma", "cut after a colon", "comma", "word", "bytes", "deep", "long"],
 )
-def test_a_broken_first_line_of_a_json_file_hides_no_other(write: Write, broken: bytes):
-    rows = list(read_rows(write(broken + b"\n" + GOOD + b"\n" + GOOD, "rows.json"), max_row_bytes=500))
+def test_a_broken_first_line_of_a_json_file_hides_no_other(
+    write: Write, monkeypatch: pytest.MonkeyPatch, broken: bytes
+):
+    monkeypatch.setattr("agent.intake.MAX_ROW_BYTES", 500)
+    rows = list(read_rows(write(broken + b"\n" + GOOD + b"\n" + GOOD, "rows.json")))
     assert kinds(rows) == "bgg"
     assert rows[0].line == 1
 
@@ -321,15 +326,17 @@ def test_an_array_is_one_however_its_lines_are_cut(shape: str, indent: int | Non
     assert kinds(list(read_stream(io.BytesIO((shape % (text, text)).encode())))) == "gg"
 
 
-def test_an_array_of_one_line_may_be_longer_than_a_row(write: Write):
+def test_an_array_of_one_line_may_be_longer_than_a_row(write: Write, monkeypatch: pytest.MonkeyPatch):
     text = b"[" + b",".join([GOOD] * 1000) + b"]"
     for limit in (40, 200, 201, 202, 203, 10**6):
-        assert kinds(list(read_rows(write(text, "rows.json"), max_row_bytes=limit))) == "g" * 1000
+        monkeypatch.setattr("agent.intake.MAX_ROW_BYTES", limit)
+        assert kinds(list(read_rows(write(text, "rows.json")))) == "g" * 1000
 
 
-def test_gzip_is_decompressed_and_its_rows_bounded(write: Write):
+def test_gzip_is_decompressed_and_its_rows_bounded(write: Write, monkeypatch: pytest.MonkeyPatch):
     data = gzip.compress(GOOD + b"\n" + b" " * 100 + b"x" * 10**7 + b"\n" + GOOD)
-    assert kinds(list(read_rows(write(data, "rows.jsonl.gz"), max_row_bytes=10**5))) == "gbg"
+    monkeypatch.setattr("agent.intake.MAX_ROW_BYTES", 10**5)
+    assert kinds(list(read_rows(write(data, "rows.jsonl.gz")))) == "gbg"
 
 
 def test_a_damaged_gzip_file_is_an_error_of_the_file(write: Write):
@@ -471,7 +478,9 @@ def test_any_bytes_give_rows_or_an_error_of_the_file(tmp_path_factory: pytest.Te
         path = tmp_path_factory.getbasetemp() / name
         path.write_bytes(data)
         try:
-            rows = list(read_rows(path, max_row_bytes=64))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("agent.intake.MAX_ROW_BYTES", 64)
+                rows = list(read_rows(path))
         except InputFileError:
             continue
         if name == "any.jsonl" and not data.startswith(b"\x1f\x8b"):

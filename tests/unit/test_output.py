@@ -20,6 +20,7 @@ from agent.exceptions import OutputFailedError, OutputFileError, ResumeError
 from agent.intake import read_rows
 from agent.output import RecordWriter
 from agent.records import Check, Mismatch, Record, Verdict, error_row
+from tests.disk_log import disk_log
 
 SETTINGS = {"strategy": "default", "model": "m", "adapter": None}
 FORMATS = pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
@@ -239,6 +240,16 @@ def test_a_finished_parquet_file_goes_with_the_first_row_that_replaces_its_own(t
     writer.__exit__(KeyError, KeyError(), None)
     assert not out.exists(), "its rows would stand under the settings of the run that replaces them"
     assert len(write(out, source, resume=True, settings=other)) == 20
+
+
+def test_a_parquet_file_has_its_name_on_the_disk_before_its_journal_goes(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+):
+    killed_after(tmp_path / "out.parquet", source, 7)
+    log = disk_log(monkeypatch, tmp_path)
+    write(tmp_path / "out.parquet", source, resume=True)
+    renamed, removed = log.index(("rename", "out.parquet")), log.index(("unlink", "out.parquet.journal.jsonl"))
+    assert log[renamed - 1 : removed] == [("sync", ".out.parquet.unfinished"), ("rename", "out.parquet"), ("sync", ".")]
 
 
 def test_a_resumed_run_leaves_the_journal_of_a_living_one(tmp_path: Path, source: Path):

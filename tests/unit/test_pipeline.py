@@ -16,6 +16,7 @@ from agent.demonstrations import Demonstration, Message
 from agent.early import EarlyRows
 from agent.gate import Gate
 from agent.pipeline import map_in_order, rewrite_rows
+from agent.records import Verdict
 from agent.rewriter import Rewriter
 from agent.settings import GateSettings, RewriteSettings
 from agent.strategies import find_strategy
@@ -178,10 +179,10 @@ async def test_turns_that_the_chat_template_refuses_fail_their_row_alone() -> No
 
 async def test_a_defect_of_ours_fails_its_row_alone(caplog: pytest.LogCaptureFixture) -> None:
     class BrokenGate(Gate):
-        def task_of(self, demonstration: Demonstration) -> str:
+        async def check(self, demonstration: Demonstration, candidate: str, *, finished: bool = True) -> Verdict:
             if demonstration.id == "b":
                 raise ZeroDivisionError
-            return super().task_of(demonstration)
+            return await super().check(demonstration, candidate, finished=finished)
 
     rows = await rewrite_all(BrokenGate(GateSettings()), PLAIN, PLAIN, PLAIN)
     assert [row["status"] for row in rows] == ["fallback", "error", "fallback"]

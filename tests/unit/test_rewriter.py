@@ -12,7 +12,7 @@ import pytest
 from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration, Message
 from agent.engine import Completion, FinishReason, Sampling
-from agent.exceptions import PromptTooLongError
+from agent.exceptions import EngineMemoryError, PromptTooLongError
 from agent.gate import Gate
 from agent.mismatch import surprisal
 from agent.rewriter import Rewriter
@@ -37,6 +37,22 @@ async def test_of_equal_texts_one_that_is_finished_counts(reasons: tuple[FinishR
     rewriter = Rewriter(Engine(chat, GOOD), chat, gate, (Step(proposer="solve", samples=2),), RewriteSettings())
     row = Demonstration("a", (Message("user", QUESTION),), "3*4=12\n12+12=24\n#### 24", "24")
     assert (await rewriter.rewrite(row)).record.status == "self_solved"
+
+
+async def test_an_error_keeps_the_expert_and_names_no_adapter() -> None:
+    class Full(ScriptedEngine):
+        async def generate(
+            self, prompt_ids: Sequence[int], sampling: Sampling, n: int = 1, adapter: str | None = None
+        ) -> list[Completion]:
+            raise EngineMemoryError(f"no memory for {adapter}")
+
+    chat = ChatFormat(tiny_tokenizer())
+    steps = (Step(proposer="rewrite"),)
+    rewriter = Rewriter(Full(chat, GOOD), chat, Gate(GateSettings()), steps, RewriteSettings(), "math@1")
+    row = Demonstration("a", (Message("user", QUESTION),), "3*4=12\n12+12=24\n#### 24", "24")
+    record = (await rewriter.rewrite(row)).record
+    assert (record.status, record.error) == ("error", "no memory for math@1")
+    assert (record.proposer, record.adapter) == ("expert", None)
 
 
 class WatchedChat(ChatFormat):

@@ -10,6 +10,7 @@ import pytest
 from agent.exceptions import AdapterError
 from server.adapters import AdapterStore, PublishedVersion
 from server.exceptions import UnavailableError, UnknownNameError
+from tests.disk_log import assert_durable, disk_log
 
 
 @pytest.fixture
@@ -79,6 +80,13 @@ def test_only_versions_that_are_there_are_activated(folder: Path) -> None:
         store.activate("math", 3)
     with pytest.raises(UnknownNameError, match="unknown adapter 'empty'"):
         store.activate("empty", 1)
+
+
+def test_what_is_active_stays_so_after_a_power_cut(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = disk_log(monkeypatch, folder)
+    AdapterStore(folder).activate("math", 2)
+    (written,) = {name for kind, name in log if kind == "sync"} - {"math"}
+    assert_durable(log, "math/active", written)
 
 
 def test_many_activations_at_once_leave_one_of_them_and_no_litter(folder: Path) -> None:

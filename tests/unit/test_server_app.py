@@ -6,10 +6,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from pydantic import BaseModel
 
 from agent.engine import EngineInfo
@@ -32,6 +34,7 @@ from server.schemas import (
     SamplingBody,
 )
 from server.settings import LimitSettings, ServerSettings
+from server.work import DurableWork
 from tests.absurd import absurd_bodies
 from tests.asgi import client_to
 
@@ -100,9 +103,19 @@ async def client(backend: ScriptedBackend) -> AsyncIterator[httpx.AsyncClient]:
         yield http
 
 
+@pytest.fixture(autouse=True)
+def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Services keep their state here."""
+    monkeypatch.setenv("REWRIGHT_HOME", str(tmp_path))
+
+
+def _app(backend: ScriptedBackend, keys: Keys | None = None, limits: LimitSettings = LIMITS) -> FastAPI:
+    settings = ServerSettings(limits=limits)
+    return create_app(backend, settings, keys or Keys(), DurableWork(settings))
+
+
 def _client(backend: ScriptedBackend, keys: Keys | None = None, limits: LimitSettings = LIMITS) -> httpx.AsyncClient:
-    app = create_app(backend, ServerSettings(limits=limits), keys or Keys())
-    return client_to(app, "http://127.0.0.1:8000")
+    return client_to(_app(backend, keys, limits), "http://127.0.0.1:8000")
 
 
 def _error(response: httpx.Response) -> dict[str, Any]:
@@ -298,7 +311,7 @@ async def test_a_body_has_its_room_until_it_is_counted_as_demonstrations(
     backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.bodies._BODIES_AT_ONCE", 1)
-    app = create_app(backend, ServerSettings(limits=LIMITS), Keys())
+    app = _app(backend)
     room = app.state.body_room
     left: list[int] = []
 
@@ -370,7 +383,7 @@ async def test_a_request_that_takes_too_long_is_cancelled(backend: ScriptedBacke
 
 async def test_the_work_of_a_client_that_went_away_is_cancelled(backend: ScriptedBackend) -> None:
     backend.go.clear()
-    app = create_app(backend, ServerSettings(limits=LIMITS), Keys())
+    app = _app(backend)
     incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     body = json.dumps({"demonstrations": [ROW]}).encode()
     incoming.put_nowait({"type": "http.request", "body": body, "more_body": False})
@@ -423,7 +436,7 @@ async def test_ready_says_which_model_answers(client: httpx.AsyncClient) -> None
 
 
 async def test_after_closing_no_work_is_taken_and_nothing_is_ready(backend: ScriptedBackend) -> None:
-    app = create_app(backend, ServerSettings(limits=LIMITS), Keys())
+    app = _app(backend)
     app.state.admission.close()
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
@@ -480,8 +493,9 @@ async def test_without_keys_every_loopback_name_is_served(client: httpx.AsyncCli
 
 
 def test_an_application_for_others_without_keys_is_not_built(backend: ScriptedBackend) -> None:
+    settings = ServerSettings(host="0.0.0.0")
     with pytest.raises(SettingsError, match="no API keys are set"):
-        create_app(backend, ServerSettings(host="0.0.0.0"), Keys())
+        create_app(backend, settings, Keys(), DurableWork(settings))
 
 
 @pytest.mark.parametrize("origin", ["https://elsewhere.example", "null", "http://127.0.0.1.elsewhere.example:8000"])

@@ -90,8 +90,8 @@ async def test_two_ids_are_none(client: httpx.AsyncClient) -> None:
     assert response.headers["x-request-id"].startswith("req_")
 
 
-async def test_behind_a_proxy_that_tells_the_id_only_another_one_is_told() -> None:
-    transport = httpx.ASGITransport(create_app(Backend(), ServerSettings(), Keys(), proxied=True))
+async def test_behind_a_proxy_that_tells_the_id_only_another_one_is_told(work: DurableWork) -> None:
+    transport = httpx.ASGITransport(create_app(Backend(), ServerSettings(), Keys(), work, proxied=True))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         safe = await client.get("/healthz", headers={"X-Request-ID": "a-1"})
         unsafe = await client.get("/healthz", headers={"X-Request-ID": "a 1"})

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
+from tests.disk_log import assert_durable, disk_log
 from trainer.best import BestAdapter
 from trainer.checkpoints import STATE
 
 
 class Model:
-    """Is saved as an empty folder."""
+    """Is saved as a folder with one file."""
 
     def save_pretrained(self, folder: str) -> None:
         Path(folder).mkdir()
+        (Path(folder) / "weights").touch()
 
 
 @pytest.fixture
@@ -70,3 +72,11 @@ def test_only_a_higher_score_takes_the_place_of_the_best(best: BestAdapter, tmp_
     assert (best.step, kept(tmp_path)) == (0, {"best-0"})
     consider(best, 12, 0.3)
     assert (best.step, best.path.is_dir()) == (12, True)
+
+
+def test_the_best_is_on_the_disk_before_a_checkpoint_can_name_it(
+    best: BestAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = disk_log(monkeypatch, tmp_path)
+    consider(best, 4, 0.1)
+    assert_durable(log, "best-4", ".best-unfinished/weights", ".best-unfinished")

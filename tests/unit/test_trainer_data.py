@@ -10,9 +10,8 @@ import pytest
 
 from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
-from agent.gate import Gate
 from agent.prompts import proposal_prompt
-from agent.settings import GateSettings, RewriteSettings
+from agent.settings import RewriteSettings
 from tests.tiny_chat import NO_SYSTEM, tiny_tokenizer
 from trainer.data import TrainingData, fits_in, load_training_data
 from trainer.exceptions import TrainingDataError
@@ -25,7 +24,7 @@ def load(rows: list[dict[str, Any] | str], folder: Path, **changed: Any) -> Trai
     source.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     options: dict[str, Any] = {"limit": None, "eval_rows": 3, "seed": 0} | changed
     fits = options.pop("fits", lambda row: True)
-    return load_training_data(source, Gate(GateSettings()), fits, **options)
+    return load_training_data(source, fits, **options)
 
 
 def row(number: int, **changed: Any) -> dict[str, Any]:
@@ -94,10 +93,10 @@ def test_the_hash_follows_the_content_not_the_format(tmp_path: Path) -> None:
     ],
 )
 def test_a_row_that_the_chat_template_refuses_is_left_out(template: str, roles: list[str], tmp_path: Path) -> None:
-    gate, chat = Gate(GateSettings()), ChatFormat(tiny_tokenizer(template))
+    chat = ChatFormat(tiny_tokenizer(template))
     turns = [{"role": role, "content": "What is 1 + 2 ?"} for role in roles]
     rows = [row(i) for i in range(5)] + [{"prompt": turns, "completion": "#### 3"}]
-    data = load(rows, tmp_path, fits=fits_in(4096, chat, gate, RewriteSettings()))
+    data = load(rows, tmp_path, fits=fits_in(4096, chat, RewriteSettings()))
     reason = "the model's chat template refuses these turns: System role not supported"
     assert data.left_out == {reason: 1}
     assert data.rows == 5
@@ -105,14 +104,14 @@ def test_a_row_that_the_chat_template_refuses_is_left_out(template: str, roles: 
 
 
 def test_a_row_fits_where_its_request_and_longest_rewrite_do(tmp_path: Path) -> None:
-    chat, gate = ChatFormat(tiny_tokenizer()), Gate(GateSettings())
+    chat = ChatFormat(tiny_tokenizer())
     [one] = load([row(i) for i in range(4)], tmp_path).train
     prompt = proposal_prompt("rewrite", one, "math", with_examples=False)
     assert prompt is not None
     needed = len(chat.prompt_ids(prompt)) + 10
     limited = RewriteSettings(max_tokens=10)
-    assert fits_in(needed, chat, gate, limited)(one)
-    assert not fits_in(needed - 1, chat, gate, limited)(one)
+    assert fits_in(needed, chat, limited)(one)
+    assert not fits_in(needed - 1, chat, limited)(one)
 
 
 def test_rows_are_counted_by_task_and_those_without_an_answer_are_said_with_what_to_do(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel
 
 from agent.assembly import open_engine
-from agent.engine import Engine, Sampling
+from agent.engine import LocalEngine, Sampling
 from agent.engine.loading import load_model
 from agent.engine.lora import LoraHost
 from agent.exceptions import AdapterError
@@ -35,7 +35,7 @@ def files(tmp_path: Path) -> ModelFiles:
 
 
 @pytest_asyncio.fixture
-async def engine(files: ModelFiles) -> AsyncIterator[Engine]:
+async def engine(files: ModelFiles) -> AsyncIterator[LocalEngine]:
     opened = await open_engine(files, SETTINGS)
     yield opened
     await opened.close()
@@ -67,7 +67,7 @@ def trained(model: PeftModel) -> list[float]:
 
 
 async def test_the_engine_draws_from_the_weights_of_the_last_update_and_from_no_others(
-    engine: Engine, model: PeftModel, tmp_path: Path
+    engine: LocalEngine, model: PeftModel, tmp_path: Path
 ) -> None:
     policy, versions = PublishedPolicy(engine, model, tmp_path / "versions"), tmp_path / "versions"
     base = await engine.score(PROMPT, COMPLETION)
@@ -88,7 +88,7 @@ async def test_the_engine_draws_from_the_weights_of_the_last_update_and_from_no_
 
 
 async def test_a_version_is_published_once_however_often_it_is_asked_for(
-    engine: Engine, model: PeftModel, tmp_path: Path
+    engine: LocalEngine, model: PeftModel, tmp_path: Path
 ) -> None:
     policy = PublishedPolicy(engine, model, tmp_path / "versions")
     first = await policy.publish(4)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.disk_log import assert_durable, disk_log
+from trainer.checkpoints import UNFINISHED
 from trainer.staging import StagedCheckpoints
 
 
@@ -42,6 +44,13 @@ def test_a_checkpoint_holds_the_random_state_of_every_process(tmp_path: Path) ->
     saved = {path.name for path in (folder / "checkpoint-5").iterdir()}
     assert saved == {"rng_state_0.pth", "rng_state_1.pth", "rewright_state.json"}
     assert json.loads((folder / "checkpoint-5" / "rewright_state.json").read_text()) == {"step": 5}
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = disk_log(monkeypatch, tmp_path)
+    Saves(tmp_path, 0, lambda: None)._save_checkpoint(None, None)
+    staged = f"{UNFINISHED}checkpoint-5/checkpoint-5"
+    assert_durable(log, "checkpoint-5", f"{staged}/rng_state_0.pth", f"{staged}/rewright_state.json", staged)
 
 
 def test_a_checkpoint_that_fails_leaves_nothing_that_bears_its_name(tmp_path: Path) -> None:

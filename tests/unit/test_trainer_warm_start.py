@@ -16,6 +16,7 @@ from agent.engine.attention import ATTENTION_NAME, packed_attention
 from agent.gate import Gate
 from agent.models import ModelFiles
 from agent.settings import GateSettings
+from tests.disk_log import assert_durable, disk_log
 from trainer.exceptions import TrainingDataError
 from trainer.packing import completion_logprobs
 from trainer.settings import TrainSettings
@@ -68,6 +69,13 @@ def test_what_was_fitted_before_an_interruption_is_taken_as_it_is(tmp_path: Path
 
     warm_start(again, ROWS, SETTINGS, tmp_path, "base", is_main=True, on_step=never)
     assert surprisal(again, ROWS[0]) == pytest.approx(surprisal(first, ROWS[0]), abs=1e-6)
+
+
+def test_what_was_fitted_is_on_the_disk_before_it_can_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = disk_log(monkeypatch, tmp_path)
+    warm_start(tiny_policy(), ROWS, SETTINGS, tmp_path, "base", is_main=True, on_step=lambda *_: None)
+    (kept,) = (path.name for path in tmp_path.iterdir())
+    assert_durable(log, kept, f".{kept}-unfinished/adapter_model.safetensors", f".{kept}-unfinished")
 
 
 def test_the_same_rows_from_another_file_are_not_fitted_again(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from agent.adapters import CONFIG, WEIGHTS
 from agent.assembly import load_adapter, open_chat, open_engine
 from agent.chat import ChatFormat
 from agent.demonstrations import Message
-from agent.engine import Engine, Sampling
+from agent.engine import LocalEngine, Sampling
 from agent.exceptions import AdapterError, EngineClosedError
 from agent.models import ModelFiles
 from agent.settings import EngineSettings
@@ -43,7 +43,7 @@ GREEDY = Sampling(temperature=0, max_tokens=16)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(model_files: ModelFiles) -> AsyncIterator[Engine]:
+async def engine(model_files: ModelFiles) -> AsyncIterator[LocalEngine]:
     opened = await open_engine(model_files, SETTINGS)
     yield opened
     await opened.close()
@@ -142,7 +142,7 @@ def aim_at_the_head(folder: Path) -> None:
     ],
 )
 async def test_a_poisoned_adapter_is_refused_and_the_engine_lives(
-    engine: Engine,
+    engine: LocalEngine,
     model_files: ModelFiles,
     prompt: list[int],
     good: Path,
@@ -160,7 +160,7 @@ async def test_a_poisoned_adapter_is_refused_and_the_engine_lives(
 
 
 async def test_an_adapter_that_slips_by_our_checks_is_refused_by_vllm_and_can_be_loaded_again_when_mended(
-    engine: Engine, prompt: list[int], good: Path, tmp_path: Path
+    engine: LocalEngine, prompt: list[int], good: Path, tmp_path: Path
 ):
     folder = tmp_path / "untied"
     shutil.copytree(good, folder)
@@ -175,7 +175,7 @@ async def test_an_adapter_that_slips_by_our_checks_is_refused_by_vllm_and_can_be
 
 
 async def test_an_adapter_that_comes_back_under_its_name_with_other_weights_is_not_served_from_the_cache(
-    engine: Engine, prompt: list[int], save_adapter: Callable[..., Path], tmp_path: Path
+    engine: LocalEngine, prompt: list[int], save_adapter: Callable[..., Path], tmp_path: Path
 ):
     outputs = []
     for seed in (1, 2):
@@ -193,7 +193,7 @@ async def test_an_adapter_that_comes_back_under_its_name_with_other_weights_is_n
 
 
 async def test_with_every_place_for_adapters_taken_each_request_gets_its_own_weights(
-    engine: Engine, prompt: list[int], save_adapter: Callable[..., Path], tmp_path: Path
+    engine: LocalEngine, prompt: list[int], save_adapter: Callable[..., Path], tmp_path: Path
 ):
     completion = list(range(100, 110))
     base, score = (await engine.generate(prompt, GREEDY))[0].ids, await engine.score(prompt, completion)
@@ -218,7 +218,7 @@ async def test_with_every_place_for_adapters_taken_each_request_gets_its_own_wei
 
 @pytest.mark.parametrize("ids", [[5, -1], [5, 10**6]])
 async def test_ids_outside_the_vocabulary_are_refused_and_the_engine_lives(
-    engine: Engine, prompt: list[int], ids: list[int]
+    engine: LocalEngine, prompt: list[int], ids: list[int]
 ):
     with pytest.raises(ValueError, match="token ids"):
         await engine.generate(ids, GREEDY)
@@ -227,7 +227,7 @@ async def test_ids_outside_the_vocabulary_are_refused_and_the_engine_lives(
     assert (await engine.generate(prompt, GREEDY))[0].ids
 
 
-async def test_seeded_requests_whose_prompts_fill_more_than_a_step_are_answered(engine: Engine, chat: ChatFormat):
+async def test_seeded_requests_whose_prompts_fill_more_than_a_step_are_answered(engine: LocalEngine, chat: ChatFormat):
     prompts = [chat.prompt_ids([Message("user", f"{number} fish in the sea. " * 60)]) for number in range(40)]
     assert sum(map(len, prompts)) > 4 * 4096
     sampling = Sampling(temperature=1.0, max_tokens=4, seed=7)
@@ -235,7 +235,7 @@ async def test_seeded_requests_whose_prompts_fill_more_than_a_step_are_answered(
     assert {completion.finish_reason for (completion,) in groups} <= {"stop", "length"}
 
 
-async def test_a_cancelled_request_stops_using_the_engine(engine: Engine, prompt: list[int]):
+async def test_a_cancelled_request_stops_using_the_engine(engine: LocalEngine, prompt: list[int]):
     long = asyncio.create_task(engine.generate(prompt, Sampling(temperature=1.5, max_tokens=300), n=8))
     await asyncio.sleep(0.5)
     long.cancel()

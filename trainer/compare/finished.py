@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.pieces import count_lines
 from trainer.compare.cost import Cost, DataCost, train_cost
 from trainer.compare.folder import has_result
 from trainer.compare.plan import Setup, Unit
@@ -72,12 +73,8 @@ def _filtered(output: Path, train: Unit, units: dict[Path, Unit]) -> dict[str, i
     whole = [units[folder] for unit in kept for folder in unit.needs]
     if not whole:
         return {}
-    return {"no accepted rewrite": _count(output / whole[0].folder / ROWS) - _count(output / kept[0].folder / ROWS)}
-
-
-def _count(rows: Path) -> int:
-    with rows.open("rb") as lines:
-        return sum(1 for _ in lines)
+    made, accepted = (count_lines(output / unit.folder / ROWS) for unit in (whole[0], kept[0]))
+    return {"no accepted rewrite": made - accepted}
 
 
 def _run(

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from agent.disk import replacing, sync
+from agent.disk import write_whole
 from trainer.compare.plan import Unit
 from trainer.exceptions import CheckpointError, TrainingSettingsError
 
@@ -99,12 +99,5 @@ def _asked(output: Path, unit: Unit) -> dict[str, str] | None:
 
 def mark_done(output: Path, unit: Unit) -> None:
     """Note that all of a unit is on the disk."""
-    folder = output / unit.folder
-    write_whole(folder / DONE, f"{json.dumps({'key': unit.key, 'tasks': dict(unit.tasks)})}\n")
-    sync(folder)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is either whole or as it was."""
-    with replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    text = json.dumps({"key": unit.key, "tasks": dict(unit.tasks)})
+    write_whole(output / unit.folder / DONE, f"{text}\n")

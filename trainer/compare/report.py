@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
+from agent.disk import write_whole
 from trainer.compare import tables
 from trainer.compare.figures import draw_all
-from trainer.compare.folder import write_whole
 from trainer.compare.results import Comparison
 from trainer.compare.text import TextTable
 

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from agent.assembly import build_rewriter, load_adapter, open_chat, open_engine
 from agent.demonstrations import BadRow, Demonstration
+from agent.disk import write_whole
 from agent.intake import read_rows
 from agent.models import resolve_model
 from agent.output import RecordWriter
@@ -22,7 +23,6 @@ from agent.pipeline import rewrite_rows
 from agent.records import ACCEPTED
 from agent.usage import Usage
 from trainer.compare.cost import DataCost
-from trainer.compare.folder import write_whole
 from trainer.compare.plan import Unit
 from trainer.compare.settings import CompareRequest
 from trainer.exceptions import TrainingDataError

@@ -76,7 +76,7 @@ def all_points(comparison: Comparison) -> TextTable:
     names = ("method", "shape", "steps", "lr", "seeds", "initial loss", "final loss", "F", "F relative", "KL", "G")
     columns = (*names, "G lenient", "answer tokens", "no answer, %", "cut off, %", "on its front")
     base_cut = [100 * task.cut_off for task in asked if task.cut_off is not None]
-    shares = (_mean(values, digits=1) for values in (base_tokens, base_silent, base_cut))
+    shares = (_mean(values) for values in (base_tokens, base_silent, base_cut))
     base = ("base", *("" for _ in names), *shares, "")
     rows = [
         (
@@ -92,9 +92,9 @@ def all_points(comparison: Comparison) -> TextTable:
             figure(point.kl, digits=3),
             figure(point.gain),
             figure(point.gain_lenient),
-            _mean(list(point.answer_tokens.values()), digits=1),
-            _mean([100 * share for share in point.no_answer.values()], digits=1),
-            _mean([100 * share for share in point.cut_off.values()], digits=1),
+            _mean(list(point.answer_tokens.values())),
+            _mean([100 * share for share in point.no_answer.values()]),
+            _mean([100 * share for share in point.cut_off.values()]),
             "yes" if point.on_front else "",
         )
         for point in comparison.points
@@ -273,5 +273,5 @@ def _order(point: Point) -> tuple[float, float]:
     return point.gain.value or 0.0, -(lost if lost is not None else 0.0)
 
 
-def _mean(values: Sequence[float], digits: int = 3) -> str:
-    return f"{sum(values) / len(values):.{digits}f}" if values else NOTHING
+def _mean(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.1f}" if values else NOTHING

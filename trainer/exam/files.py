@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from agent.disk import replacing, sync
+from agent.disk import replacing, sync, write_whole
 from agent.exceptions import OutputFileError, ResumeError
 from trainer.exam.results import EvaluationResult, TaskResult
 
@@ -61,8 +61,7 @@ class ResultFile:
                 file.write(f"{json.dumps({'task': task, **record}, ensure_ascii=False, allow_nan=False)}\n")
         sync(self.samples)
         self.result = self.result.model_copy(update={"tasks": {**self.result.tasks, task: result}})
-        with replacing(self.path) as unfinished:
-            unfinished.write_text(f"{self.result.model_dump_json(indent=2)}\n", encoding="utf-8")
+        write_whole(self.path, f"{self.result.model_dump_json(indent=2)}\n")
 
     def _read(self, empty: EvaluationResult) -> EvaluationResult:
         try:

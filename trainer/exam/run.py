@@ -12,7 +12,7 @@ from typing import Any
 from agent.adapters import open_adapter
 from agent.assembly import load_adapter, open_chat, open_engine
 from agent.chat import ChatFormat
-from agent.engine import Engine
+from agent.engine import Engine, LocalEngine
 from agent.gate.answer_checker import AnswerChecker
 from agent.models import ModelFiles, resolve_model
 from trainer.devices import with_dtype
@@ -276,7 +276,7 @@ class _Exam:
 
 
 @contextmanager
-def _opened(runner: asyncio.Runner, files: ModelFiles, request: EvaluationRequest) -> Iterator[Engine]:
+def _opened(runner: asyncio.Runner, files: ModelFiles, request: EvaluationRequest) -> Iterator[LocalEngine]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of weights being loaded

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from agent.disk import replacing
+from agent.disk import write_whole
 from trainer.exceptions import DivergedError
 from trainer.sft.data import SftRow
 from trainer.sft.weights import BaseTokens
@@ -55,8 +55,7 @@ def mean_loss(losses: Sequence[RowLoss]) -> float:
 
 def write_losses(path: Path, losses: Sequence[RowLoss]) -> None:
     """Keep the losses, one JSON object a line; the file appears whole."""
-    with replacing(path) as unfinished:
-        unfinished.write_text("".join(f"{json.dumps(asdict(loss))}\n" for loss in losses), encoding="utf-8")
+    write_whole(path, "".join(f"{json.dumps(asdict(loss))}\n" for loss in losses))
 
 
 def read_losses(path: Path) -> list[RowLoss]:

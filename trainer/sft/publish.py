@@ -18,7 +18,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from agent.adapters import CONFIG, read_config
-from agent.disk import sync
+from agent.disk import sync, sync_tree
 from trainer.exceptions import PublishError
 from trainer.publish import DataOfTraining, creation_time, package_versions, portable_config
 
@@ -127,8 +127,7 @@ def _make_portable(folder: Path, base_model: str) -> None:
 def _move(folder: Path, output: Path) -> None:
     for name in reversed(_LAST):
         (output / name).unlink(missing_ok=True)
-    for path in [*folder.rglob("*"), folder]:
-        sync(path)
+    sync_tree(folder)
     for path in sorted(folder.iterdir(), key=lambda path: (path.name in _LAST, path.name == CARD, path.name)):
         if path.is_dir():
             shutil.rmtree(output / path.name, ignore_errors=True)

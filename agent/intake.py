@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, cast
 from agent.demonstrations import BadRow, Demonstration
 from agent.exceptions import InputFileError, RowError
 from agent.pieces import BLANK, BYTE_ORDER_MARK, Piece, array_elements, lines, too_long
-from agent.rows import own_id, parse_row
+from agent.rows import not_an_object, own_id, parse_row
 from agent.strict_json import JsonValueError, check_json_value, parse_json
 from agent.tables import HUB_NAME, TABLE_SUFFIXES, Row, read_hub, read_table
 
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 MAX_ROW_BYTES = 16 * 2**20  # longest JSON text of one row; a longer one is skipped and reported
+PROBE = 100  # rows without a JSON object among them are none
 
 _LINE_SUFFIXES = (".jsonl", ".ndjson")
+_SEPARATED_SUFFIXES = (".csv", ".tsv")
 _SUFFIXES = (*_LINE_SUFFIXES, ".json", *TABLE_SUFFIXES)
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _NOTES = ("state.json", "dataset_info.json", "dataset_dict.json")  # what `datasets` writes beside the rows
@@ -43,6 +45,7 @@ _SIDE_FILES = (
 _GENERATED_ID = re.compile(r"row-([1-9]\d{0,8})", re.ASCII)
 _ESCAPED = re.compile(rb"\\.", re.DOTALL)
 _PEEK = 1 << 12
+_PIPE = Path("standard input")
 
 
 def read_rows(path: Path, *, limit: int | None = None) -> Iterator[Demonstration | BadRow]:
@@ -67,7 +70,7 @@ def read_stream(stream: BufferedIOBase, *, limit: int | None = None) -> Iterator
     Raises:
         InputFileError: Parquet, which needs a file.
     """
-    return itertools.islice(_Intake().rows(_read_pipe(stream)), limit)
+    return itertools.islice(_Intake().rows(_with_an_object(_read_pipe(stream), _PIPE)), limit)
 
 
 def read_json_rows(rows: Iterable[object]) -> Iterator[Demonstration | BadRow]:
@@ -182,8 +185,34 @@ class _Intake:
         return generated
 
 
+def _with_an_object(rows: Iterator[Row], path: Path) -> Iterator[Row]:
+    """`rows` as they are; the first ones are held until one is a JSON object.
+
+    Raises:
+        InputFileError: none of the first `PROBE` is, so this is some other file.
+    """
+    held: list[Row] = []
+    for row in rows:
+        if isinstance(row.value, dict):
+            yield from held
+            yield row
+            yield from rows
+            return
+        # The value is not held: what is said of it is the same.
+        held.append(row if row.problem else Row(row.line, problem=not_an_object(row.value)))
+        if len(held) == PROBE:
+            break
+    if held:
+        raise InputFileError(
+            f"{path}: neither JSON lines, one object a line, nor a JSON array of objects, nor Parquet: "
+            f"line {held[0].line}: {held[0].problem}"
+        )
+
+
 def _read_path(path: Path) -> Iterator[Row]:
     try:
+        if _format_suffix(path) in _SEPARATED_SUFFIXES and not path.is_dir():
+            raise InputFileError(f"{path}: tables of text are not read: save it as JSON lines or Parquet")
         if on_hub(path):
             yield from read_hub(str(path))
             return
@@ -192,6 +221,8 @@ def _read_path(path: Path) -> Iterator[Row]:
         raise _unreadable(path, error) from None
     for file in files:
         rows = read_table(file) if file.suffix in TABLE_SUFFIXES else _read_json_file(file)
+        if not path.is_dir() and file.suffix not in TABLE_SUFFIXES:  # a file of bad rows stops no other of its folder
+            rows = _with_an_object(rows, file)
         try:
             for row in rows:
                 named = path.is_dir() and row.problem is not None
@@ -201,11 +232,10 @@ def _read_path(path: Path) -> Iterator[Row]:
 
 
 def _read_pipe(stream: BufferedIOBase) -> Iterator[Row]:
-    pipe = Path("standard input")
     try:
-        yield from _read_bytes(_buffered(stream), pipe)
+        yield from _read_bytes(_buffered(stream), _PIPE)
     except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(pipe, error) from None
+        raise _unreadable(_PIPE, error) from None
 
 
 def _files(path: Path) -> list[Path]:

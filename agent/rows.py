@@ -62,7 +62,7 @@ def parse_row(row: object, *, line: int, number: int) -> Demonstration:
         RowError: names the field that is missing, has the wrong type or contradicts another.
     """
     if not isinstance(row, dict):
-        raise RowError(f"a row must be a JSON object, got {_kind(row)}", line=line)
+        raise RowError(not_an_object(row), line=line)
     try:
         prompt, expert, reference = _read_shape(row)
         told = _CALCULATOR.sub("", expert)
@@ -83,6 +83,11 @@ def parse_row(row: object, *, line: int, number: int) -> Demonstration:
     except RowError as error:
         message = f"{error.field!r}: {error}" if error.field else str(error)
         raise RowError(message, line=line, field=error.field) from None
+
+
+def not_an_object(row: object) -> str:
+    """What is wrong with a row that is another JSON value."""
+    return f"a row must be a JSON object, got {_kind(row)}"
 
 
 def own_id(row: Mapping[str, Any]) -> str | None:

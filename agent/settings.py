@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 ProposerName = Literal["solve", "hint", "rewrite"]
 # Those that vLLM has room for.
 LoraRank = Literal[8, 16, 32, 64, 128, 256, 320, 512]
+MAX_TOKENS = 32768  # of one candidate, set or asked for
 
 
 class Section(BaseModel):
@@ -68,7 +69,9 @@ class GateSettings(Section):
     min_length_ratio: float = Field(0.2, ge=0, description="shortest candidate, as characters over the expert's")
     max_length_ratio: float = Field(6.0, gt=0, description="longest candidate, as characters over the expert's")
     language: bool = Field(True, description="hold a candidate to the script and language of the expert")
-    arithmetic: bool = Field(True, description="work out the equations that a math candidate writes down")
+    arithmetic: bool = Field(
+        True, description="work out the equations that a math candidate writes down; false turns off grounding too"
+    )
     steps: bool = Field(
         True, description="hold a math candidate to the expert's intermediate results; another way there is refused"
     )
@@ -113,9 +116,12 @@ class RewriteSettings(Section):
         None, description="of the rewrite proposer: an adapter's folder; for a service also the name of a published one"
     )
     max_tokens: int | None = Field(
-        None, ge=1, description="new tokens of one candidate; None for 64 and half as many again as the expert has"
+        None,
+        ge=1,
+        le=MAX_TOKENS,
+        description="new tokens of one candidate; None for 64 and half as many again as the expert has",
     )
-    top_p: float = Field(0.95, gt=0, le=1)
+    top_p: float = Field(0.95, gt=0, le=1, description="share of the probability that is drawn from")
     seed: int | None = Field(0, description="draws are reproducible for one machine and batch; None draws freely")
     concurrency: int = Field(64, ge=1, description="demonstrations worked on at the same time")
 

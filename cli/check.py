@@ -17,7 +17,7 @@ from agent.demonstrations import BadRow, Demonstration
 from cli import options
 from cli.console import counting, print_table, result_console, say
 from cli.exceptions import UsageError
-from cli.lines import json_lines, refuse_target
+from cli.lines import json_lines, refuse_parquet, refuse_target
 from cli.settings import Given, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _IDS_SHOWN = 10
 
 def check(
     source: options.Input,
-    output: options.Output = None,
+    output: options.Lines = None,
     task: Annotated[str | None, typer.Option("--task", metavar="T", help="Task of every row.")] = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Find thresholds for the reasoning judge on labelled rows.")
@@ -47,12 +47,10 @@ def check(
 
     Rows of IN have a `candidate` beside the demonstration, and perhaps a `label`, accept or reject.
     Verdicts go to OUT or standard output, one JSON object a row; counts are printed at the end.
+    The exit code is 1 when more than --max-errors rows have status error; a row that fails is no error.
     """
     flags = [Given.by_flag("model.name", "--model", model), Given.by_flag("model.revision", "--revision", revision)]
     settings = load_settings(config, os.environ, flags)
-    if dry_run:
-        print(settings.model_dump_json(indent=2))
-        return
     from agent.gate import TASKS
 
     if task is not None and task not in TASKS:
@@ -60,12 +58,16 @@ def check(
     if calibrate and output is not None:
         raise UsageError("--calibrate and -o exclude each other: the thresholds go to standard output")
     refuse_target(source, output)
+    refuse_parquet(output)
+    if as_json and output is None and not calibrate:
+        raise UsageError("--json needs an output file for the verdicts: -o OUT")
+    if dry_run:
+        print(settings.model_dump_json(indent=2))
+        return
     if calibrate:
         found = asyncio.run(_calibrate(settings, _rows(source, limit, task)))
         _print_calibration(found, as_json=as_json)
         return
-    if as_json and output is None:
-        raise UsageError("--json needs an output file for the verdicts: -o OUT")
     summary = asyncio.run(_check_all(settings, source, limit, task, output))
     _print_summary(summary)
     if as_json:

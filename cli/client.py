@@ -23,7 +23,7 @@ from agent.records import COLUMNS, error_row, is_row
 from agent.strict_json import JsonValueError, check_json_value, parse_json
 from agent.usage import Usage
 from cli.console import say
-from cli.exceptions import ServiceError, UsageError
+from cli.exceptions import RefusedError, ServiceError, UsageError
 
 Row = Demonstration | BadRow
 
@@ -37,6 +37,7 @@ _SILENCE_S = 3600.0
 _TOLD_S = 60.0  # a failure that comes again within this time is the same one, and was said
 _FATAL = (401, 403, 404, 409)
 _BUSY = (429, 502, 503, 504)
+_SLOW = (408, 425)  # the client's fault as HTTP has it, and another time it may do better
 # What Ray's proxy answers, as text, while the application is not there yet, or not any more.
 _AWAY = (404, 500)
 _TOKENS = ("prompt_tokens", "completion_tokens", "scored_tokens")
@@ -221,9 +222,10 @@ def answered_object(url: str, answer: httpx.Response) -> dict[str, Any]:
 
 
 def refusal(url: str, answer: httpx.Response) -> ServiceError:
-    """What an answer that is no success says, as an error to raise."""
+    """What an answer that is no success says, as an error to raise: RefusedError where it would be the same again."""
     message = error_fields(answer).get("message") or answer.reason_phrase
-    return ServiceError(f"{url} answered {answer.status_code}: {message}")
+    for_good = answer.is_client_error and answer.status_code not in _SLOW and not may_come_later(answer)
+    return (RefusedError if for_good else ServiceError)(f"{url} answered {answer.status_code}: {message}")
 
 
 def may_come_later(answer: httpx.Response) -> bool:

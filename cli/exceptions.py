@@ -11,5 +11,11 @@ class ServiceError(RewrightError, ConnectionError):
     may_pass = True
 
 
+class RefusedError(ServiceError):
+    """The service refuses what it was asked, and would do so again: unknown names, a wrong key, what it cannot read."""
+
+    may_pass = False
+
+
 class UsageError(RewrightError, ValueError):
     """Arguments that exclude each other, or a file that would be overwritten."""

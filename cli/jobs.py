@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from agent.exceptions import OutputFileError
 from cli import options
 from cli.console import counting, print_table, result_console, say
 from cli.exceptions import ServiceError, UsageError
-from cli.lines import refuse_place
+from cli.lines import refuse_parquet, refuse_place
 
 if TYPE_CHECKING:
     from cli.jobs_client import JobsClient
@@ -24,6 +25,7 @@ app = typer.Typer(
 
 _PATIENCE_S = 60.0
 _RESTART_PATIENCE_S = 1800.0  # a large model takes its time to load
+_KINDS = ("rewrite", "train", "sft", "evaluate")
 _COLUMNS = ("job", "status", "rows", "done", "failed", "input")
 
 Url = Annotated[str, typer.Option("--url", metavar="URL", help="Address of the service.")]
@@ -47,7 +49,9 @@ def submit(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Upload IN and start a job on it. Prints the id of the job."""
+    """Upload IN, unless the service has a file of the same content, and start a job on it. Prints the id of the job."""
+    if kind not in _KINDS:
+        raise UsageError(f"--kind {kind!r}: there are {', '.join(_KINDS)}")
     if source is None and kind != "evaluate":
         raise UsageError(f"IN is missing: a job of kind {kind} works on a file")
     if source is not None and not source.is_file():
@@ -58,7 +62,7 @@ def submit(
     with open_client(url) as client:
         file_id = None
         if source is not None:
-            file = client.upload(source)
+            file = next(iter(client.uploads(content_of(source))), None) or client.upload(source)
             tell_problems(file)
             file_id = file["id"]
         params_given = given | named | ({"sampling": sampling} if sampling else {})
@@ -122,6 +126,7 @@ def results(
         raise UsageError("--errors and --samples exclude each other")
     if output is not None:
         refuse_place(output)
+        refuse_parquet(output)
         if output.exists() and not overwrite:
             raise OutputFileError(f"{output}: exists already: overwrite it, or choose another output")
     with open_client(url) as client:
@@ -164,6 +169,12 @@ def tell_problems(file: dict[str, Any]) -> None:
     if file["unreadable_rows"]:
         first = file["problems"][0]
         say(f"{file['unreadable_rows']} rows cannot be read; the first is line {first['line']}: {first['message']}")
+
+
+def content_of(file: Path) -> str:
+    """SHA-256 of a file, as a service names the content of its own."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _params(text: str | None) -> dict[str, Any]:

@@ -103,6 +103,10 @@ class JobsClient:
         """All files, newest first. Raises ServiceError."""
         return self._all("/v1/files")
 
+    def uploads(self, content: str) -> list[dict[str, Any]]:
+        """The uploads whose SHA-256 is `content`, newest first. Raises ServiceError."""
+        return [file for file in self.files() if file["purpose"] == "input" and file["sha256"] == content]
+
     def job(self, job_id: str) -> dict[str, Any]:
         """One job. Raises ServiceError."""
         return self._json(lambda: self._http.get(f"/v1/jobs/{job_id}"))

@@ -21,7 +21,11 @@ from cli.settings import load_settings
 if TYPE_CHECKING:
     from server.keys import KeyStore
 
-app = typer.Typer(help="Make, list and revoke API keys of the service.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Make, list and revoke API keys, where the service runs: in its database, not by its URL.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 _COLUMNS = ("key", "name", "scopes", "state", "created", "expires")
 _NAME_LENGTH = 64

@@ -31,6 +31,12 @@ def refuse_place(target: Path) -> None:
         raise UsageError(f"{target}: is a folder: name a file")
 
 
+def refuse_parquet(target: Path | None) -> None:
+    """Raises UsageError for a target whose name says Parquet, which `json_lines` does not write."""
+    if target is not None and target.suffix == ".parquet":
+        raise UsageError(f"{target}: these rows come as JSON lines: name it .jsonl")
+
+
 @contextmanager
 def json_lines(output: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yields a function that writes one object a line, to standard output when `output` is None.

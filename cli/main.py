@@ -12,7 +12,22 @@ from typing import NoReturn
 import typer
 
 from agent.exceptions import STOPPED, RewrightError
-from cli import adapters, check, compare, demo, evaluate, jobs, keys, mismatch, models, rewrite, serve, sft, train
+from cli import (
+    adapters,
+    check,
+    compare,
+    demo,
+    evaluate,
+    jobs,
+    keys,
+    mismatch,
+    models,
+    reference,
+    rewrite,
+    serve,
+    sft,
+    train,
+)
 from cli.console import say
 
 app = typer.Typer(
@@ -32,6 +47,7 @@ app.command("sft")(sft.sft)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("demo")(demo.demo)
+app.command("settings")(reference.settings)
 app.add_typer(models.app, name="models")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(jobs.app, name="jobs")

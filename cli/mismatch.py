@@ -17,7 +17,7 @@ from agent.exceptions import ChatError, EngineMemoryError, MismatchError, Prompt
 from cli import options
 from cli.console import console, counting, result_console, say
 from cli.exceptions import UsageError
-from cli.lines import json_lines, refuse_target
+from cli.lines import json_lines, refuse_parquet, refuse_target
 from cli.settings import Given, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -31,7 +31,12 @@ def mismatch(
     source: options.Input,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="OUT", help="Where to write token by token; - for standard output."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="Where to write token by token, replaced if it is there; - for standard output.",
+        ),
     ] = None,
     model: options.Model = None,
     revision: options.Revision = None,
@@ -49,14 +54,15 @@ def mismatch(
     """
     flags = [Given.by_flag("model.name", "--model", model), Given.by_flag("model.revision", "--revision", revision)]
     settings = load_settings(config, os.environ, flags)
-    if dry_run:
-        print(settings.model_dump_json(indent=2))
-        return
     rows_to_stdout = output == options.STANDARD_OUTPUT
     if as_json and rows_to_stdout:
         raise UsageError("--json needs an output file for the rows: -o OUT")
     file = None if rows_to_stdout else output
     refuse_target(source, file, plot)
+    refuse_parquet(file)
+    if dry_run:
+        print(settings.model_dump_json(indent=2))
+        return
     figures = asyncio.run(_score_all(settings, source, limit, json_lines(file) if output else nullcontext()))
     if plot and figures.rows > figures.errors:
         figures.draw(plot, settings.model.name)

@@ -26,13 +26,23 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="OUT", callback=_unless_dash, help="File to write; - for standard output."),
 ]
+Lines = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="OUT",
+        callback=_unless_dash,
+        help="JSON lines to write, replaced if they are there; - for standard output.",
+    ),
+]
 Model = Annotated[
     str | None, typer.Option("--model", metavar="M", help="smollm2-135m, a folder, or a hub id with --revision.")
 ]
 Revision = Annotated[str | None, typer.Option("--revision", metavar="COMMIT", help="Commit of a hub id.")]
 Config = Annotated[Path | None, typer.Option("--config", metavar="TOML", help="Settings file.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Read the first N rows only.")]
-MaxErrors = Annotated[int, typer.Option("--max-errors", min=0, metavar="N", help="Rows that may fail.")]
+MaxErrors = Annotated[int, typer.Option("--max-errors", min=0, metavar="N", help="Rows that may come out as errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings as JSON and stop.")]
 

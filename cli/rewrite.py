@@ -13,6 +13,7 @@ import typer
 from cli import options
 from cli.console import say
 from cli.exceptions import UsageError
+from cli.lines import refuse_parquet, refuse_target
 from cli.settings import Given, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def rewrite(
 
     Every row of IN has one row in OUT, in order and with its id.
     OUT is Parquet when it is named .parquet, else JSON lines; without -o rows go to standard output.
-    The exit code is 1 when more than --max-errors rows failed; OUT is complete all the same.
+    The exit code is 1 when more than --max-errors rows have status error; OUT is complete all the same.
     It is 3 when a failure stopped the run: --resume goes on.
     """
     settings = load_settings(
@@ -71,6 +72,11 @@ def rewrite(
         _refuse_for_service(model, revision)
     if as_job:
         _refuse_for_job(url, output, limit)
+    refuse_target(source, output)
+    if not url:
+        from agent.strategies import find_strategy
+
+        find_strategy(settings.rewrite.strategy, settings.rewrite)
     if dry_run:
         print(settings.model_dump_json(indent=2))
         return
@@ -120,8 +126,7 @@ def _refuse_for_job(url: str | None, output: Path | None, limit: int | None) -> 
         raise UsageError("--job needs a service and an output file: --url URL -o OUT")
     if limit is not None:
         raise UsageError("--limit and --job exclude each other: a job works on the whole file")
-    if output.suffix == ".parquet":
-        raise UsageError(f"{output}: a job's rows come as JSON lines: name it .jsonl")
+    refuse_parquet(output)
 
 
 def _rewrite_rows(settings: Settings, job: Job, url: str | None) -> Summary:
@@ -141,11 +146,9 @@ async def _rewrite_here(settings: Settings, job: Job) -> Summary:
     from agent.adapters import find_adapter, open_adapter
     from agent.assembly import build_rewriter
     from agent.pipeline import rewrite_rows
-    from agent.strategies import find_strategy
     from cli.engine import engine_of, fetch_model
     from cli.output import open_job
 
-    find_strategy(settings.rewrite.strategy, settings.rewrite)
     # The version, not only the name: resumed after another one was published, a file would have rows of both.
     folder = find_adapter(Path(settings.rewrite.adapter)).resolve() if settings.rewrite.adapter else None
     run = {

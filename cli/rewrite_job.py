@@ -18,7 +18,7 @@ from agent.records import read_file_row
 from agent.usage import Usage
 from cli.console import say
 from cli.exceptions import ServiceError, UsageError
-from cli.jobs import follow, open_client, tell_problems
+from cli.jobs import content_of, follow, open_client, tell_problems
 from cli.lines import refuse_target
 from cli.output import Job
 from cli.summary import Summary
@@ -51,8 +51,7 @@ def rewrite_as_job(job: Job, asked: dict[str, Any], url: str) -> Summary:
     if not job.source.is_file():
         raise UsageError(f"{job.source}: --job sends a file, of JSON lines or Parquet, and this is none")
     refuse_target(job.source, job.output, failures)
-    with job.source.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
+    content = content_of(job.source)
     run = {"input": input_identity(job.source), "job": f"sha256:{content}", **asked}
     _refuse_files(job, failures, run)
     summary = Summary()
@@ -91,7 +90,7 @@ def _refuse_files(job: Job, failures: Path, run: dict[str, Any]) -> None:
 
 def _find_or_start(client: JobsClient, job: Job, asked: dict[str, Any], content: str) -> dict[str, Any]:
     """The job to follow: an earlier one to take up again, or a new one. `content` is the input's SHA-256."""
-    uploads = [f for f in client.files() if f["purpose"] == "input" and f["sha256"] == content]
+    uploads = client.uploads(content)
     same = {"kind": "rewrite", "params": asked}
     ids = {upload["id"] for upload in uploads}
     earlier = next((j for j in client.jobs() if j["input_file"] in ids and same.items() <= j.items()), None)

@@ -73,7 +73,7 @@ def load_settings(config: Path | None, environment: Mapping[str, str], flags: It
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(problem, given) for problem in error.errors())) from error
+        raise SettingsError("\n".join(_explain(problem, given) for problem in _causes(error.errors()))) from error
 
 
 def _from_toml(file: Path) -> Iterator[Given]:
@@ -117,13 +117,28 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     tree[path[-1]] = value
 
 
+def _causes(problems: list[Any]) -> list[Any]:
+    """Without lists that pydantic calls too short only because it has left out an item that is wrong itself."""
+
+    def follows(problem: Any) -> bool:
+        where = problem["loc"]
+        return problem["type"] == "too_short" and any(
+            other["loc"][: len(where)] == where for other in problems if other is not problem
+        )
+
+    return [problem for problem in problems if not follows(problem)]
+
+
 def _explain(problem: Any, given: list[Given]) -> str:
-    """One line for one pydantic error: setting, what is wrong with it, and who gave it."""
+    """One line for one pydantic error: setting, what is wrong with it, and who gave it, or the rest of its table."""
     where = tuple(str(part) for part in problem["loc"])
-    sources = [g.source for g in given if g.path[: len(where)] == where or where[: len(g.path)] == g.path]
     what = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
+    near = where
+    if problem["type"] == "missing":
+        what, near = "is missing: it has no default", where[:-1]
+    elif problem["type"] == "extra_forbidden":
         what = "there is no such setting"
     elif problem["type"] != "value_error":
         what += f", got {str(problem['input'])[:80]!r}"
+    sources = [g.source for g in given if g.path[: len(near)] == near or near[: len(g.path)] == g.path]
     return f"setting {'.'.join(where)}: {what} (from {', '.join(dict.fromkeys(sources)) or 'the defaults'})"

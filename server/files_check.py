@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from agent.exceptions import RowError
-from agent.intake import MAX_ROW_BYTES
+from agent.intake import MAX_ROW_BYTES, PROBE
 from agent.pieces import BLANK, BYTE_ORDER_MARK, too_long
 from agent.rows import parse_row
 from agent.strict_json import JsonValueError, check_json_value, parse_json
@@ -30,7 +30,6 @@ _OTHERS = {
     b"ARROW1": "Arrow: save it as Parquet",
 }
 _HEAD = 8  # bytes that tell a format
-_PROBE = 100  # lines without a JSON object among them are no JSON lines
 _PROBLEMS = 10
 
 
@@ -152,7 +151,7 @@ class _LinesCheck:
                 self._finding.unreadable += 1
                 if len(self._finding.problems) < _PROBLEMS:
                     self._finding.problems.append({"line": self._line, "message": problem})
-            if self._finding.rows == _PROBE:
+            if self._finding.rows == PROBE:
                 self._require_object()
         self._rest, self._too_long = b"", False
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from agent.adapters import MAX_VERSION
 from agent.records import Proposer, Status
+from agent.settings import MAX_TOKENS
 
 _ROW_DESCRIPTION = (
     "One demonstration: a JSON object with `messages` (last turn assistant), `prompt` and `completion`, "
@@ -40,7 +41,7 @@ class SamplingBody(RequestBody):
 
     temperature: Annotated[float, Field(ge=0, le=10, description="of the one attempt; 0 is greedy")] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=32768, description="of one candidate"), Integer] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS, description="of one candidate"), Integer] | None = None
     samples: Annotated[int, Field(ge=1, le=64, description="candidates an attempt"), Integer] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63), Integer] | None = None
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from agent.adapters import is_name
 from agent.disk import write_whole
-from agent.intake import on_hub
+from agent.intake import on_hub, read_rows
 from trainer.agreement import check_agreement
 from trainer.checkpoints import checkpoints, last_checkpoint
 from trainer.data import TrainingData
 from trainer.devices import with_dtype
-from trainer.exceptions import CheckpointError, TrainingSettingsError
+from trainer.exceptions import CheckpointError, TrainingDataError, TrainingSettingsError
 from trainer.request import TrainingRequest
 
 _CLAIM = "request.json"
@@ -32,8 +32,8 @@ def is_first_process() -> bool:
 
 
 def check_output(request: TrainingRequest, folder: Path, resume: bool) -> None:
-    """What can be refused before anything is loaded. Raises TrainingSettingsError, and CheckpointError as `open_folder`
-    and `last_checkpoint` do.
+    """What can be refused before anything is loaded. Raises TrainingSettingsError, what `check_source` raises, and
+    CheckpointError as `open_folder` and `last_checkpoint` do.
     """
     if not is_name(request.output.name):
         raise TrainingSettingsError(
@@ -43,9 +43,23 @@ def check_output(request: TrainingRequest, folder: Path, resume: bool) -> None:
     file = request.train.warm_start.file
     if file is not None and not checkpoints(folder) and not file.exists() and not on_hub(file):
         raise TrainingSettingsError(f"train.warm_start.file {file}: there is no such file")
+    check_source(request.source)
     open_folder(request.output, folder, resume)
     if resume:
         last_checkpoint(folder, request.train.optimizer_steps)
+
+
+def check_source(source: Path) -> None:
+    """Read the first row, so that no folder is made for an input without one; what can be read once only is left.
+
+    Raises:
+        InputFileError: `source` cannot be read.
+        TrainingDataError: it holds no rows.
+    """
+    if on_hub(source) or source.is_fifo():
+        return
+    if next(read_rows(source), None) is None:
+        raise TrainingDataError(f"{source} holds no rows")
 
 
 def open_folder(output: Path, folder: Path, resume: bool) -> None:

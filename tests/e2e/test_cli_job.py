@@ -132,5 +132,5 @@ def test_a_service_that_refuses_the_file_says_why(service: ScriptedProcess, sour
     service.start(pause_s=0)
     source.write_text("no rows\n")
     code, _, said = run(service, source)
-    assert (code, "is not JSON lines" in said) == (3, True)
+    assert (code, "is not JSON lines" in said) == (2, True)
     assert jobs(service) == []

@@ -92,7 +92,7 @@ def test_a_job_survives_kills_and_every_row_is_there_once_and_in_order(service: 
     assert events == [f"id: {n}" for n in range(1, len(events) + 1)]
     listed = _cli("list", "--url", service.url, "--json")
     assert [job["id"] for job in json.loads(listed.stdout)] == [job_id]
-    assert _cli("watch", "job_nothing", "--url", service.url).returncode == 3
+    assert _cli("watch", "job_nothing", "--url", service.url).returncode == 2
 
 
 def test_a_service_that_is_told_to_stop_does_so_while_somebody_watches(service: Service, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 from starlette.applications import Starlette
@@ -21,7 +22,7 @@ from agent.early import EarlyRows
 from agent.exceptions import ResumeError
 from agent.records import error_row
 from cli import client as client_module
-from cli.client import Pauses, RewriteClient, rewrite_rows_remotely
+from cli.client import Pauses, RewriteClient, refusal, rewrite_rows_remotely
 from cli.exceptions import ServiceError, UsageError
 from cli.output import Job
 from cli.rewrite import rewrite_there
@@ -310,6 +311,32 @@ async def test_what_is_not_about_a_row_ends_the_work(service: Service, answer: A
     service.answers = [answer]
     with pytest.raises(ServiceError, match=message):
         await send(service, rows(2), {"strategy": "x", "adapter": "x"})
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (400, 2),
+        (401, 2),
+        (403, 2),
+        (404, 2),
+        (409, 2),
+        (413, 2),
+        (422, 2),
+        (408, 3),
+        (425, 3),
+        (429, 3),
+        (500, 3),
+        (503, 3),
+    ],
+)
+def test_only_what_may_be_answered_another_time_is_a_failure(status: int, code: int) -> None:
+    answer = httpx.Response(status, json={"error": {"message": "no"}})
+    assert refusal("http://h", answer).exit_code == code
+
+
+def test_what_a_proxy_answers_while_the_service_is_away_is_a_failure() -> None:
+    assert refusal("http://h", httpx.Response(404, text="Path not found")).exit_code == 3
 
 
 @pytest.mark.parametrize(("status", "option"), [(404, "adapter"), (422, "strategy")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -24,8 +25,15 @@ class Service:
         finished = None if job.get("output_file") is None else 1
         self.job = {"id": "job_1", "request_counts": counts, "error_file": None, "finished_at": finished, **job}
         self.submitted: list[dict[str, Any]] = []
+        self.files: list[dict[str, Any]] = []
+        self.uploaded = 0
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/files":
+            if request.method == "GET":
+                return httpx.Response(200, json={"data": self.files})
+            self.uploaded += 1
+            return httpx.Response(200, json={"id": "file_new", "unreadable_rows": 0})
         if request.method == "POST":
             self.submitted.append(json.loads(request.content))
         if request.url.path.startswith("/v1/files"):
@@ -109,3 +117,26 @@ def test_a_folder_is_no_input_of_a_job(
 ) -> None:
     assert run(monkeypatch, Service(), "submit", str(tmp_path)) == 2
     assert f"{tmp_path}: is not a file" in capsys.readouterr().err
+
+
+def test_a_file_that_the_service_has_is_not_sent_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(ROWS)
+    service = Service(status="validating", output_file=None)
+    there = {"id": "file_1", "purpose": "input", "sha256": hashlib.sha256(ROWS).hexdigest(), "unreadable_rows": 0}
+    service.files = [{**there, "id": "file_2", "sha256": "other"}, {**there, "id": "file_3", "purpose": "output"}]
+    assert run(monkeypatch, service, "submit", str(source)) == 0
+    service.files.append(there)
+    assert run(monkeypatch, service, "submit", str(source)) == 0
+    assert (service.uploaded, [job["input_file"] for job in service.submitted]) == (1, ["file_new", "file_1"])
+
+
+def test_nothing_is_sent_for_a_kind_that_there_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(ROWS)
+    service = Service(status="validating", output_file=None)
+    assert run(monkeypatch, service, "submit", str(source), "--kind", "tune") == 2
+    assert "--kind 'tune': there are rewrite, train, sft, evaluate" in capsys.readouterr().err
+    assert (service.uploaded, service.submitted) == (0, [])

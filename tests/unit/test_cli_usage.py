@@ -32,6 +32,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
     (tmp_path / "old.jsonl").write_text('{"id": "x"}\n')
+    (tmp_path / "text").write_text("question,answer\n1 + 1?,2\n")
 
     return partial(run_main, monkeypatch, capsys)
 
@@ -46,6 +47,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["rewrite", "in.jsonl", "--limit", "ten"], "Invalid value for '--limit': Input should be a valid integer"),
         (["rewrite", "in.jsonl", "--max-errors", "-1"], "Invalid value for '--max-errors'"),
         (["rewrite", "in.jsonl", "--max-tokens", "0"], "setting rewrite.max_tokens: Input should be greater than"),
+        (["rewrite", "in.jsonl", "--max-tokens", "32769"], "setting rewrite.max_tokens: Input should be less than"),
+        (["rewrite", "in.jsonl", "--dry-run", "--strategy", "magic"], "unknown strategy 'magic'; known are"),
+        (["rewrite", "in.jsonl", "--dry-run", "-o", "in.jsonl"], "in.jsonl: is the input itself"),
+        (["mismatch", "in.jsonl", "--dry-run", "-o", "in.jsonl"], "in.jsonl: is the input itself"),
+        (["check", "in.jsonl", "--dry-run", "-o", "in.jsonl"], "in.jsonl: is the input itself"),
+        (["check", "in.jsonl", "--dry-run", "--task", "maths"], "known tasks are"),
         (["rewrite", "in.jsonl", "--seed", "x"], "Invalid value for '--seed'"),
         (["rewrite", "in.jsonl", "--strategy", "magic"], "unknown strategy 'magic'; known are"),
         (["rewrite", "in.jsonl", "--config", "none.toml"], "--config none.toml: No such file"),
@@ -55,7 +62,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["rewrite", "in.jsonl", "--job", "-o", "o.jsonl"], "--job needs a service and an output file"),
         (["rewrite", "in.jsonl", "--job", "--url", "http://h"], "--job needs a service and an output file"),
         ([*JOB, "o.jsonl", "--limit", "3"], "--limit and --job exclude each other"),
-        ([*JOB, "o.parquet"], "o.parquet: a job's rows come as JSON lines"),
+        ([*JOB, "o.parquet"], "o.parquet: these rows come as JSON lines: name it .jsonl"),
         ([*JOB, "old.jsonl"], "old.jsonl: exists already"),
         ([*JOB, "old.jsonl", "--resume"], "old.jsonl: cannot be resumed, old.jsonl.run.json is not readable"),
         ([*JOB, "in.jsonl", "--overwrite"], "in.jsonl: is the input itself"),
@@ -68,6 +75,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["rewrite", "in.jsonl", "-o", "-", "--json"], "need an output file: -o OUT"),
         (["jobs", "results", "job", "--errors", "--samples"], "exclude each other"),
         (["jobs", "results", "job", "-o", "old.jsonl"], "old.jsonl: exists already"),
+        (["jobs", "submit", "in.jsonl", "--kind", "tune"], "--kind 'tune': there are rewrite, train, sft, evaluate"),
         (["jobs", "submit"], "IN is missing: a job of kind rewrite works on a file"),
         (["rewrite", "in.jsonl", "--json"], "need an output file: -o OUT"),
         (["rewrite", "in.jsonl", "-o", "o.jsonl", "--resume", "--overwrite"], "exclude each other"),
@@ -75,7 +83,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["rewrite", "in.jsonl", "-o", "in.jsonl"], "in.jsonl: is the input itself"),
         (["rewrite", "in.jsonl", "-o", "old.jsonl"], "old.jsonl: exists already"),
         (["rewrite", "in.jsonl", "-o", "old.jsonl", "--resume"], "old.jsonl: cannot be resumed"),
-        (["rewrite", "in.jsonl", "-o", "none/o.jsonl"], "none/o.jsonl: cannot be written: No such file"),
+        (["rewrite", "in.jsonl", "-o", "none/o.jsonl"], "none/o.jsonl: there is no folder"),
         (["rewrite", "in.jsonl", "-o", "o.jsonl", "--model", "nope"], "model 'nope' is neither"),
         (["rewrite", "in.jsonl", "-o", "o.jsonl", "--model", "a/b"], "it needs a pinned revision"),
         (["compare"], "what to compare and where to put it"),
@@ -98,6 +106,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["check", "in.jsonl", "--calibrate", "-o", "o.jsonl"], "--calibrate and -o exclude each other"),
         (["check", "in.jsonl", "-o", "."], ".: is a folder: name a file"),
         (["check", ".", "-o", "o.jsonl"], "o.jsonl: lies in the input folder"),
+        (["check", "in.jsonl", "-o", "o.parquet"], "o.parquet: these rows come as JSON lines: name it .jsonl"),
+        (["mismatch", "in.jsonl", "-o", "o.parquet"], "o.parquet: these rows come as JSON lines: name it .jsonl"),
+        (["jobs", "results", "job", "-o", "o.parquet"], "o.parquet: these rows come as JSON lines: name it .jsonl"),
+        (["check", "none.csv"], "none.csv: tables of text are not read: save it as JSON lines or Parquet"),
+        (["rewrite", "data/none.tsv"], "data/none.tsv: tables of text are not read"),
+        (["check", "text"], "text: neither JSON lines, one object a line, nor a JSON array of objects, nor Parquet: "),
         (["check", "none.jsonl"], "none.jsonl: no such file or folder"),
         (["sft", "in.jsonl"], "where to put the model"),
         (["sft", "in.jsonl", "-o", "m", "--method", "qlora"], "setting sft.method: Input should be 'lora' or 'full'"),
@@ -361,3 +375,14 @@ def test_a_training_that_would_diverge_again_is_wrong_use_and_no_failure(
     monkeypatch.setattr("cli.sft._train_here", diverge)
     code, _, err = run("sft", "in.jsonl", "-o", "model")
     assert (code, "the loss is nan in the batch of rows row-1" in err) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["train", "sft"])
+@pytest.mark.parametrize(("source", "message"), [("nope.jsonl", "no such file"), ("empty.jsonl", "holds no rows")])
+def test_a_training_without_rows_leaves_no_folder(
+    run: Run, tmp_path: Path, command: str, source: str, message: str
+) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    code, _, err = run(command, source, "-o", "made")
+    assert (code, f"{source}{':' if source == 'nope.jsonl' else ''} {message}" in err) == (2, True)
+    assert not (tmp_path / "made").exists()

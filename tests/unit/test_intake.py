@@ -280,6 +280,7 @@ row_values = st.recursive(
 def test_any_json_value_gives_one_row_in_order(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Any], data: st.DataObject
 ):
+    rows = [{}, *rows]  # without an object among them they are no rows
     blanks = data.draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows)))
     text, expected, line = "", [], 0
     for row, blank in zip(rows, blanks, strict=True):
@@ -320,3 +321,43 @@ def test_any_bytes_give_rows_or_an_error_of_the_file(tmp_path_factory: pytest.Te
         if name == "any.jsonl" and not data.startswith(b"\x1f\x8b"):
             lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
             assert [row.line for row in rows] == [n for n, line in enumerate(lines, 1) if line.strip(b" \t\r")]
+
+
+def test_a_file_without_an_object_among_its_first_hundred_lines_is_no_input(write: Write):
+    text = b"question,answer\n" + b"2+2?,4\n" * 99
+    with pytest.raises(InputFileError, match=r"rows\.txt: neither JSON lines, .*: line 1: "):
+        list(read_rows(write(text + GOOD, "rows.txt")))
+    with pytest.raises(InputFileError, match="line 1: a row must be a JSON object, got a number"):
+        list(read_rows(write(b"4\n")))
+    assert kinds(list(read_rows(write(text.removesuffix(b"2+2?,4\n") + GOOD)))) == "b" * 99 + "g"
+    with pytest.raises(InputFileError, match="standard input: neither JSON lines"):
+        list(read_stream(io.BytesIO(text)))
+
+
+def test_the_first_row_of_a_pipe_does_not_wait_for_the_next():
+    class Endless(io.RawIOBase):
+        """Gives one line, and fails where more is asked for."""
+
+        def __init__(self) -> None:
+            self._rest = [GOOD + b"\n"]
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            line = self._rest.pop()
+            buffer[: len(line)] = line
+            return len(line)
+
+    assert next(read_stream(io.BufferedReader(Endless()))).id == "row-1"
+
+
+def test_a_file_of_bad_rows_stops_no_other_of_its_folder(write: Write):
+    write(b"a\nb\n", "all/1.jsonl")
+    assert kinds(list(read_rows(write(GOOD, "all/2.jsonl").parent))) == "bbg"
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.csv.gz"])
+def test_tables_of_text_are_refused_by_name(write: Write, name: str):
+    with pytest.raises(InputFileError, match=f"{name}: tables of text are not read: save it as JSON lines or Parquet"):
+        list(read_rows(write(b"question,answer\n", name)))

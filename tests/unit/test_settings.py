@@ -126,3 +126,21 @@ def test_every_wrong_setting_is_told_at_once() -> None:
         "setting engine.threads",
         "setting server.port",
     ]
+
+
+def test_what_is_missing_is_said_to_be_and_the_file_named(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('[compare]\nmethods = ["sft"]\n[engine]\nthreads = 1\n')
+    with pytest.raises(SettingsError) as caught:
+        load_settings(file, {})
+    first = str(caught.value).splitlines()[0]
+    assert first == f"setting compare.train: is missing: it has no default (from {file})"
+
+
+def test_a_wrong_step_is_told_once(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('[[rewrite.strategies.mine]]\nproposer = "judge"\n')
+    with pytest.raises(SettingsError) as caught:
+        load_settings(file, {})
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("setting rewrite.strategies.mine.0.proposer: Input should be 'solve', 'hint' or 'rewrite'")

@@ -17,6 +17,8 @@ from trainer.sft.run import _described, check_output
 from trainer.sft.settings import SftSettings
 from trainer.sft.trainer import steps_of
 
+ROWS = Path(__file__).parents[2] / "examples" / "demonstrations.jsonl"
+
 
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
@@ -57,7 +59,7 @@ def test_the_number_of_updates(rows: int, epochs: float, steps: int | None, proc
 
 
 def request_for(output: Path, **settings: int) -> SftRequest:
-    return SftRequest(source=Path("in.jsonl"), output=output, sft=SftSettings.model_validate(settings))
+    return SftRequest(source=ROWS, output=output, sft=SftSettings.model_validate(settings))
 
 
 def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from agent.exceptions import InputFileError
 from trainer.data import TrainingData
-from trainer.exceptions import CheckpointError, TrainingSettingsError
+from trainer.exceptions import CheckpointError, TrainingDataError, TrainingSettingsError
 from trainer.folder import check_output, claim, claim_as
 from trainer.request import TrainingRequest
 from trainer.settings import TrainSettings
 
 DATA = TrainingData([], [], "data", {}, {}, 0)
-REQUEST = TrainingRequest(source=Path("rows.jsonl"), output=Path("math"))
+ROWS = Path(__file__).parents[2] / "examples" / "demonstrations.jsonl"
+REQUEST = TrainingRequest(source=ROWS, output=Path("math"))
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def test_what_an_earlier_version_did_not_write_down_is_taken_as_the_same(tmp_pat
 
 
 def with_train(**changed: object) -> TrainingRequest:
-    return TrainingRequest(source=Path("rows.jsonl"), output=Path("math"), train=TrainSettings.model_validate(changed))
+    return TrainingRequest(source=ROWS, output=Path("math"), train=TrainSettings.model_validate(changed))
 
 
 def test_the_setting_that_differs_is_named(begun: Path) -> None:
@@ -106,3 +108,16 @@ def test_a_warm_start_that_is_not_there_is_refused_unless_it_is_over(tmp_path: P
     assert not request.output.exists()
     (folder / "checkpoint-1").mkdir(parents=True)
     check_output(request, folder, resume=True)
+
+
+def test_no_folder_is_made_for_an_input_without_rows(tmp_path: Path) -> None:
+    empty, output = tmp_path / "empty.jsonl", tmp_path / "math"
+    empty.touch()
+    for source, error, message in (
+        (empty, TrainingDataError, "empty.jsonl holds no rows"),
+        (tmp_path / "nope.jsonl", InputFileError, "nope.jsonl: no such file"),
+    ):
+        request = REQUEST.model_copy(update={"source": source, "output": output})
+        with pytest.raises(error, match=message):
+            check_output(request, output / "training", resume=False)
+    assert not output.exists()

@@ -101,7 +101,7 @@ async def test_a_version_is_published_once_however_often_it_is_asked_for(
 def request_of(tmp_path: Path) -> Callable[..., TrainingRequest]:
     def make(**train: object) -> TrainingRequest:
         return TrainingRequest(
-            source=tmp_path / "rows.jsonl",
+            source=Path(__file__).parents[2] / "examples" / "demonstrations.jsonl",
             output=tmp_path / "math",
             engine=EngineSettings(kind="vllm"),
             train=TrainSettings.model_validate(train),

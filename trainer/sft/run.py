@@ -35,7 +35,7 @@ from trainer.agreement import check_agreement
 from trainer.checkpoints import last_checkpoint, remove_unfinished_checkpoints, step_of
 from trainer.devices import with_dtype
 from trainer.exceptions import TrainingDataError, TrainingSettingsError
-from trainer.folder import claim_as, open_folder, process_count
+from trainer.folder import check_source, claim_as, open_folder, process_count
 from trainer.history import History
 from trainer.lora import seeded_lora
 from trainer.publish import DataOfTraining
@@ -107,6 +107,7 @@ def check_output(request: SftRequest, folder: Path, resume: bool) -> None:
             f"{request.output} holds {', '.join(others[:3])} already; choose another output, or pass --resume to go on "
             "with a fine-tuning of the same settings"
         )
+    check_source(request.source)
     open_folder(request.output, folder, resume)
 
 

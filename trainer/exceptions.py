@@ -17,6 +17,12 @@ class TrainingSettingsError(RewrightError, ValueError):
     """Settings of a training contradict each other or the data."""
 
 
+class FolderInUseError(TrainingSettingsError):
+    """Another process works in the folder, perhaps one that is about to end: of a job that the cluster lost."""
+
+    may_pass = True
+
+
 class CheckpointError(RewrightError, ValueError):
     """A checkpoint is missing, or belongs to another training."""
 

@@ -13,9 +13,12 @@ MAX_TOKENS = 32768  # of one candidate, set or asked for
 
 
 class Section(BaseModel):
-    """A settings table: unknown keys are errors, so that a typo is not silently a default."""
+    """A settings table: unknown keys are errors, so that a typo is not silently a default.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    So are numbers that are not finite: no JSON could hold them, and settings are published with what came of them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSettings(Section):

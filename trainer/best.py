@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 from peft import PeftModel
 
 from agent.disk import commit, sync_tree
-from trainer.checkpoints import STATE, checkpoints
+from trainer.checkpoints import STATE, checkpoints, remove_whole
+from trainer.exceptions import DivergedError
 
 
 class BestAdapter:
@@ -38,13 +40,22 @@ class BestAdapter:
         return self._folder / _name(self.step)
 
     def consider(self, step: int, metrics: Mapping[str, float], model: PeftModel) -> None:
-        """Keep the adapter of `step` if it scores higher; the one before goes when no checkpoint needs it."""
+        """Keep the adapter of `step` if it scores higher; the one before goes when no checkpoint needs it.
+
+        Raises:
+            DivergedError: the score is no finite number, which none is higher or lower than.
+        """
+        if not math.isfinite(metrics["score"]):
+            raise DivergedError(
+                f"step {step}: the score on the held-out rows is {metrics['score']}, no finite number; check the base "
+                'model\'s weights, or start again in another output with engine.dtype = "float32"'
+            )
         if self.metrics and metrics["score"] <= self.metrics["score"]:
             return
         self.metrics = {**metrics, "step": step}
         unfinished = self._folder / ".best-unfinished"
-        for leftover in (unfinished, self.path):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        remove_whole(self.path)
         model.save_pretrained(str(unfinished))
         sync_tree(unfinished)
         commit(unfinished, self.path)
@@ -55,7 +66,7 @@ class BestAdapter:
         needed = {self.path.name, *(_name(int(state["best"]["step"])) for state in states)}
         for path in self._folder.glob("best-*"):
             if path.name not in needed:
-                shutil.rmtree(path, ignore_errors=True)
+                remove_whole(path)
 
 
 def _name(step: int) -> str:

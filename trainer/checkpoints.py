@@ -53,10 +53,19 @@ def last_checkpoint(folder: Path, steps: int) -> Path | None:
 def remove_old_checkpoints(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep`."""
     for path in checkpoints(folder)[:-keep]:
-        shutil.rmtree(path)
+        remove_whole(path)
+
+
+def remove_whole(path: Path) -> None:
+    """Delete a folder of a training, if it is there: killed in between, it leaves nothing that bears the name."""
+    removed = path.with_name(f"{UNFINISHED}removed-{path.name}")
+    shutil.rmtree(removed, ignore_errors=True)
+    if path.exists():
+        path.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def remove_unfinished_checkpoints(folder: Path) -> None:
-    """Delete what a killed run left half written."""
+    """Delete what a killed run left half written, or half deleted."""
     for path in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)

@@ -89,11 +89,11 @@ def load_training_data(
         if asked(row) in seen:
             left_out["question seen before"] += 1
             continue
-        seen.add(asked(row))
         if (reason := unusable(row, fits)) is not None:
             left_out[reason] += 1
-        else:
-            rows.append(row)
+            continue
+        seen.add(asked(row))
+        rows.append(row)
     if len(rows) < eval_rows + 1:
         raise TrainingDataError(
             f"{source}: {len(rows)} usable rows, but {eval_rows} are to be held out and at least one trained on; "

@@ -13,7 +13,7 @@ from agent.demonstrations import Demonstration
 from trainer.curriculum import Curriculum, span_of_step
 from trainer.metrics import rollout_metrics
 from trainer.policy import Policy
-from trainer.rollout import RolloutGroup, RolloutWorker
+from trainer.rollout import RolloutGroup, RolloutWorker, times_before
 from trainer.settings import TrainSettings
 
 
@@ -73,8 +73,8 @@ class Draws:
             if not any(counts):
                 break
             reserve -= sum(counts)
-            rows = self._take(counts)
-            groups = self._roll_out([self._rows[row] for row in rows], version.adapter, f"{step}/{attempt}")
+            rows, before = self._take(counts)
+            groups = self._roll_out(rows, before, version.adapter, f"{step}/{attempt}")
             for name, value in self._worker.seconds.items() if rows else ():
                 seconds[name] = seconds.get(name, 0.0) + value
             for row, rate in gather_object([(row, g.pass_rate) for row, g in zip(rows, groups, strict=True)]):
@@ -87,21 +87,24 @@ class Draws:
         metrics = rollout_metrics(gather_object(drawn)) | {f"seconds/{name}": value for name, value in seconds.items()}
         return Draw(drawn, version.step, metrics)
 
-    def _take(self, counts: list[int]) -> list[int]:
-        """This process's next rows, where the processes need `counts` of them."""
+    def _take(self, counts: list[int]) -> tuple[list[int], list[int]]:
+        """This process's next rows, where the processes need `counts` of them, and how often each came before in them
+        all: another process may draw the same row."""
         rows = self._curriculum.take(sum(counts))
         first = sum(counts[: PartialState().process_index])
-        return rows[first : first + counts[PartialState().process_index]]
+        own = slice(first, first + counts[PartialState().process_index])
+        return rows[own], times_before(rows)[own]
 
-    def _roll_out(self, rows: list[Demonstration], adapter: str, draw: str) -> list[RolloutGroup]:
+    def _roll_out(self, rows: list[int], before: list[int], adapter: str, draw: str) -> list[RolloutGroup]:
         if not rows:
             return []
         return self._runner.run(
             self._worker.groups(
-                rows,
+                [self._rows[row] for row in rows],
                 samples=self._settings.samples,
                 temperature=self._settings.temperature,
                 adapter=adapter,
                 draw=draw,
+                before=before,
             )
         )

@@ -17,6 +17,12 @@ class TrainingSettingsError(RewrightError, ValueError):
     """Settings of a training contradict each other or the data."""
 
 
+class FolderInUseError(TrainingSettingsError):
+    """Another process works in the folder, perhaps one that is about to end: of a job that the cluster lost."""
+
+    may_pass = True
+
+
 class CheckpointError(RewrightError, ValueError):
     """A checkpoint is missing, or belongs to another training."""
 
@@ -28,12 +34,23 @@ class PublishError(RewrightError, OSError):
 
 
 class DivergedError(RewrightError, ArithmeticError):
-    """A loss or a gradient is not a finite number; names the rows it came from."""
+    """A loss, a gradient or a score is not a finite number."""
 
-    def __init__(self, what: str, rows: Sequence[str]) -> None:
+    @classmethod
+    def of_rows(cls, what: str, rows: Sequence[str]) -> DivergedError:
+        """Names the rows that it came from."""
         more = f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
         named = ", ".join(rows[:_NAMED_ROWS])
-        super().__init__(f"{what} in the batch of rows {named}{more}; look at these rows, or lower the learning rate")
+        return cls(
+            f"{what} in the batch of rows {named}{more}; look at these rows, or start again in another output with a "
+            "lower learning rate"
+        )
+
+
+class RolloutError(RewrightError, MemoryError):
+    """The engine has not the memory to draw or score a row of a training, which can be resumed."""
+
+    may_pass = True
 
 
 class JobError(RewrightError, RuntimeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from trainer.checkpoints import checkpoints, last_checkpoint
 from trainer.data import TrainingData
 from trainer.devices import with_dtype
 from trainer.exceptions import CheckpointError, TrainingDataError, TrainingSettingsError
+from trainer.lock import alone_in
 from trainer.request import TrainingRequest
+
+TOKENIZER = "tokenizer or chat template"
 
 _CLAIM = "request.json"
 
@@ -86,7 +90,17 @@ def open_folder(output: Path, folder: Path, resume: bool) -> None:
         raise TrainingSettingsError(f"{output} cannot be written: permission denied")
 
 
-def claim(folder: Path, request: TrainingRequest, data: TrainingData, base: str) -> None:
+def only_training(output: Path, folder: Path) -> AbstractContextManager[None]:
+    """Within: no other training works in `folder`, which is there. The first process sees to that for all of its own.
+
+    Raises:
+        FolderInUseError: another training works in it.
+        OSError: it cannot be written.
+    """
+    return alone_in(folder, output) if is_first_process() else nullcontext()
+
+
+def claim(folder: Path, request: TrainingRequest, data: TrainingData, base: str, tokenizer: str) -> None:
     """Write down what is trained here, or compare with what was written. Raises as `claim_as`.
 
     Args:
@@ -94,6 +108,7 @@ def claim(folder: Path, request: TrainingRequest, data: TrainingData, base: str)
         request: what is trained.
         data: its rows.
         base: SHA-256 of the base model's weights.
+        tokenizer: SHA-256 of the files of its tokenizer and chat template.
     """
     # What decides how the next step comes out; more steps may be asked for where they do not change the schedule. The
     # warm start is over when there is a checkpoint, and its rows may have come from wherever.
@@ -104,6 +119,7 @@ def claim(folder: Path, request: TrainingRequest, data: TrainingData, base: str)
     described = {
         "data": data.sha256,
         "weights of the base model": base,
+        TOKENIZER: tokenizer,
         "engine": request.engine.kind,
         "dtype": with_dtype(request.engine).dtype,
         **request.model_dump(mode="json", include={"model", "gate", "rewrite"}),

@@ -160,7 +160,7 @@ class RewriteTrainer(EndsWhenDiverged, StagedCheckpoints, GRPOTrainer):  # type:
             with self.model.disable_adapter():
                 base = self._logprobs_of(inputs, mask)
         loss: Tensor = super()._compute_loss(model, inputs | {"completion_mask": mask})
-        kl = mask.new_zeros(()) if base is None else (kl_terms(self._logprobs, base) * mask).sum()
+        kl = mask.new_zeros(()) if base is None else kl_terms(self._logprobs, base)[mask.bool()].sum()
         total, tokens = self.accelerator.reduce(torch.stack([kl.float(), mask.sum().float()]), reduction="sum").tolist()
         metrics = self._metrics["train"]
         if base is not None and tokens:

@@ -22,7 +22,8 @@ def truncated_weights(trained_BC: Tensor, drawn_BC: Tensor, mask_BC: Tensor) -> 
         drawn_BC: those that the tokens were drawn with, nats.
         mask_BC: 1 at the tokens that are trained on.
     """
-    return torch.exp((trained_BC - drawn_BC) * mask_BC).clamp(max=LARGEST_WEIGHT)
+    # No product: a log-probability that is no number would be none behind the mask too.
+    return torch.exp(torch.where(mask_BC.bool(), trained_BC - drawn_BC, 0.0)).clamp(max=LARGEST_WEIGHT)
 
 
 def correction_metrics(trained_BC: Tensor, drawn_BC: Tensor, mask_BC: Tensor) -> dict[str, float]:

@@ -10,8 +10,9 @@ import asyncio
 import time
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Coroutine, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,12 +20,16 @@ from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration
 from agent.embeddings import Embedder
 from agent.engine import Completion, Engine, Sampling
+from agent.exceptions import EngineMemoryError, MismatchError
 from agent.gate import Gate, task_of
-from agent.mismatch import summarise
-from agent.records import Mismatch, Verdict
+from agent.mismatch import nats_of, summarise
+from agent.records import Check, Mismatch, Verdict
 from agent.reward import GroupReward, group_reward
 from agent.rewriter import proposal_ids, token_limit
 from agent.settings import RewardSettings, RewriteSettings
+from trainer.exceptions import RolloutError
+
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -52,6 +57,11 @@ class Rewrite:
     @property
     def mismatch(self) -> Mismatch | None:
         return summarise(self.surprisals) if self.surprisals else None
+
+    def refuse(self, check: Check) -> None:
+        """Add a check that failed to what the gate has said."""
+        checks = self.verdict.checks if self.verdict else ()
+        self.verdict = Verdict(False, (*checks, check))
 
 
 @dataclass(slots=True)
@@ -113,9 +123,10 @@ class RolloutWorker:
         temperature: float,
         adapter: str | None,
         draw: str,
+        before: Sequence[int] | None = None,
         score_experts: bool = False,
     ) -> list[RolloutGroup]:
-        """A rewarded group for each demonstration, in order.
+        """A rewarded group for each demonstration, in order. A request that fails ends the others.
 
         Args:
             demonstrations: rows that fit the context.
@@ -123,30 +134,32 @@ class RolloutWorker:
             temperature: of the sampling.
             adapter: name of a loaded adapter, None for the base model.
             draw: another name draws other rewrites; the same one repeats them.
+            before: how often each row came before in this draw, in any process: it gets other rewrites each time. None
+                counts among `demonstrations`.
             score_experts: score every expert, not only those of groups with a feasible rewrite.
+
+        Raises:
+            RolloutError: the engine lacks the memory for a row.
+            MismatchError: of `score_experts`, where the mismatch of an expert is no finite number.
+            EngineClosedError: the engine has died.
         """
         self.seconds = {}
-        before: Counter[str] = Counter()
-        named = []
-        for row in demonstrations:
-            named.append(f"{row.id}/{draw}/{before[row.id]}")  # a row that comes again gets other rewrites
-            before[row.id] += 1
+        if before is None:
+            before = times_before(row.id for row in demonstrations)
         with self._timed("rollout"):
-            groups = await asyncio.gather(
-                *(
-                    self._draw(row, samples, temperature, adapter, name)
-                    for row, name in zip(demonstrations, named, strict=True)
-                )
+            groups = await _all(
+                _of_row(row, self._draw(row, samples, temperature, adapter, f"{row.id}/{draw}/{times}"))
+                for row, times in zip(demonstrations, before, strict=True)
             )
         await self.reward(groups, score_experts=score_experts)
         return groups
 
     async def reward(self, groups: Sequence[RolloutGroup], *, score_experts: bool = False) -> None:
-        """Check, score and reward groups that hold completions alone, in place."""
+        """Check, score and reward groups that hold completions alone, in place. Raises as `groups`."""
         with self._timed("gate"):
-            await asyncio.gather(*(self._check(group) for group in groups))
+            await _all(_of_row(group.demonstration, self._check(group)) for group in groups)
         with self._timed("score"):
-            await asyncio.gather(*(self._score(group, expert=score_experts) for group in groups))
+            await _all(_of_row(group.demonstration, self._score(group, expert=score_experts)) for group in groups)
             self._pay(groups)
 
     async def _draw(
@@ -166,8 +179,8 @@ class RolloutWorker:
         # At low temperature a group often holds the same rewrite more than once.
         seen = ((rewrite.text, rewrite.completion.finish_reason == "stop") for rewrite in group.rewrites)
         distinct = list(dict.fromkeys(seen))  # no set, whose order of strings is another in every process
-        verdicts = await asyncio.gather(
-            *(self._gate.check(group.demonstration, text, finished=finished) for text, finished in distinct)
+        verdicts = await _all(
+            self._gate.check(group.demonstration, text, finished=finished) for text, finished in distinct
         )
         known = dict(zip(distinct, verdicts, strict=True))
         for rewrite in group.rewrites:
@@ -179,13 +192,23 @@ class RolloutWorker:
         wanted = [group.demonstration.expert] if feasible or expert else []
         distinct = list(dict.fromkeys([*wanted, *(rewrite.text for rewrite in feasible)]))
         prompt_ids = self._chat.prompt_ids(group.demonstration.prompt)
-        scored = await asyncio.gather(
-            *(self._engine.score(prompt_ids, self._chat.completion_ids(text)) for text in distinct)
-        )
-        surprisals = {text: [-logprob for logprob in logprobs] for text, logprobs in zip(distinct, scored, strict=True)}
+        scored = await _all(self._engine.score(prompt_ids, self._chat.completion_ids(text)) for text in distinct)
+        surprisals: dict[str, list[float]] = {}
+        unscored: dict[str, str] = {}
+        for text, logprobs in zip(distinct, scored, strict=True):
+            try:
+                surprisals[text] = nats_of(logprobs)
+            except MismatchError as error:
+                if expert and text == group.demonstration.expert:
+                    raise MismatchError(f"row {group.demonstration.id}, of the expert: {error}") from error
+                unscored[text] = str(error)
         group.expert = surprisals.get(group.demonstration.expert, [])
         for rewrite in feasible:
-            rewrite.surprisals = surprisals[rewrite.text]
+            # As in serving: no rewrite is kept that cannot be compared with its expert.
+            if reason := unscored.get(group.demonstration.expert) or unscored.get(rewrite.text):
+                rewrite.refuse(Check("mismatch", False, reason))
+            else:
+                rewrite.surprisals = surprisals[rewrite.text]
 
     def _pay(self, groups: Sequence[RolloutGroup]) -> None:
         """Reward groups whose rewrites are checked and scored; what is feasible of all of them is embedded at once."""
@@ -204,6 +227,40 @@ class RolloutWorker:
 
     def _timed(self, stage: str) -> _Stopwatch:
         return _Stopwatch(self.seconds, stage)
+
+
+def times_before(keys: Iterable[Hashable]) -> list[int]:
+    """How often each key came before, in order."""
+    seen: Counter[Hashable] = Counter()
+    times = []
+    for key in keys:
+        times.append(seen[key])
+        seen[key] += 1
+    return times
+
+
+async def _of_row(row: Demonstration, call: Awaitable[_T]) -> _T:
+    """What `call` returns. Raises RolloutError, which names the row, where the engine lacks memory."""
+    try:
+        return await call
+    except EngineMemoryError as error:
+        raise RolloutError(
+            f"row {row.id}: {error}. The training has ended; --resume goes on from its last checkpoint, where there is "
+            "more memory"
+        ) from error
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """What the calls return, in order. Where one fails, the others are over before its error is raised: nothing is
+    left that the engine would have to finish before it closes."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 class _Stopwatch:

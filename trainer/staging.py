@@ -14,7 +14,7 @@ from typing import Any
 from transformers import Trainer
 
 from agent.disk import commit, sync_tree
-from trainer.checkpoints import STATE, UNFINISHED, checkpoint_name, remove_old_checkpoints
+from trainer.checkpoints import STATE, UNFINISHED, checkpoint_name, remove_old_checkpoints, remove_whole
 
 _Trainer: Any = object  # a trainer in truth: TRL's, after this class in the order of bases
 
@@ -45,7 +45,7 @@ class StagedCheckpoints(_Trainer):  # type: ignore[misc]
             if self.args.should_save:
                 (self._staging / name / STATE).write_text(json.dumps(self.checkpoint_state()))
                 sync_tree(self._staging / name)
-                shutil.rmtree(folder / name, ignore_errors=True)
+                remove_whole(folder / name)
                 commit(self._staging / name, folder / name)
                 remove_old_checkpoints(folder, self.checkpoints_kept)
         finally:

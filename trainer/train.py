@@ -19,7 +19,8 @@ from agent.weights import weights_sha256
 from trainer.checkpoints import checkpoints
 from trainer.curves import draw_curves
 from trainer.data import TrainingData, fits_in, load_training_data
-from trainer.folder import check_output, claim, is_first_process
+from trainer.exam.identity import tokenizer_sha256
+from trainer.folder import check_output, claim, is_first_process, only_training
 from trainer.loop import Training
 from trainer.policy import open_policy
 from trainer.publish import AdapterCard, DataOfTraining, publish, published_before
@@ -48,13 +49,24 @@ def run_training(
 
     Raises:
         TrainingSettingsError: the output exists and is not to be resumed, or the settings do not fit together.
+        FolderInUseError: another training works in it.
         TrainingDataError, InputFileError: the demonstrations cannot be trained on.
         CheckpointError: there is nothing to resume, or it belongs to another request or other data.
         ModelError: the base model cannot be had, or is not supported.
     """
-    on_note = on_note or (lambda _: None)
     folder = request.output / "training"
     check_output(request, folder, resume)
+    with only_training(request.output, folder):
+        return _train(request, folder, resume, on_report or (lambda _: None), on_note or (lambda _: None))
+
+
+def _train(
+    request: TrainingRequest,
+    folder: Path,
+    resume: bool,
+    on_report: Callable[[StepReport], None],
+    on_note: Callable[[str], None],
+) -> Path:
     files = resolve_model(request.model)
     chat = open_chat(files)
     data = load_training_data(
@@ -70,10 +82,10 @@ def run_training(
     if warm is not None and not checkpoints(folder):
         require_candidates(warm)
     base = weights_sha256(files.path)
-    claim(folder, request, data, base)
+    claim(folder, request, data, base, tokenizer_sha256(files.path))
     with asyncio.Runner() as runner, open_policy(runner, files, chat, request, folder) as policy:
         gate = build_gate(policy.engine, chat, request.gate)
-        training = Training(request, folder, data, chat, policy, gate, base, runner, on_report or (lambda _: None))
+        training = Training(request, folder, data, chat, policy, gate, base, runner, on_report)
         try:
             training.run(resume)
             return _publish_best(training, request, data, files, base, on_note)

@@ -232,9 +232,9 @@ def test_a_kill_after_the_last_update_costs_no_further_one(folder: Path, method:
         assert torch.equal(tensor, again[name]), name
 
 
-def test_a_loss_that_is_no_number_stops_with_the_rows_named(folder: Path) -> None:
+def test_a_loss_that_is_no_number_stops_and_says_that_the_updates_before_are_to_blame(folder: Path) -> None:
     wild = request_for(folder, "diverged", method="full", learning_rate=1e30, warmup=0, rows_per_pass=1, batch_rows=1)
-    with pytest.raises(DivergedError, match=r"step 2: the loss is (nan|inf) in the batch of rows row-\d; look"):
+    with pytest.raises(DivergedError, match=r"step 2: the loss is (nan|inf), and no row is to blame"):
         run(wild)
     assert not (folder / "diverged" / "sft.json").exists()
 

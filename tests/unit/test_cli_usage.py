@@ -370,7 +370,7 @@ def test_a_training_that_would_diverge_again_is_wrong_use_and_no_failure(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def diverge(*_: object, **__: object) -> None:
-        raise DivergedError("the loss is nan", ["row-1"])
+        raise DivergedError.of_rows("the loss is nan", ["row-1"])
 
     monkeypatch.setattr("cli.sft._train_here", diverge)
     code, _, err = run("sft", "in.jsonl", "-o", "model")

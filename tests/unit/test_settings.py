@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,21 @@ def test_a_wrong_file_is_named_with_the_setting(tmp_path: Path, toml: str, messa
     (tmp_path / "c.toml").write_text(toml)
     with pytest.raises(SettingsError, match=message):
         load_settings(tmp_path / "c.toml", {})
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_a_number_that_is_not_finite_is_refused(tmp_path: Path, value: str) -> None:
+    """It could not be published with what was trained."""
+    (tmp_path / "c.toml").write_text(f"[train.optimizer]\nmax_grad_norm = {value}\n")
+    with pytest.raises(SettingsError, match=r"setting train\.optimizer\.max_grad_norm: Input should be .*c\.toml"):
+        load_settings(tmp_path / "c.toml", {})
+    for name in ("SFT__KL_WEIGHT", "TRAIN__REWARD__DISTANCE_SCALE", "GATE__MATH_TIMEOUT_S", "SERVER__JOBS__DRAIN_S"):
+        with pytest.raises(SettingsError):
+            load_settings(None, {f"REWRIGHT_{name}": value})
+
+
+def test_every_default_is_a_number_that_json_can_hold() -> None:
+    json.dumps(Settings().model_dump(), default=str, allow_nan=False)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -143,14 +143,6 @@ def test_tokens_are_counted_apart(tmp_path: Path) -> None:
     assert count_tokens(load(tmp_path, [SUM, TURNS]).rows) == {"prompt": 11 + 21, "completion": 4 + 2}
 
 
-def test_the_hash_of_the_tokens_depends_on_the_chat_template(tmp_path: Path) -> None:
-    plain = load(tmp_path, [SUM])
-    other = load(tmp_path, [SUM], template=CHATML.replace("<|im_start|> assistant", "<|im_start|> assistant so"))
-    assert plain.sha256 == other.sha256
-    assert plain.tokens_sha256 != other.tokens_sha256
-    assert load(tmp_path, [SUM]).tokens_sha256 == plain.tokens_sha256
-
-
 def test_a_template_that_writes_answers_otherwise_is_said(tmp_path: Path) -> None:
     """This one leaves out what stands before the first `so` of an answer, as others leave out reasoning."""
     changing = CHATML.replace("{{ m.content }}", "{{ m.content.split('so')[-1] }}")

@@ -9,7 +9,7 @@ import pytest
 
 from agent.settings import EngineSettings, ModelSettings
 from tests.tiny_chat import write_tiny_model
-from trainer.exceptions import CheckpointError
+from trainer.exceptions import CheckpointError, FolderInUseError
 from trainer.report import StepReport
 from trainer.request import SftRequest
 from trainer.sft.run import run_sft
@@ -45,10 +45,24 @@ def test_a_training_does_not_go_on_with_another_chat_template(request_: SftReque
     template = Path(request_.model.name) / "chat_template.jinja"
     before = template.read_text()
     template.write_text(before.replace("<|im_start|> assistant", "<|im_start|> assistant so"))
-    with pytest.raises(CheckpointError, match=r"made with other tokens of the rows \(tokenizer or chat template\)"):
+    with pytest.raises(CheckpointError, match="made with other tokenizer or chat template;"):
         run_sft(request_, resume=True)
     template.write_text(before)
     assert (run_sft(request_, resume=True) / "sft.json").exists()
+
+
+def test_a_second_fine_tuning_does_not_work_beside_the_first(request_: SftRequest) -> None:
+    refused: list[str] = []
+
+    def begin_another(report: StepReport) -> None:
+        if report.kind == "train":
+            with pytest.raises(FolderInUseError) as caught:
+                run_sft(request_, resume=True)
+            refused.append(str(caught.value))
+
+    assert (run_sft(request_, resume=False, on_report=begin_another) / "sft.json").exists()
+    assert len(refused) == 2
+    assert "tuned: another process works in it" in refused[0]
 
 
 @pytest.mark.parametrize("caches", [True, False])

@@ -109,7 +109,11 @@ def test_a_fine_tuning_is_told_from_others_by_its_base_weights_and_the_type_of_t
 ) -> None:
     request, data = request_for(tmp_path), SftData([], "d")
     monkeypatch.setattr("trainer.devices.pick_dtype", lambda *_: torch.float32)
-    before = _described(request, data, "base")
+    before = _described(request, data, "base", "tokens")
     monkeypatch.setattr("trainer.devices.pick_dtype", lambda *_: torch.bfloat16)
-    after = _described(request, data, "other")
-    assert {name for name in before if before[name] != after[name]} == {"weights of the base model", "dtype"}
+    after = _described(request, data, "other", "others")
+    assert {name for name in before if before[name] != after[name]} == {
+        "weights of the base model",
+        "tokenizer or chat template",
+        "dtype",
+    }

@@ -11,7 +11,8 @@ import pytest
 from agent.exceptions import ModelError
 from agent.models import ModelFiles
 from tests.tiny_chat import write_tiny_model
-from trainer.exceptions import TrainingDataError
+from trainer.exceptions import CheckpointError, FolderInUseError, TrainingDataError
+from trainer.report import StepReport
 from trainer.request import TrainingRequest
 from trainer.train import run_training
 
@@ -109,3 +110,37 @@ def test_where_there_was_a_warm_start_that_is_what_is_published(model: Path, mon
     said: list[str] = []
     run_training(request_of(model, **ONE_STEP, warm_start={"file": str(seed)}), resume=False, on_note=said.append)
     assert said[-1] == "no later step did better on the held-out rows: published is the warm start"
+
+
+def test_a_second_training_does_not_work_beside_the_first(model: Path) -> None:
+    request, refused = request_of(model, **ONE_STEP), []
+
+    def begin_another(report: StepReport) -> None:
+        with pytest.raises(FolderInUseError, match="math: another process works in it") as caught:
+            run_training(request, resume=True)
+        refused.append(caught.value)
+
+    assert run_training(request, resume=False, on_report=begin_another).is_dir()
+    assert len(refused) == 3  # two evaluations and a step
+
+
+class StoppedError(Exception):
+    """The process is interrupted."""
+
+
+def test_a_training_does_not_go_on_with_another_chat_template(model: Path) -> None:
+    request = request_of(model, **ONE_STEP | {"steps": 2}, save_every=1)
+
+    def stop(report: StepReport) -> None:
+        if report.kind == "train" and report.step == 2:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run_training(request, resume=False, on_report=stop)
+    template = model / "chat_template.jinja"
+    before = template.read_text()
+    template.write_text(before.replace("<|im_start|> assistant", "<|im_start|> assistant so"))
+    with pytest.raises(CheckpointError, match="made with other tokenizer or chat template;"):
+        run_training(request, resume=True)
+    template.write_text(before)
+    assert run_training(request, resume=True).is_dir()

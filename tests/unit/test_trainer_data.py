@@ -42,6 +42,14 @@ def test_held_out_questions_are_never_trained_on(tmp_path: Path) -> None:
     assert data.left_out == {"question seen before": 1}
 
 
+def test_a_copy_that_cannot_be_used_does_not_stand_in_the_way_of_one_that_can(tmp_path: Path) -> None:
+    rows = [row(0, id="bad", task="math", answer="one"), *(row(i) for i in range(5)), row(0, id="again")]
+    data = load(rows, tmp_path)
+    assert {r.id for r in (*data.train, *data.held_out)} == {f"r{i}" for i in range(5)}
+    assert data.left_out["question seen before"] == 1
+    assert sum(data.left_out.values()) == 2
+
+
 def test_conversations_that_end_alike_are_different_questions(tmp_path: Path) -> None:
     def conversation(number: int) -> dict[str, Any]:
         turns = [f"What is {number} + 1?", "Shall I?", "Yes, go on."]

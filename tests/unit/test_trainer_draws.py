@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,6 +83,34 @@ def test_what_is_logged_is_of_the_groups_of_all_processes(draws: Draws, monkeypa
     drawn = draws.draw(0, 2)
     assert {group.pass_rate for group in drawn.groups} == {0}
     assert drawn.metrics["pass_rate"] == 0.5
+
+
+def test_a_row_that_two_processes_draw_gets_other_rewrites_in_each(
+    draws: Draws, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step wants each row twice; the processes draw one after the other here."""
+    settings = SETTINGS.model_copy(update={"refills": 0})
+
+    def seeds(place: int, own: int, counts: list[int]) -> list[int | None]:
+        engine.sampled.clear()
+        draws._settings, draws._curriculum = settings, Curriculum([1] * len(ROWS), 0, by_difficulty=False, planned=1000)
+        monkeypatch.setattr("trainer.draws.PartialState", lambda: SimpleNamespace(process_index=place))
+        monkeypatch.setattr("trainer.draws.gather_object", lambda found: counts if found == [own] else found)
+        draws.draw(0, own)
+        return [sampling.seed for sampling, _, _ in engine.sampled]
+
+    alone = seeds(0, 16, [16])
+    assert len(set(alone)) == 16
+    assert seeds(0, 8, [8, 8]) + seeds(1, 8, [8, 8]) == alone
+
+
+def test_what_replaces_groups_without_a_signal_is_trained_on(draws: Draws, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the two first rows none has a signal, of the two that replace them the second."""
+    monkeypatch.setattr(RolloutGroup, "has_signal", property(lambda group: group.demonstration.id == useful))
+    order = Curriculum([1] * len(ROWS), 0, by_difficulty=False, planned=1000).take(4)
+    useful = f"row {order[3]}"
+    drawn = draws.draw(0, 2).groups
+    assert [group.demonstration.id for group in drawn] == [f"row {order[n]}" for n in (3, 0, 1, 2)]
 
 
 @pytest.fixture

@@ -23,15 +23,20 @@ REQUEST = TrainingRequest(source=ROWS, output=Path("math"))
 def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a training in float32 that has a checkpoint."""
     monkeypatch.setattr("trainer.devices.pick_dtype", lambda *_: torch.float32)
-    claim(tmp_path, REQUEST, DATA, "base")
+    claim(tmp_path, REQUEST, DATA, "base", "tokenizer")
     (tmp_path / "checkpoint-1").mkdir()
-    claim(tmp_path, REQUEST, DATA, "base")
+    claim(tmp_path, REQUEST, DATA, "base", "tokenizer")
     return tmp_path
 
 
 def test_other_weights_of_the_base_model_are_another_training(begun: Path) -> None:
     with pytest.raises(CheckpointError, match="made with other weights of the base model;"):
-        claim(begun, REQUEST, DATA, "others of the same name")
+        claim(begun, REQUEST, DATA, "others of the same name", "tokenizer")
+
+
+def test_another_tokenizer_or_chat_template_is_another_training(begun: Path) -> None:
+    with pytest.raises(CheckpointError, match="made with other tokenizer or chat template;"):
+        claim(begun, REQUEST, DATA, "base", "another")
 
 
 def test_a_machine_on_which_auto_is_another_type_is_another_training(
@@ -39,13 +44,13 @@ def test_a_machine_on_which_auto_is_another_type_is_another_training(
 ) -> None:
     monkeypatch.setattr("trainer.devices.pick_dtype", lambda *_: torch.bfloat16)
     with pytest.raises(CheckpointError, match="made with other dtype;"):
-        claim(begun, REQUEST, DATA, "base")
+        claim(begun, REQUEST, DATA, "base", "tokenizer")
 
 
 def test_another_engine_is_another_training(begun: Path) -> None:
     vllm = REQUEST.model_copy(update={"engine": REQUEST.engine.model_copy(update={"kind": "vllm"})})
     with pytest.raises(CheckpointError, match="made with other engine;"):
-        claim(begun, vllm, DATA, "base")
+        claim(begun, vllm, DATA, "base", "tokenizer")
 
 
 def test_what_an_earlier_version_did_not_write_down_is_taken_as_the_same(tmp_path: Path) -> None:
@@ -63,13 +68,13 @@ def with_train(**changed: object) -> TrainingRequest:
 def test_the_setting_that_differs_is_named(begun: Path) -> None:
     other = with_train(seed=1, optimizer={"learning_rate": 0.5})
     with pytest.raises(CheckpointError, match=r"made with other train\.seed and train\.optimizer\.learning_rate;"):
-        claim(begun, other, DATA, "base")
+        claim(begun, other, DATA, "base", "tokenizer")
 
 
 def test_where_the_rows_of_the_warm_start_lie_makes_no_other_training(begun: Path) -> None:
-    claim(begun, with_train(warm_start={"file": "/elsewhere/seed.jsonl"}), DATA, "base")
+    claim(begun, with_train(warm_start={"file": "/elsewhere/seed.jsonl"}), DATA, "base", "tokenizer")
     with pytest.raises(CheckpointError, match=r"made with other train\.warm_start\.epochs;"):
-        claim(begun, with_train(warm_start={"file": "/elsewhere/seed.jsonl", "epochs": 9}), DATA, "base")
+        claim(begun, with_train(warm_start={"file": "/elsewhere/seed.jsonl", "epochs": 9}), DATA, "base", "tokenizer")
 
 
 def test_a_training_killed_before_its_first_checkpoint_begins_again_with_resume(tmp_path: Path) -> None:
@@ -77,7 +82,7 @@ def test_a_training_killed_before_its_first_checkpoint_begins_again_with_resume(
     with pytest.raises(CheckpointError, match="start without --resume"):
         check_output(request, folder, resume=True)
     check_output(request, folder, resume=False)
-    claim(folder, request, DATA, "base")
+    claim(folder, request, DATA, "base", "tokenizer")
     check_output(request, folder, resume=True)
     (folder / "checkpoint-1").mkdir()
     check_output(request, folder, resume=True)

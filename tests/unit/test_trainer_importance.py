@@ -41,6 +41,13 @@ def test_a_token_that_the_trainer_makes_likelier_counts_more_up_to_the_cut() -> 
     )
 
 
+def test_a_masked_token_whose_log_probability_is_no_number_weighs_as_any_other() -> None:
+    trained, drawn = torch.tensor([[-1.0, math.nan, -1.0]]), torch.tensor([[-1.0, -1.0, -math.inf]])
+    mask = torch.tensor([[1, 0, 0]])
+    assert truncated_weights(trained, drawn, mask)[0].tolist() == [1.0, 1.0, 1.0]
+    assert correction_metrics(trained, drawn, mask)["engine/weight"] == 1
+
+
 def test_of_no_token_nothing_is_measured() -> None:
     nothing = torch.zeros(1, 2)
     assert all(math.isnan(value) for value in correction_metrics(nothing, nothing, nothing).values())

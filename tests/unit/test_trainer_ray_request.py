@@ -175,7 +175,7 @@ def test_a_job_started_by_hand_says_what_to_use(
 
 @pytest.mark.usefixtures("_handlers_of_before")
 @pytest.mark.parametrize(
-    ("error", "code"), [(PublishError("the disk is full"), 3), (DivergedError("a loss", ["row-1"]), 2)]
+    ("error", "code"), [(PublishError("the disk is full"), 3), (DivergedError("the loss is nan"), 2)]
 )
 def test_a_job_ends_with_the_exit_code_of_its_error(
     monkeypatch: pytest.MonkeyPatch, error: Exception, code: int

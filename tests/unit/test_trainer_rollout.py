@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +14,13 @@ import pytest
 
 from agent.chat import ChatFormat
 from agent.demonstrations import Demonstration, Message
-from agent.engine import Completion
+from agent.engine import Completion, Sampling
+from agent.exceptions import STOPPED, EngineMemoryError, MismatchError
 from agent.records import Check, Verdict
 from agent.settings import RewardSettings, RewriteSettings
 from tests.scripted_engine import ScriptedEngine
 from tests.tiny_chat import tiny_tokenizer
+from trainer.exceptions import RolloutError
 from trainer.metrics import rollout_metrics
 from trainer.rollout import Rewrite, RolloutGroup, RolloutWorker
 
@@ -116,3 +121,60 @@ async def test_all_groups_of_a_batch_are_embedded_at_once_and_paid_apart() -> No
     assert first.reward.diversity == pytest.approx([far, 0, far], abs=1e-6)
     assert alone.reward.diversity == [0, 0]
     assert second.reward.diversity == pytest.approx([near * 2 / 3, near * (2 / 3 - 1), near * (2 / 3 - 1)], abs=1e-6)
+
+
+def unscorable(room: Room, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base model gives this text no probability."""
+    score, ids = room.engine.score, room.chat.completion_ids(text)
+
+    async def scored(prompt_ids: Sequence[int], completion_ids: Sequence[int], _: str | None = None) -> list[float]:
+        logprobs = await score(prompt_ids, completion_ids)
+        return [-math.inf, *logprobs[1:]] if list(completion_ids) == ids else logprobs
+
+    monkeypatch.setattr(room.engine, "score", scored)
+
+
+async def test_a_rewrite_whose_mismatch_is_no_number_fails_as_in_serving(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room("rewright")
+    unscorable(room, WORDINGS[1], monkeypatch)
+    group = room.group(WORDINGS[0], WORDINGS[1])
+    await room.worker.reward([group])
+    assert [rewrite.feasible for rewrite in group.rewrites] == [True, False]
+    assert group.reward.reward[0] > 1
+    assert group.reward.reward[1] == 0
+    metrics = rollout_metrics([group])
+    assert (metrics["failed/mismatch"], metrics["mismatch"], metrics["expert_mismatch"]) == (0.5, 1.0, 2.0)
+
+
+async def test_of_an_expert_whose_mismatch_is_no_number_no_rewrite_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room("rewright")
+    unscorable(room, EXPERT, monkeypatch)
+    group = room.group(WORDINGS[0], WORDINGS[1])
+    await room.worker.reward([group])
+    assert group.reward.reward == [0, 0]
+    assert math.isnan(rollout_metrics([group])["expert_mismatch"])
+    with pytest.raises(MismatchError, match="row row, of the expert: the base model's surprisal at token 1 of"):
+        await room.worker.reward([room.group(WORDINGS[0])], score_experts=True)
+
+
+async def test_a_row_that_lacks_memory_ends_the_others_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room("gate_only")
+    waiting: list[str] = []
+
+    async def generate(_: Sequence[int], sampling: Sampling, *__: object) -> list[Completion]:
+        if not waiting:
+            waiting.append("for ever")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                waiting.append("no more")
+        raise EngineMemoryError("the engine ran out of memory on this request; shorten it or lower n")
+
+    monkeypatch.setattr(room.engine, "generate", generate)
+    monkeypatch.setattr(room.gate, "task_of", lambda _: "math", raising=False)
+    rows = [replace(room.group().demonstration, id=name) for name in ("long", "longer")]
+    with pytest.raises(RolloutError, match=r"row longer: the engine ran out of memory .* --resume goes on") as caught:
+        await room.worker.groups(rows, samples=2, temperature=1.0, adapter=None, draw="0")
+    assert caught.value.exit_code == STOPPED
+    assert waiting == ["for ever", "no more"]
+    assert len(asyncio.all_tasks()) == 1, "of this test alone"

@@ -53,6 +53,22 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monk
     assert_durable(log, "checkpoint-5", f"{staged}/rng_state_0.pth", f"{staged}/rewright_state.json", staged)
 
 
+def test_the_checkpoint_of_before_is_whole_or_gone_when_the_process_is_killed_while_it_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Saves(tmp_path, 0, lambda: None)._save_checkpoint(None, None)
+
+    def kill(path: Path, ignore_errors: bool = False) -> None:
+        if "removed" in path.name and path.exists():
+            next(path.iterdir()).unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainer.checkpoints.shutil.rmtree", kill)
+    with pytest.raises(KeyboardInterrupt):
+        Saves(tmp_path, 0, lambda: None)._save_checkpoint(None, None)
+    assert not (tmp_path / "checkpoint-5").exists()
+
+
 def test_a_checkpoint_that_fails_leaves_nothing_that_bears_its_name(tmp_path: Path) -> None:
     def fail() -> None:
         raise OSError("no space left")

@@ -5,7 +5,6 @@ A unit is done once its folder holds `done`, written last and by rename; what is
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any, TextIO
 from agent.disk import write_whole
 from trainer.compare.plan import Unit
 from trainer.exceptions import CheckpointError, TrainingSettingsError
+from trainer.lock import lock
 
 CLAIM, DONE = "compare.json", "done"
 
@@ -29,7 +29,8 @@ def claimed(output: Path, described: Mapping[str, Any]) -> Iterator[None]:
         described: what all its units share.
 
     Raises:
-        TrainingSettingsError: it is a file, holds other things, cannot be written, or another process writes it.
+        TrainingSettingsError: it is a file, holds other things, or cannot be written.
+        FolderInUseError: another process writes it.
         CheckpointError: it belongs to another comparison; says in what that differs.
     """
     with _opened(output) as file:
@@ -49,11 +50,7 @@ def _opened(output: Path) -> TextIO:
         raise TrainingSettingsError(f"{output} is a file; a comparison is written to a folder") from None
     except PermissionError as error:
         raise TrainingSettingsError(f"{output} cannot be written: {error.strerror}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise TrainingSettingsError(f"{output}: another process works in it") from None
+    lock(file, output)
     return file
 
 

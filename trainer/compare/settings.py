@@ -62,7 +62,7 @@ class CompareSettings(Section):
     @field_validator("learning_rates", "steps")
     @classmethod
     def _positive(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not 0 < value < float("inf") for value in values):
+        if any(value <= 0 for value in values):
             raise ValueError("must be greater than 0")
         return tuple(sorted(values))
 

@@ -17,7 +17,7 @@ DIVERGENCE = "kl:"
 class Measure(Section):
     """A figure and its standard error, None for fewer than two rows; a perplexity may be infinite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True, ser_json_inf_nan="strings")
 
     value: float
     stderr: float | None

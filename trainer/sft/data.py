@@ -67,14 +67,6 @@ class SftData:
         """How many rows there are of each status that occurs."""
         return dict(Counter(row.status for row in self.rows))
 
-    @property
-    def tokens_sha256(self) -> str:
-        """Of what the model's tokenizer and chat template make of the rows."""
-        digest = hashlib.sha256()
-        for row in self.rows:
-            digest.update(json.dumps([row.prompt_ids, row.completion_ids]).encode())
-        return digest.hexdigest()
-
 
 def load_sft_data(source: Path, chat: ChatFormat, *, max_length: int, limit: int | None = None) -> SftData:
     """Read `source`, which may hold output rows of the rewriter or demonstrations of any shape that intake reads.

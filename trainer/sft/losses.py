@@ -44,7 +44,7 @@ def row_losses(rows: Sequence[SftRow], said: Iterable[BaseTokens]) -> list[RowLo
     """
     nats = [row.surprisal_T.double().sum().item() for row in said]
     if broken := [row.id for row, value in zip(rows, nats, strict=True) if not math.isfinite(value)]:
-        raise DivergedError("the measured loss is not a finite number", broken)
+        raise DivergedError.of_rows("the measured loss is not a finite number", broken)
     return [RowLoss(row.id, value, len(row.completion_ids)) for row, value in zip(rows, nats, strict=True)]
 
 

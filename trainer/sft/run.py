@@ -34,8 +34,9 @@ from agent.weights import weights_sha256
 from trainer.agreement import check_agreement
 from trainer.checkpoints import last_checkpoint, remove_unfinished_checkpoints, step_of
 from trainer.devices import with_dtype
+from trainer.exam.identity import tokenizer_sha256
 from trainer.exceptions import TrainingDataError, TrainingSettingsError
-from trainer.folder import check_source, claim_as, open_folder, process_count
+from trainer.folder import TOKENIZER, check_source, claim_as, only_training, open_folder, process_count
 from trainer.history import History
 from trainer.lora import seeded_lora
 from trainer.publish import DataOfTraining
@@ -67,6 +68,7 @@ def run_sft(
 
     Raises:
         TrainingSettingsError: the output exists and is not to be resumed, or the settings do not fit together.
+        FolderInUseError: another fine-tuning works in it.
         TrainingDataError, InputFileError: the data cannot be trained on.
         CheckpointError: there is nothing to resume, or it belongs to another request or other data.
         ModelError: the base model cannot be had, or is not supported.
@@ -75,6 +77,17 @@ def run_sft(
     """
     folder = request.output / "training"
     check_output(request, folder, resume)
+    with only_training(request.output, folder):
+        return _tune(request, folder, resume, on_report or (lambda _: None), on_note or (lambda _: None))
+
+
+def _tune(
+    request: SftRequest,
+    folder: Path,
+    resume: bool,
+    on_report: Callable[[StepReport], None],
+    on_note: Callable[[str], None],
+) -> Path:
     files = resolve_model(request.model)
     chat = open_chat(files)
     context = context_length(load_config(files.path), request.engine)
@@ -85,11 +98,10 @@ def run_sft(
             'every row has an accepted rewrite, so sft.weights changes nothing; apply_to = "all" weights every row'
         )
     for note in data.notes:
-        if on_note:
-            on_note(note)
+        on_note(note)
     revision = weights_sha256(files.path)
-    claim_as(folder, _described(request, data, revision))
-    run = _Run(request, folder, data, chat, files, revision, on_report or (lambda _: None))
+    claim_as(folder, _described(request, data, revision, tokenizer_sha256(files.path)))
+    run = _Run(request, folder, data, chat, files, revision, on_report)
     try:
         run.train(resume)
         return run.write()
@@ -285,14 +297,17 @@ def _published_settings(request: SftRequest) -> dict[str, Any]:
     return request.model_dump(mode="json", include={"engine": engine, "sft": True, "limit": True})
 
 
-def _described(request: SftRequest, data: SftData, revision: str) -> dict[str, Any]:
-    """What decides how the next step comes out; saving does not. `revision` is the hash of the base model's weights."""
+def _described(request: SftRequest, data: SftData, revision: str, tokenizer: str) -> dict[str, Any]:
+    """What decides how the next step comes out; saving does not.
+
+    `revision` and `tokenizer` are hashes of the base model's weights, and of its tokenizer and chat template.
+    """
     free = {"save_every", "keep_checkpoints", "merge"}
     if request.sft.schedule == "constant_with_warmup" and not request.sft.warmup:
         free |= {"steps", "epochs"}
     return {
         "data": data.sha256,
-        "tokens of the rows (tokenizer or chat template)": data.tokens_sha256,
+        TOKENIZER: tokenizer,
         "weights of the base model": revision,
         "dtype": with_dtype(request.engine).dtype,
         "model": request.model.model_dump(mode="json"),

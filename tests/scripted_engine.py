@@ -58,6 +58,12 @@ class ScriptedEngine(QuietEngine):
         nats = 1.0 if list(completion_ids) == self._reply_ids else 2.0
         return [-nats] * len(completion_ids)
 
+    async def load_adapter(self, name: str, path: Path) -> None:
+        self._adapters.add(name)
+
+    async def unload_adapter(self, name: str) -> None:
+        self._adapters.remove(name)
+
     async def load(self, adapter: str) -> None:
         self._adapters.add(adapter)
 

@@ -172,7 +172,7 @@ def test_a_service_lists_its_adapters_and_switches_them(run: Run, url: str) -> N
 
 def test_what_a_service_refuses_is_said(run: Run, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = run("activate", "math", "3", "--url", url)
-    assert (code, err) == (3, f"error: {url} answered 404: no version 3; there are 1, 2")
+    assert (code, err) == (2, f"error: {url} answered 404: no version 3; there are 1, 2")
     monkeypatch.delenv("REWRIGHT_API_KEY")
     assert "answered 401" in run("list", "--url", url)[2]
 

@@ -14,6 +14,7 @@ from trainer.rollout import RolloutGroup
 from trainer.settings import TrainSettings
 
 END = 3  # ends a turn
+MAX_TOKENS = 8
 
 T = TypeVar("T", bound=RewriteTrainer)
 
@@ -39,7 +40,7 @@ def train_on(
         on_log=on_log,
         callbacks=[],
         stop_ids=frozenset({END}),
-        max_tokens=8,
+        max_tokens=MAX_TOKENS,
         **further,
     )
     trainer.train()

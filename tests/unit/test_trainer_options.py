@@ -17,13 +17,14 @@ from agent.engine.loading import load_model
 from agent.engine.lora import LoraHost
 from agent.reward import GroupReward
 from agent.settings import EngineSettings
-from tests.tiny_chat import tiny_tokenizer, write_tiny_model
+from tests.one_step import END, MAX_TOKENS, train_on
+from tests.tiny_chat import write_tiny_model
 from trainer.grpo import RewriteTrainer
 from trainer.packing import completion_logprobs
 from trainer.rollout import Rewrite, RolloutGroup
 from trainer.settings import TrainSettings
 
-END, MAX_TOKENS, BETA = 3, 8, 0.5
+BETA = 0.5
 PROMPT = [4, 5, 6, 7]
 # Two groups of two; the last was cut off.
 COMPLETIONS = [[8, 9, END], [10, 11, 12, END], [9, 12, 8, 10, END], [13, 14]]
@@ -68,19 +69,8 @@ def train(policy: PeftModel, folder: Path, **optimizer: Any) -> list[dict[str, f
         {"steps": 1, "groups": 2, "samples": 2, "temperature": 1.0, "optimizer": options}
     )
     logged: list[dict[str, float]] = []
-    trainer = RewriteTrainer(
-        policy,
-        tiny_tokenizer(),
-        settings,
-        folder,
-        collect=lambda step, count: [group_of(number) for number in range(count)],
-        state=dict,
-        on_log=lambda step, logs: logged.append(dict(logs)),
-        callbacks=[],
-        stop_ids=frozenset({END}),
-        max_tokens=MAX_TOKENS,
-    )
-    trainer.train()
+    groups = [group_of(number) for number in range(2)]
+    train_on(RewriteTrainer, groups, policy, settings, folder, on_log=lambda step, logs: logged.append(dict(logs)))
     return [logs for logs in logged if "loss" in logs]
 
 

@@ -171,7 +171,6 @@ async def test_a_row_that_lacks_memory_ends_the_others_and_is_named(monkeypatch:
         raise EngineMemoryError("the engine ran out of memory on this request; shorten it or lower n")
 
     monkeypatch.setattr(room.engine, "generate", generate)
-    monkeypatch.setattr(room.gate, "task_of", lambda _: "math", raising=False)
     rows = [replace(room.group().demonstration, id=name) for name in ("long", "longer")]
     with pytest.raises(RolloutError, match=r"row longer: the engine ran out of memory .* --resume goes on") as caught:
         await room.worker.groups(rows, samples=2, temperature=1.0, adapter=None, draw="0")

@@ -24,6 +24,9 @@ from server.settings import LimitSettings, ServerSettings
 from server.work import DurableWork
 from tests.scripted_engine import ScriptedEngine
 
+# schemathesis draws from the module `random` where a description has forms, which is between it and hypothesis.
+pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning")
+
 KEY = "key-of-the-schema-test"
 EXAMPLES = 50
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -25,7 +25,6 @@ app = typer.Typer(
 
 _PATIENCE_S = 60.0
 _RESTART_PATIENCE_S = 1800.0  # a large model takes its time to load
-_KINDS = ("rewrite", "train", "sft", "evaluate")
 _COLUMNS = ("job", "status", "rows", "done", "failed", "input")
 
 Url = Annotated[str, typer.Option("--url", metavar="URL", help="Address of the service.")]
@@ -50,8 +49,10 @@ def submit(
     as_json: options.AsJson = False,
 ) -> None:
     """Upload IN, unless the service has a file of the same content, and start a job on it. Prints the id of the job."""
-    if kind not in _KINDS:
-        raise UsageError(f"--kind {kind!r}: there are {', '.join(_KINDS)}")
+    from server.work_schemas import Kind
+
+    if kind not in (kinds := get_args(Kind)):
+        raise UsageError(f"--kind {kind!r}: there are {', '.join(kinds)}")
     if source is None and kind != "evaluate":
         raise UsageError(f"IN is missing: a job of kind {kind} works on a file")
     if source is not None and not source.is_file():

@@ -50,7 +50,7 @@ def rewrite_as_job(job: Job, asked: dict[str, Any], url: str) -> Summary:
     failures = job.output.with_suffix(".failed.jsonl")
     if not job.source.is_file():
         raise UsageError(f"{job.source}: --job sends a file, of JSON lines or Parquet, and this is none")
-    refuse_target(job.source, job.output, failures)
+    refuse_target(job.source, failures)
     content = content_of(job.source)
     run = {"input": input_identity(job.source), "job": f"sha256:{content}", **asked}
     _refuse_files(job, failures, run)

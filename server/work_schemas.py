@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from server.job_params import EvaluateParams, SftParams, TrainParams
 from server.schemas import RequestBody, RewriteOptions
 
+Kind = Literal["rewrite", "train", "sft", "evaluate"]
 JobStatus = Literal["validating", "in_progress", "finalizing", "completed", "failed", "cancelling", "cancelled"]
 FileId = Annotated[str, Field(pattern=r"^file_[0-9a-f]{24}$")]
 
@@ -100,7 +101,7 @@ class JobBody(BaseModel):
 
     id: str
     object: Literal["job"]
-    kind: Literal["rewrite", "train", "sft", "evaluate"]
+    kind: Kind
     status: JobStatus
     input_file: str | None
     params: dict[str, Any]

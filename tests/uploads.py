@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from server.settings import FileSettings, LimitSettings, ServerSettings
 from server.work_schemas import FileBody
 
 ROW = b'{"question": "1 + 1?", "answer": "2"}\n'
 RAW = {"Content-Type": "application/x-ndjson"}
+
+
+def small_files(folder: Path) -> ServerSettings:
+    """Settings of a service in `folder` that takes small files, one at a time, from clients that are not slow."""
+    files = FileSettings(upload_bytes=200_000, upload_timeout_s=5, uploads=1, parquet_bytes=100_000)
+    return ServerSettings(state=str(folder / "state"), files=files, limits=LimitSettings(body_timeout_s=0.3))
 
 
 async def upload(client: httpx.AsyncClient, content: bytes, name: str = "rows.jsonl") -> dict[str, Any]:

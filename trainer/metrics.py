@@ -10,6 +10,8 @@ from agent.mismatch import summarise
 from agent.records import Check
 from trainer.rollout import Rewrite, RolloutGroup
 
+_RUN = 4
+
 
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Means over the rewrites of `groups`; reward terms and mismatch over the feasible ones (NaN where there is none).
@@ -39,10 +41,10 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
 
 def repeated_share(ids: Sequence[int]) -> float:
     """Share of a text's runs of four tokens that occurred before in it: 0 without repetition, near 1 in a loop."""
-    count = len(ids) - 3
+    count = len(ids) - _RUN + 1
     if count < 1:
         return 0.0
-    return 1 - len({tuple(ids[i : i + 4]) for i in range(count)}) / count
+    return 1 - len({tuple(ids[i : i + _RUN]) for i in range(count)}) / count
 
 
 def mean(values: Iterable[float]) -> float:

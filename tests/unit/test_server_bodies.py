@@ -12,9 +12,7 @@ import httpx
 import pytest
 
 from server.bodies import BodyRoom
-from server.schemas import (
-    SamplingBody,
-)
+from server.schemas import SamplingBody
 from tests.absurd import absurd_bodies
 from tests.asgi import client_to, error_of
 from tests.scripted_backend import LIMITS, ROW, ScriptedBackend, app_over, client_over, post_rewrites

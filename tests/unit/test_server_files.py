@@ -13,20 +13,19 @@ import pytest
 from server.app import create_app
 from server.auth import Keys
 from server.files import FileStore, StoredFile
-from server.settings import FileSettings, LimitSettings, ServerSettings
+from server.settings import FileSettings, ServerSettings
 from server.work import DurableWork
 from server.work_schemas import FileList
 from tests.asgi import client_of, client_to, error_of
 from tests.plain_backend import PlainBackend
-from tests.uploads import ROW, upload
+from tests.uploads import ROW, small_files, upload
 
 UNKNOWN = "file_" + "0" * 24
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> ServerSettings:
-    files = FileSettings(upload_bytes=200_000, upload_timeout_s=5, uploads=1, parquet_bytes=100_000)
-    return ServerSettings(state=str(tmp_path / "state"), files=files, limits=LimitSettings(body_timeout_s=0.3))
+    return small_files(tmp_path)
 
 
 @pytest.fixture

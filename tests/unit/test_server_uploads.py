@@ -20,19 +20,18 @@ from server.app import create_app
 from server.auth import Keys
 from server.exceptions import FileFormatError
 from server.files_check import UploadCheck
-from server.settings import FileSettings, LimitSettings, ServerSettings
+from server.settings import ServerSettings
 from server.work import DurableWork
 from tests.asgi import client_to, error_of
 from tests.plain_backend import PlainBackend
-from tests.uploads import RAW, ROW, upload
+from tests.uploads import RAW, ROW, small_files, upload
 
 PART = b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n'
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> ServerSettings:
-    files = FileSettings(upload_bytes=200_000, upload_timeout_s=5, uploads=1, parquet_bytes=100_000)
-    return ServerSettings(state=str(tmp_path / "state"), files=files, limits=LimitSettings(body_timeout_s=0.3))
+    return small_files(tmp_path)
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +14,18 @@ import psutil  # type: ignore[import-untyped]
 from tests.waiting import wait_until
 
 REQUESTS = 32
+
+
+def vllm_cores(starters: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """The engine processes of vLLM that these have started: they have a worker of their own.
+
+    Not looked for by their titles: now and then vLLM's processes fail to set them.
+    """
+    cores = []
+    for starter in starters:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            cores += [child for child in starter.children() if child.children()]
+    return cores
 
 
 def kill_under_requests(

@@ -27,6 +27,7 @@ from agent.engine import LocalEngine, Sampling
 from agent.exceptions import AdapterError, EngineClosedError
 from agent.models import ModelFiles
 from agent.settings import EngineSettings
+from tests.killing import vllm_cores
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -246,9 +247,9 @@ async def test_a_cancelled_request_stops_using_the_engine(engine: LocalEngine, p
 
 
 async def test_the_death_of_vllm_fails_every_waiting_request_and_the_check(model_files: ModelFiles, prompt: list[int]):
-    before = {child.pid for child in psutil.Process().children()}
+    before = vllm_cores([psutil.Process()])
     engine = await open_engine(model_files, SETTINGS)
-    core = [child for child in psutil.Process().children() if child.pid not in before and "EngineCore" in child.name()]
+    core = [process for process in vllm_cores([psutil.Process()]) if process not in before]
     await engine.check()
     waiting = [
         asyncio.create_task(engine.generate(prompt, Sampling(temperature=1.5, max_tokens=300))) for _ in range(32)

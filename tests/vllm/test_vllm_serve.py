@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from agent.models import ModelFiles
 from server.ports import free_port
 from server.schemas import RewritesResponse
-from tests.killing import REQUESTS, kill_under_requests
+from tests.killing import REQUESTS, kill_under_requests, vllm_cores
 from tests.waiting import PATIENCE_S, wait_until
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
@@ -46,8 +46,8 @@ class Service:
         return dict(record)
 
     def vllm_processes(self) -> list[psutil.Process]:
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if "EngineCor" in child.name()]  # the kernel keeps 15 characters of a name
+        (raylet,) = (child for child in psutil.Process(self.process.pid).children() if child.name() == "raylet")
+        return vllm_cores(raylet.children())
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ embedded model is made (`agent.embedded`), and loading weights (`agent.engine`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -24,6 +25,8 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
+# Files that decide which tokens the model reads for a text, with the chat template where it has a file of its own.
+_TEXT_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.tiktoken", "*.jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,14 @@ def resolve_model(settings: ModelSettings, *, on_progress: Progress | None = Non
     if files.revision is None:  # the hub's own cache is made of links
         _refuse_escaping_links(files.path)
     return files
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """SHA-256 over the files of the tokenizer and of the chat template, by name."""
+    digest = hashlib.sha256()
+    for file in sorted({file for pattern in _TEXT_FILES for file in folder.glob(pattern) if file.is_file()}):
+        digest.update(f"{file.name}:{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def fetched_models() -> Iterator[ModelFiles]:

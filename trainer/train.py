@@ -14,12 +14,11 @@ from typing import Any
 
 from agent.assembly import build_gate, open_chat
 from agent.engine.loading import context_length, load_config
-from agent.models import ModelFiles, resolve_model
+from agent.models import ModelFiles, resolve_model, tokenizer_sha256
 from agent.weights import weights_sha256
 from trainer.checkpoints import checkpoints
 from trainer.curves import draw_curves
 from trainer.data import TrainingData, fits_in, load_training_data
-from trainer.exam.identity import tokenizer_sha256
 from trainer.folder import check_output, claim, is_first_process, only_training
 from trainer.loop import Training
 from trainer.policy import open_policy

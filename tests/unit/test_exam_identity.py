@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from agent.models import ModelFiles
+from agent.models import ModelFiles, tokenizer_sha256
 from tests.tiny_chat import CHATML, write_tiny_model
-from trainer.exam.identity import identity_of, rounding_note, tokenizer_sha256
+from trainer.exam.identity import identity_of, rounding_note
 
 
 def test_a_model_is_told_by_its_weights_and_by_how_it_reads_text(tmp_path: Path) -> None:

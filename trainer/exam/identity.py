@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from agent.adapters import AdapterFiles, adapter_sha256
-from agent.models import ModelFiles
+from agent.models import ModelFiles, tokenizer_sha256
 from agent.weights import model_tensors, weights_sha256
 from trainer.exam.results import ModelIdentity
-
-# Files that decide which tokens the model reads for a text, with the chat template where it has a file of its own.
-_TEXT_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.tiktoken", "*.jinja")
 
 
 def identity_of(files: ModelFiles, adapter: AdapterFiles | None = None) -> ModelIdentity:
@@ -25,14 +21,6 @@ def identity_of(files: ModelFiles, adapter: AdapterFiles | None = None) -> Model
         adapter=adapter.name if adapter else None,
         adapter_sha256=adapter_sha256(adapter.path) if adapter else None,
     )
-
-
-def tokenizer_sha256(folder: Path) -> str:
-    """SHA-256 over the files of the tokenizer and of the chat template, by name."""
-    digest = hashlib.sha256()
-    for file in sorted({file for pattern in _TEXT_FILES for file in folder.glob(pattern) if file.is_file()}):
-        digest.update(f"{file.name}:{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
 
 
 def rounding_note(folder: Path, dtype: str) -> str | None:

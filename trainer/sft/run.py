@@ -29,12 +29,11 @@ from agent.engine.loading import (
     usable_cores,
 )
 from agent.engine.lora_linear import use_lora_linear
-from agent.models import ModelFiles, resolve_model
+from agent.models import ModelFiles, resolve_model, tokenizer_sha256
 from agent.weights import weights_sha256
 from trainer.agreement import check_agreement
 from trainer.checkpoints import last_checkpoint, remove_unfinished_checkpoints, step_of
 from trainer.devices import with_dtype
-from trainer.exam.identity import tokenizer_sha256
 from trainer.exceptions import TrainingDataError, TrainingSettingsError
 from trainer.folder import TOKENIZER, check_source, claim_as, only_training, open_folder, process_count
 from trainer.history import History

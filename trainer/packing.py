@@ -9,20 +9,23 @@ Shape suffixes: B rows, P prompt positions, C completion positions, N packed tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from agent.engine.groups import GroupPlan, make_group
+from agent.engine.head import Head
+from trainer.forward import called_for
 
 # A shared opening shorter than this is not worth a segment of its own.
 _SHORTEST_OPENING = 32
-# Rows of logits in float32 at once; nothing of that size is kept for the backward pass.
+# Rows of logits at once; nothing of that size is kept for the backward pass.
 _CHUNK = 256
 
 
@@ -66,18 +69,18 @@ def completion_logprobs(
         ValueError: every completion is masked out.
     """
     packed = pack_rows(prompt_ids_BP, prompt_mask_BP, completion_ids_BC, completion_mask_BC)
-    logits = model(
-        input_ids=packed.ids_N[None],
-        position_ids=packed.positions_N[None],
-        use_cache=False,
-        logits_to_keep=packed.sources,
-        plan=packed.plan,
-    ).logits[0]
+    plain = extract_model_from_parallel(model)
+
+    def packed_logprobs(ids_N: Tensor) -> tuple[Tensor, Tensor]:
+        states = plain.get_decoder()(
+            input_ids=ids_N[None], position_ids=packed.positions_N[None], use_cache=False, plan=packed.plan
+        ).last_hidden_state[0, packed.sources]
+        return token_logprobs(states, Head(plain), packed.targets, temperature)
+
+    with called_for(plain, packed_logprobs):
+        found = model(packed.ids_N)
     blank = torch.zeros(completion_ids_BC.numel(), device=completion_ids_BC.device)
-    logprobs, entropies = (
-        blank.scatter(0, packed.cells, values).view(completion_ids_BC.shape)
-        for values in token_logprobs(logits, packed.targets, temperature)
-    )
+    logprobs, entropies = (blank.scatter(0, packed.cells, values).view(completion_ids_BC.shape) for values in found)
     return logprobs, entropies
 
 
@@ -129,25 +132,32 @@ def pack_rows(
     )
 
 
-def token_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    states: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of its distribution at `temperature`, nats; both (tokens,).
 
+    Few rows of logits exist at once: the backward pass computes them again.
+
     Args:
-        logits: (tokens, V).
+        states: last hidden states that predict the targets, (tokens, hidden size).
+        head: makes logits of them.
         targets: (tokens,).
         temperature: logits are divided by it.
     """
     # Split, not sliced: the gradient of a slice is a whole matrix of zeros.
     results = [
-        checkpoint(_chunk_logprobs, some, their_targets, temperature, use_reentrant=False)
-        for some, their_targets in zip(torch.split(logits, _CHUNK), torch.split(targets, _CHUNK), strict=True)
+        checkpoint(_chunk_logprobs, some, head, their_targets, temperature, use_reentrant=False)
+        for some, their_targets in zip(torch.split(states, _CHUNK), torch.split(targets, _CHUNK), strict=True)
     ]
     logprobs, entropies = zip(*results, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-def _chunk_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    scaled = logits.float() / temperature
+def _chunk_logprobs(
+    states: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    scaled = head(states).float() / temperature
     normaliser = scaled.logsumexp(dim=-1)
     logprobs = scaled.gather(1, targets[:, None])[:, 0] - normaliser
     with torch.no_grad():

@@ -40,7 +40,10 @@ class OptimizerSettings(Section):
     )
     updates_per_rollout: int = Field(1, ge=1, description="optimizer steps that share one generation")
     groups_per_pass: int = Field(4, ge=1, description="groups in one forward and backward pass; bounds memory")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        True,
+        description="compute activations anew in the backward pass, not keep them: slower, less memory",
+    )
 
 
 class WarmStartSettings(Section):

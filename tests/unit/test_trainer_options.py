@@ -124,6 +124,7 @@ def without_cut(terms: Tensor, mask: Tensor) -> Tensor:
         ({"loss": "gspo"}, by_rewrite),
         ({"loss": "dr_grpo"}, by_longest),
         ({"mask_truncated": True}, without_cut),
+        ({"gradient_checkpointing": False}, by_token),
     ],
 )
 def test_a_loss_weighs_the_tokens_of_rewrites_as_its_name_says(
@@ -135,6 +136,17 @@ def test_a_loss_weighs_the_tokens_of_rewrites_as_its_name_says(
     [logged] = train(new_policy(model_folder), tmp_path, **options)
     assert logged["loss"] == pytest.approx(expected.item(), abs=1e-6)
     assert logged["grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize(("checkpointing", "times"), [(False, 1), (True, 2)])
+def test_a_layer_whose_activations_are_not_kept_is_computed_once_more(
+    checkpointing: bool, times: int, model_folder: Path, tmp_path: Path
+) -> None:
+    policy = new_policy(model_folder)
+    calls = []
+    policy.get_decoder().layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    train(policy, tmp_path, gradient_checkpointing=checkpointing)
+    assert len(calls) == times
 
 
 def test_a_weight_of_the_divergence_adds_it_to_the_loss_and_logs_it_of_every_token(

@@ -93,6 +93,6 @@ def test_nothing_left_is_an_error() -> None:
 
 def test_entropy_is_that_of_the_scaled_distribution() -> None:
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 50.0, 0.0, 0.0]])
-    logprobs, entropies = token_logprobs(logits, torch.tensor([2, 1]), temperature=0.5)
+    logprobs, entropies = token_logprobs(logits, lambda states: states, torch.tensor([2, 1]), temperature=0.5)
     assert logprobs.tolist() == pytest.approx([-torch.tensor(4.0).log().item(), 0.0], abs=1e-6)
     assert entropies.tolist() == pytest.approx([torch.tensor(4.0).log().item(), 0.0], abs=1e-6)

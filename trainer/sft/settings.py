@@ -46,7 +46,10 @@ class SftSettings(Section):
     rows_per_pass: int = Field(4, ge=1, description="rows in one forward and backward pass; bounds memory")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        True,
+        description="compute activations anew in the backward pass, not keep them: slower, less memory",
+    )
     max_length: int | None = Field(
         None,
         ge=8,

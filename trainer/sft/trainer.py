@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from agent.engine.head import Head
 from trainer.devices import on_one_device
 from trainer.diverging import EndsWhenDiverged
 from trainer.exceptions import TrainingSettingsError
+from trainer.forward import called_for
 from trainer.sft.batches import IGNORED, RowCollator, mute, own_rows, unpack
 from trainer.sft.data import SftRow
 from trainer.sft.loss import PackedBatch, completion_hidden, objective, token_losses
@@ -131,7 +132,7 @@ class DownstreamTrainer(EndsWhenDiverged, StagedCheckpoints, SFTTrainer):  # typ
             with self.accelerator.autocast():
                 return token_losses(completion_hidden(plain, batch), Head(plain), batch.targets_T, base)
 
-        with _called_for(plain, losses):
+        with called_for(plain, losses):
             nll, kl = model(batch.ids_N)  # an input, as DistributedDataParallel wants one
         return nll, kl
 
@@ -159,20 +160,6 @@ class DownstreamTrainer(EndsWhenDiverged, StagedCheckpoints, SFTTrainer):  # typ
                 logs["kl"] = kl / max(1.0, tokens)
         super().log(logs, start_time)
         self._on_log(self.state.global_step, logs)
-
-
-@contextlib.contextmanager
-def _called_for(model: Any, function: Callable[..., Any]) -> Iterator[None]:
-    """Have calls of `model` answered by `function`, those through what is wrapped around it included."""
-    own = vars(model).get("forward")  # Accelerate's, which autocasts
-    model.forward = function
-    try:
-        yield
-    finally:
-        if own is None:
-            del model.forward
-        else:
-            model.forward = own
 
 
 class _SaveEvery(TrainerCallback):

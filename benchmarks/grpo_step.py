@@ -183,7 +183,8 @@ def main() -> None:
         groups=options.groups,
         samples=options.samples,
         lora=LoraSettings(rank=16, target_modules=("gate_proj", "up_proj", "down_proj")),
-        optimizer=OptimizerSettings(groups_per_pass=min(4, options.groups)),
+        # Both keep their activations, which is what stock TRL is fastest with.
+        optimizer=OptimizerSettings(groups_per_pass=min(4, options.groups), gradient_checkpointing=False),
     )
     files = resolve_model(ModelSettings(name=options.model))
     chat = open_chat(files)

@@ -42,7 +42,7 @@ class OptimizerSettings(Section):
     groups_per_pass: int = Field(4, ge=1, description="groups in one forward and backward pass; bounds memory")
     gradient_checkpointing: bool = Field(
         True,
-        description="compute activations anew in the backward pass, not keep them: slower, less memory",
+        description="compute activations anew in the backward pass: less memory, slower",
     )
 
 

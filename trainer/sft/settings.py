@@ -48,7 +48,7 @@ class SftSettings(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     gradient_checkpointing: bool = Field(
         True,
-        description="compute activations anew in the backward pass, not keep them: slower, less memory",
+        description="compute activations anew in the backward pass: less memory, slower",
     )
     max_length: int | None = Field(
         None,

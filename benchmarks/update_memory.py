@@ -17,6 +17,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import psutil
 import torch
 from peft import LoraConfig
 from report import print_report
@@ -43,7 +44,6 @@ def measure(options: argparse.Namespace, anew: bool) -> dict[str, float]:
     policy.train()
     if anew:
         policy.gradient_checkpointing_enable()
-        policy.enable_input_require_grads()
 
     source = torch.Generator().manual_seed(0)
 
@@ -53,7 +53,7 @@ def measure(options: argparse.Namespace, anew: bool) -> dict[str, float]:
     rests = made_up(options.groups, _PROMPT - _OPENING)
     prompts = torch.cat([made_up(_OPENING).expand(options.groups, -1), rests], 1).repeat_interleave(options.samples, 0)
     rewrites = made_up(len(prompts), options.tokens)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = psutil.Process().memory_info().rss
     seconds = []
     for _ in range(_PASSES):
         started = time.perf_counter()
@@ -63,8 +63,8 @@ def measure(options: argparse.Namespace, anew: bool) -> dict[str, float]:
         logprobs.mean().backward()  # type: ignore[no-untyped-call]
         seconds.append(time.perf_counter() - started)
         policy.zero_grad()
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"seconds": statistics.median(seconds[1:]), "megabytes": most / 1024}
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": statistics.median(seconds[1:]), "megabytes": (most - before) / 2**20}
 
 
 def main() -> None:

@@ -17,14 +17,19 @@ REQUESTS = 32
 
 
 def vllm_cores(starters: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """The engine processes of vLLM that these have started: they have a worker of their own.
+    """The engine processes of vLLM that these have started.
 
-    Not looked for by their titles: now and then vLLM's processes fail to set them.
+    Known by their title, which now and then they fail to set, or by the worker that they have where there is no GPU.
     """
     cores = []
     for starter in starters:
+        children: list[psutil.Process] = []
         with contextlib.suppress(psutil.NoSuchProcess):
-            cores += [child for child in starter.children() if child.children()]
+            children = starter.children()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "EngineCor" in child.name() or child.children():  # the kernel keeps 15 characters of a name
+                    cores.append(child)
     return cores
 
 

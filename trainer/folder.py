@@ -111,9 +111,10 @@ def claim(folder: Path, request: TrainingRequest, data: TrainingData, base: str,
         tokenizer: SHA-256 of the files of its tokenizer and chat template.
     """
     # What decides how the next step comes out; more steps may be asked for where they do not change the schedule. The
-    # warm start is over when there is a checkpoint, and its rows may have come from wherever.
+    # warm start is over when there is a checkpoint, and its rows may have come from wherever. Activations that are
+    # computed anew are the same, and who runs out of memory must be able to ask for that.
     free: dict[str, Any] = {"save_every": True, "keep_checkpoints": True, "engine_memory": True}
-    free["warm_start"] = {"file"}
+    free |= {"warm_start": {"file"}, "optimizer": {"gradient_checkpointing"}}
     if request.train.optimizer.schedule == "constant_with_warmup":
         free["steps"] = True
     described = {

@@ -1,7 +1,7 @@
-"""A forward pass with more in it than the model's own: its head on few rows at once, and what is made of the logits.
+"""Another forward pass in the place of a model's own.
 
 What Accelerate wraps around a model for several processes must be called, and see every weight that gets a gradient
-used within the call.
+used within the call: whoever uses decoder and head apart does so in here.
 """
 
 from __future__ import annotations

@@ -149,6 +149,8 @@ class Training:
             self._on_report(StepReport(step, steps, "warm start", {"loss": loss}))
 
         self._policy.hand_over()
+        if self._settings.optimizer.gradient_checkpointing:  # which transformers' loop turns on as it begins
+            self._policy.model.gradient_checkpointing_enable()
         warm_start(
             self._policy.model, rows, self._settings, self._folder, self._base, is_main=self.is_main, on_step=report
         )

@@ -71,7 +71,7 @@ class Policy(Protocol):
         ...
 
     def hand_over(self) -> None:
-        """Leave the weights to the trainer, while the engine has nothing to do."""
+        """Leave the weights to the trainer, in training mode, while the engine has nothing to do."""
         ...
 
 
@@ -85,11 +85,13 @@ class SharedPolicy:
 
     async def publish(self, step: int) -> Version:
         """See `Policy.publish`."""
+        self.model.eval()  # where activations are computed anew, each step of the engine would pass through that too
         return Version(POLICY, step)
 
     def hand_over(self) -> None:
         """See `Policy.hand_over`."""
         self.engine.hand_over(POLICY)
+        self.model.train()
 
 
 class PublishedPolicy:
@@ -123,6 +125,7 @@ class PublishedPolicy:
 
     def hand_over(self) -> None:
         """See `Policy.hand_over`. The weights are the trainer's alone."""
+        self.model.train()
 
 
 def open_policy(

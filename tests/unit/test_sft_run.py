@@ -35,13 +35,24 @@ class StoppedError(Exception):
     """The process is interrupted."""
 
 
-def test_a_training_does_not_go_on_with_another_chat_template(request_: SftRequest) -> None:
-    def stop(report: StepReport) -> None:
-        if report.kind == "train" and report.step == 2:
-            raise StoppedError
+def stop_at_step_2(report: StepReport) -> None:
+    if report.kind == "train" and report.step == 2:
+        raise StoppedError
 
+
+def test_a_training_that_lacked_memory_goes_on_without_keeping_activations(request_: SftRequest) -> None:
+    keeping = request_.model_copy(
+        update={"sft": request_.sft.model_copy(update={"gradient_checkpointing": False, "steps": 2})}
+    )
     with pytest.raises(StoppedError):
-        run_sft(request_, resume=False, on_report=stop)
+        run_sft(keeping, resume=False, on_report=stop_at_step_2)
+    anew = keeping.model_copy(update={"sft": keeping.sft.model_copy(update={"gradient_checkpointing": True})})
+    assert (run_sft(anew, resume=True) / "sft.json").exists()
+
+
+def test_a_training_does_not_go_on_with_another_chat_template(request_: SftRequest) -> None:
+    with pytest.raises(StoppedError):
+        run_sft(request_, resume=False, on_report=stop_at_step_2)
     template = Path(request_.model.name) / "chat_template.jinja"
     before = template.read_text()
     template.write_text(before.replace("<|im_start|> assistant", "<|im_start|> assistant so"))

@@ -77,6 +77,12 @@ def test_where_the_rows_of_the_warm_start_lie_makes_no_other_training(begun: Pat
         claim(begun, with_train(warm_start={"file": "/elsewhere/seed.jsonl", "epochs": 9}), DATA, "base", "tokenizer")
 
 
+def test_whether_activations_are_kept_makes_no_other_training(begun: Path) -> None:
+    other = with_train(optimizer={"gradient_checkpointing": False, "groups_per_pass": 2})
+    with pytest.raises(CheckpointError, match=r"made with other train\.optimizer\.groups_per_pass;"):
+        claim(begun, other, DATA, "base", "tokenizer")
+
+
 def test_a_training_killed_before_its_first_checkpoint_begins_again_with_resume(tmp_path: Path) -> None:
     request, folder = REQUEST.model_copy(update={"output": tmp_path / "math"}), tmp_path / "math" / "training"
     with pytest.raises(CheckpointError, match="start without --resume"):

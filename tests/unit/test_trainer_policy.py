@@ -10,10 +10,11 @@ import pytest_asyncio
 import torch
 from peft import LoraConfig, PeftModel
 
-from agent.assembly import open_engine
+from agent.assembly import open_chat, open_engine
 from agent.engine import LocalEngine, Sampling
 from agent.engine.loading import load_model
 from agent.engine.lora import LoraHost
+from agent.engine.transformers_engine import TransformersEngine
 from agent.exceptions import AdapterError
 from agent.models import ModelFiles, resolve_model
 from agent.settings import EngineSettings, ModelSettings
@@ -21,7 +22,7 @@ from tests.tiny_chat import write_tiny_model
 from trainer.exceptions import TrainingSettingsError
 from trainer.folder import check_output
 from trainer.packing import completion_logprobs
-from trainer.policy import PublishedPolicy, Version, engine_beside_trainer
+from trainer.policy import PublishedPolicy, SharedPolicy, Version, engine_beside_trainer
 from trainer.request import TrainingRequest
 from trainer.settings import TrainSettings
 
@@ -95,6 +96,25 @@ async def test_a_version_is_published_once_however_often_it_is_asked_for(
     written = (tmp_path / "versions" / "4" / "adapter_model.safetensors").stat().st_mtime_ns
     assert await policy.publish(4) == first
     assert (tmp_path / "versions" / "4" / "adapter_model.safetensors").stat().st_mtime_ns == written
+
+
+async def test_a_shared_model_computes_activations_anew_for_the_trainer_alone(
+    files: ModelFiles,
+) -> None:
+    chat = open_chat(files)
+    engine = TransformersEngine(files.name, files.path, chat.tokenizer, chat.stop_ids, SETTINGS)
+    policy = SharedPolicy(engine, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    policy.model.gradient_checkpointing_enable()
+    anew = []
+    for layer in policy.model.get_decoder().layers:
+        layer._gradient_checkpointing_func = lambda run, *given: anew.append(run) or run(*given)
+    policy.hand_over()
+    trained(policy.model)
+    layers = len(anew)
+    version = await policy.publish(1)
+    await engine.generate(PROMPT, Sampling(max_tokens=2), adapter=version.adapter)
+    await engine.close()
+    assert layers == len(anew) == policy.model.config.num_hidden_layers
 
 
 @pytest.fixture

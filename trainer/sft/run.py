@@ -297,11 +297,11 @@ def _published_settings(request: SftRequest) -> dict[str, Any]:
 
 
 def _described(request: SftRequest, data: SftData, revision: str, tokenizer: str) -> dict[str, Any]:
-    """What decides how the next step comes out; saving does not.
+    """What decides how the next step comes out; saving does not, nor whether activations are kept.
 
     `revision` and `tokenizer` are hashes of the base model's weights, and of its tokenizer and chat template.
     """
-    free = {"save_every", "keep_checkpoints", "merge"}
+    free = {"save_every", "keep_checkpoints", "merge", "gradient_checkpointing"}
     if request.sft.schedule == "constant_with_warmup" and not request.sft.warmup:
         free |= {"steps", "epochs"}
     return {

@@ -27,6 +27,7 @@ from agent.engine.transformers_engine import TransformersEngine
 from agent.models import resolve_model
 from agent.settings import EngineSettings, ModelSettings
 from trainer.packing import completion_logprobs
+from trainer.policy import SharedPolicy
 
 _PROMPT, _OPENING = 900, 700
 _PASSES = 4
@@ -37,18 +38,16 @@ def measure(options: argparse.Namespace, anew: bool) -> dict[str, float]:
     files = resolve_model(ModelSettings(name=options.model))
     chat = open_chat(files)
     engine = TransformersEngine(files.name, files.path, chat.tokenizer, chat.stop_ids, EngineSettings())
-    policy = engine.add_trainable_adapter(
-        "policy", LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
-    engine.hand_over("policy")
-    policy.train()
+    policy = SharedPolicy(engine, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    policy.hand_over()
+    model = policy.model
     if anew:
-        policy.gradient_checkpointing_enable()
+        model.gradient_checkpointing_enable()
 
     source = torch.Generator().manual_seed(0)
 
     def made_up(*shape: int) -> torch.Tensor:
-        return torch.randint(100, policy.config.vocab_size, shape, generator=source)
+        return torch.randint(100, model.config.vocab_size, shape, generator=source)
 
     rests = made_up(options.groups, _PROMPT - _OPENING)
     prompts = torch.cat([made_up(_OPENING).expand(options.groups, -1), rests], 1).repeat_interleave(options.samples, 0)
@@ -58,11 +57,11 @@ def measure(options: argparse.Namespace, anew: bool) -> dict[str, float]:
     for _ in range(_PASSES):
         started = time.perf_counter()
         logprobs, _ = completion_logprobs(
-            policy, prompts, torch.ones_like(prompts), rewrites, torch.ones_like(rewrites), temperature=1.0
+            model, prompts, torch.ones_like(prompts), rewrites, torch.ones_like(rewrites), temperature=1.0
         )
         logprobs.mean().backward()  # type: ignore[no-untyped-call]
         seconds.append(time.perf_counter() - started)
-        policy.zero_grad()
+        model.zero_grad()
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": statistics.median(seconds[1:]), "megabytes": (most - before) / 2**20}
 

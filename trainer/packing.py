@@ -60,7 +60,7 @@ def completion_logprobs(
     """Log-probabilities and entropies of completion tokens, (B, C), nats; zero where masked.
 
     Args:
-        model: with the attention of `agent.engine.attention`.
+        model: with the attention of `agent.engine.attention`, perhaps wrapped for several processes.
         prompt_ids_BP, prompt_mask_BP: left-padded.
         completion_ids_BC, completion_mask_BC: right-padded; rows of one prompt are neighbours.
         temperature: logits are divided by it.

@@ -41,8 +41,7 @@ class OptimizerSettings(Section):
     updates_per_rollout: int = Field(1, ge=1, description="optimizer steps that share one generation")
     groups_per_pass: int = Field(4, ge=1, description="groups in one forward and backward pass; bounds memory")
     gradient_checkpointing: bool = Field(
-        True,
-        description="compute activations anew in the backward pass: less memory, slower",
+        True, description="compute activations anew in the backward pass: less memory, slower"
     )
 
 

@@ -98,9 +98,7 @@ async def test_a_version_is_published_once_however_often_it_is_asked_for(
     assert (tmp_path / "versions" / "4" / "adapter_model.safetensors").stat().st_mtime_ns == written
 
 
-async def test_a_shared_model_computes_activations_anew_for_the_trainer_alone(
-    files: ModelFiles,
-) -> None:
+async def test_a_shared_model_computes_activations_anew_for_the_trainer_alone(files: ModelFiles) -> None:
     chat = open_chat(files)
     engine = TransformersEngine(files.name, files.path, chat.tokenizer, chat.stop_ids, SETTINGS)
     policy = SharedPolicy(engine, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))

@@ -21,14 +21,13 @@ from agent.strategies import find_strategy
 from trainer.compare.methods import BASE, METHODS, Method, sft_settings
 from trainer.compare.settings import CompareRequest, ShapeSettings
 from trainer.publish import package_versions
-from trainer.sft.settings import SftSettings
+from trainer.sft.settings import WITHOUT_EFFECT, SftSettings
 
 UnitKind = Literal["data", "train", "exam"]
 
-# Settings of the fine-tuning that methods, shapes and lists decide, and those that change no weight.
+# Settings of the fine-tuning that methods, shapes and lists decide.
 _OF_METHODS = ("method", "lora", "loss", "kl_weight", "learning_rate", "epochs", "steps", "seed")
 OF_SETUPS: dict[str, Any] = {**dict.fromkeys(_OF_METHODS, True), "weights": {"kind", "apply_to"}}
-_WITHOUT_EFFECT = {"save_every", "keep_checkpoints", "merge", "gradient_checkpointing"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +134,7 @@ def described(request: CompareRequest, inputs: Inputs, base: str) -> dict[str, A
     return {
         **request.model_dump(mode="json", include={"model", "gate"}),
         "rewrite": request.rewrite.model_dump(mode="json", include={"max_tokens", "top_p", "seed"}),
-        "sft": request.sft.model_dump(mode="json", exclude=OF_SETUPS | dict.fromkeys(_WITHOUT_EFFECT, True)),
+        "sft": request.sft.model_dump(mode="json", exclude=OF_SETUPS | dict.fromkeys(WITHOUT_EFFECT, True)),
         "evaluate": request.evaluate.model_dump(mode="json", exclude={"concurrency"}),
         "weights of the base model": base,
         "dtype": request.engine.dtype,
@@ -184,7 +183,7 @@ def _train(request: CompareRequest, inputs: Inputs, setup: Setup, data: Unit | N
         data.key if data else [inputs.train, request.compare.train_limit],
         request.model.model_dump(mode="json"),
         request.engine.model_dump(mode="json", include={"dtype", "max_length"}),
-        sft.model_dump(mode="json", exclude=_WITHOUT_EFFECT),
+        sft.model_dump(mode="json", exclude=WITHOUT_EFFECT),
     )
     return Unit("train", setup.told, key, (data.folder,) if data else (), sft=sft, setup=setup)
 

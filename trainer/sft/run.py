@@ -44,6 +44,7 @@ from trainer.request import SftRequest
 from trainer.sft.data import SftData, SftRow, count_tokens, load_sft_data
 from trainer.sft.losses import INITIAL, mean_loss, row_losses, write_losses
 from trainer.sft.publish import SftCard, write_model
+from trainer.sft.settings import WITHOUT_EFFECT
 from trainer.sft.trainer import DownstreamTrainer, sft_config, steps_of
 from trainer.sft.weights import BaseTokens, ask, base_tokens, is_weighted, row_weights
 
@@ -297,11 +298,11 @@ def _published_settings(request: SftRequest) -> dict[str, Any]:
 
 
 def _described(request: SftRequest, data: SftData, revision: str, tokenizer: str) -> dict[str, Any]:
-    """What decides how the next step comes out; saving does not, nor whether activations are kept.
+    """What decides how the next step comes out.
 
     `revision` and `tokenizer` are hashes of the base model's weights, and of its tokenizer and chat template.
     """
-    free = {"save_every", "keep_checkpoints", "merge", "gradient_checkpointing"}
+    free = set(WITHOUT_EFFECT)
     if request.sft.schedule == "constant_with_warmup" and not request.sft.warmup:
         free |= {"steps", "epochs"}
     return {

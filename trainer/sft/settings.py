@@ -11,6 +11,8 @@ from trainer.settings import LoraSettings
 
 # Statuses of the rows without an accepted rewrite.
 IN_EXPERTS_WORDS = ("fallback", "expert")
+# Settings of a fine-tuning that change none of its steps: how it is saved, and whether activations are kept.
+WITHOUT_EFFECT = {"save_every", "keep_checkpoints", "merge", "gradient_checkpointing"}
 
 
 class WeightSettings(Section):
@@ -47,8 +49,7 @@ class SftSettings(Section):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     gradient_checkpointing: bool = Field(
-        True,
-        description="compute activations anew in the backward pass: less memory, slower",
+        True, description="compute activations anew in the backward pass: less memory, slower"
     )
     max_length: int | None = Field(
         None,

@@ -32,6 +32,7 @@ from server.remote import RemoteEngine
 from server.settings import RaySettings, ServerSettings
 
 PATIENCE_S = 300.0
+MOST_ROUNDS = 10
 POISON = 13
 
 
@@ -119,15 +120,20 @@ async def test_two_nodes_share_the_work_and_both_load_an_adapter(
     handle: DeploymentHandle[Any] = serve.get_deployment_handle("engine", "two")
     engine = RemoteEngine(handle, PATIENCE_S)
     await engine.load("math@1")
-    drawn = await asyncio.gather(
-        *(engine.generate([40, 41, 42 + i], Sampling(max_tokens=16), 1, "math@1") for i in range(32))
-    )
-    assert len(drawn) == 32
-    reports = await engine.reports()
-    assert len({report.node for report in reports}) == 2
-    assert [report.adapters for report in reports] == [{"math@1"}] * 2
-    assert sum(report.answers for report in reports) == 32
-    assert min(report.answers for report in reports) > 4
+    rounds = 0
+    answers = [0, 0]
+    while min(answers) <= 4 and rounds < MOST_ROUNDS:  # in the first, one engine may be known well before the other
+        drawn = await asyncio.gather(
+            *(engine.generate([40, 41, 42 + i], Sampling(max_tokens=16), 1, "math@1") for i in range(32))
+        )
+        assert len(drawn) == 32
+        rounds += 1
+        reports = await engine.reports()
+        assert len({report.node for report in reports}) == 2
+        assert [report.adapters for report in reports] == [{"math@1"}] * 2
+        answers = [report.answers for report in reports]
+    assert sum(answers) == 32 * rounds
+    assert min(answers) > 4
     hosts = {
         a["Name"]: a["Address"]["NodeID"] for a in actors().values() if "ServeReplica:two:api" in a["ActorClassName"]
     }

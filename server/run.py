@@ -113,14 +113,14 @@ def _wait_for(stop: threading.Event) -> None:
 def _set_ray_environment(settings: RaySettings) -> None:
     """Variables that Ray reads when it is imported; its processes inherit them. What the user set stays."""
     defaults = {"RAY_USAGE_STATS_ENABLED": "0"}
-    # An engine that does not tell its queue's length within this is given nothing as long as another has told its own.
-    # Ray's tenth of a second is too short for engines that compute on the cores they answer with.
-    defaults["RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S"] = "1"
     if settings.address is None:
         defaults["RAY_AUTH_MODE"] = "token"
         # Ray's switch for "more than this machine", named after the platforms where it is off by default:
         # with it off, every port of Ray's is bound to loopback.
         defaults["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # A copy of the engine that does not say within this how much it has to do is given nothing while another has
+        # said so. Ray's tenth of a second is too short where copies compute on the cores that they answer with.
+        defaults["RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S"] = "1"
         if "RAY_AUTH_TOKEN_PATH" not in os.environ:
             defaults["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     for name, value in defaults.items():

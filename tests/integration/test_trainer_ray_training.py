@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from agent.models import ModelFiles
-from agent.settings import EngineSettings
+from agent.settings import EngineSettings, RewriteSettings
 from tests.sums import sum_rows
 from trainer.history import read_history
 from trainer.ray_jobs import ENTRYPOINT, job_environment
@@ -30,6 +30,7 @@ def request_in(folder: Path, name: str) -> TrainingRequest:
         source=source,
         output=folder / name,
         engine=EngineSettings(threads=1, dtype="float32"),
+        rewrite=RewriteSettings(max_tokens=96),
         train=TrainSettings(
             steps=1,
             groups=4,

@@ -216,7 +216,7 @@ class JobRuntime:
                 for job_id in before.keys() & idle.keys():
                     _log.warning("%s is not finished and nothing works on it: it is begun again", job_id)
                     await DBOS.delete_workflow_async(job_id)
-                    await self._enqueue(job_id, idle[job_id])
+                    await self._enqueue(job_id, idle.pop(job_id))
             except StartError as error:
                 _log.error("no job is begun again: %s", error)
             except Exception as error:  # of either database; the next look must come all the same
@@ -224,15 +224,15 @@ class JobRuntime:
 
     async def _idle(self) -> dict[str, str]:
         """Kinds by id of the unfinished jobs that neither run here nor wait in a queue."""
-        jobs = await asyncio.to_thread(self._store.unfinished)
-        left = {job_id: kind for job_id, kind in jobs if job_id not in self._running}
+        left = dict(await asyncio.to_thread(self._store.unfinished))
         if left:
             queued = await DBOS.list_workflows_async(
                 workflow_ids=list(left), status="ENQUEUED", load_input=False, load_output=False
             )
             for workflow in queued:
                 del left[workflow.workflow_id]
-        return left
+        # Last: a job that leaves its queue meanwhile is running by now.
+        return {job_id: kind for job_id, kind in left.items() if job_id not in self._running}
 
     async def _enqueue(self, job_id: str, kind: str) -> None:
         queue, workflow = self._registered[kind]

@@ -39,9 +39,9 @@ class Postgres:
         raise AssertionError("PostgreSQL did not start")
 
     def drop_connections(self) -> int:
-        """End every connection of others, as a network does; returns how many."""
+        """End every connection of others, as a network does; returns how many, once they are gone."""
         others = "pg_stat_activity where usename = 'rewright' and pid <> pg_backend_pid()"
-        cut = f"select count(pg_terminate_backend(pid)) from {others}"
+        cut = f"select count(pg_terminate_backend(pid, 60000)) from {others}"
         command = [self._programs / "psql", "-h", self._folder, "-U", "rewright", "-d", "postgres", "-Atc", cut]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

@@ -14,10 +14,10 @@ ROW = b'{"question": "1 + 1?", "answer": "2"}\n'
 RAW = {"Content-Type": "application/x-ndjson"}
 
 
-def small_files(folder: Path) -> ServerSettings:
-    """Settings of a service in `folder` that takes small files, one at a time, from clients that are not slow."""
-    files = FileSettings(upload_bytes=200_000, upload_timeout_s=5, uploads=1, parquet_bytes=100_000)
-    return ServerSettings(state=str(folder / "state"), files=files, limits=LimitSettings(body_timeout_s=0.3))
+def small_files(folder: Path, body_timeout_s: float = 60.0) -> ServerSettings:
+    """Settings of a service in `folder` that takes small files, one at a time."""
+    files = FileSettings(upload_bytes=200_000, upload_timeout_s=60, uploads=1, parquet_bytes=100_000)
+    return ServerSettings(state=str(folder / "state"), files=files, limits=LimitSettings(body_timeout_s=body_timeout_s))
 
 
 async def upload(client: httpx.AsyncClient, content: bytes, name: str = "rows.jsonl") -> dict[str, Any]:

@@ -118,6 +118,9 @@ async def test_an_endless_comparison_is_cut_off_counted_and_followed_by_others()
     cut_off = await checker.equal(*ENDLESS)
     assert (cut_off.equal, checker.timeouts) == (False, 1)
     assert "undecided after 1 s" in cut_off.detail
+    process = checker._processes.get()
+    process._limit_s = 120.0  # for what is not endless a slow machine may take its time
+    checker._processes.put(process)
     assert (await checker.equal("(x-1)(x+1)", "x^2-1")).equal
     assert checker.timeouts == 1
     checker.close()

@@ -34,7 +34,7 @@ def rows() -> list[Demonstration]:
 
 
 async def draw(model_files: ModelFiles, rows: list[Demonstration]) -> list[RolloutGroup]:
-    engine = await open_engine(model_files, EngineSettings())
+    engine = await open_engine(model_files, EngineSettings(dtype="float32"))
     gate, chat = Gate(GateSettings()), open_chat(model_files)
     try:
         adapter = await load_adapter(engine, EXAMPLES / "adapters" / "math" / "1", model_files)

@@ -106,7 +106,9 @@ async def test_two_nodes_share_the_work_and_both_load_an_adapter(
     model = make_model(tmp_path / "tiny", model_files)
     publish_lora(tmp_path / "adapters", model, 1)
     settings = ServerSettings(
-        adapters=tmp_path / "adapters", ray=RaySettings(engine_replicas=2, engine_cpus=1.0, health_period_s=1)
+        adapters=tmp_path / "adapters",
+        state=str(tmp_path / "state"),
+        ray=RaySettings(engine_replicas=2, engine_cpus=1.0, health_period_s=1),
     )
     application = build_application(
         ModelSettings(name=str(model.path)),

@@ -89,6 +89,7 @@ async def test_an_urgent_call_waits_for_one_pack_of_bulk_prompts_at_most(
     for name in ("prefill", "decode"):
         run = getattr(runner, name)
         monkeypatch.setattr(runner, name, lambda *given, name=name, run=run: passes.append(name) or run(*given))
+    monkeypatch.setattr("agent.engine.worker._COMPANY_S", 0.5)  # all calls come before the first is begun
     sampling = Sampling(max_tokens=4)
     monkeypatch.setattr(engine._worker._generation, "_max_samples", 64)
     with bulk_work(kind == "bulk"):
@@ -106,7 +107,7 @@ async def test_bulk_work_goes_on_while_there_are_always_urgent_calls(engine: Tra
 
     async def ask(number: int) -> None:
         while not (bulk.done() and scoring.done()):
-            await draw(engine, ended, f"urgent {number}", 12)
+            await draw(engine, ended, f"urgent {number}", 12 + 5 * number)
 
     async with asyncio.timeout(300):
         await asyncio.gather(*(ask(number) for number in range(3)))

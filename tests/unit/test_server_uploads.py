@@ -204,12 +204,14 @@ async def test_what_follows_the_end_of_a_form_is_cut_off_at_the_cap(
     assert sent < 2 * settings.files.upload_bytes
 
 
-async def test_a_silent_client_is_given_up(client: httpx.AsyncClient) -> None:
+async def test_a_silent_client_is_given_up(tmp_path: Path) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         yield ROW
         await asyncio.sleep(60)
 
-    response = await client.post("/v1/files", content=chunks(), headers=RAW)
+    settings = small_files(tmp_path, body_timeout_s=0.3)
+    async with client_to(create_app(PlainBackend(), settings, Keys(), DurableWork(settings))) as client:
+        response = await client.post("/v1/files", content=chunks(), headers=RAW)
     assert response.status_code == 408
     assert error_of(response)["code"] == "body_timeout"
 

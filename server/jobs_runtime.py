@@ -231,7 +231,7 @@ class JobRuntime:
             )
             for workflow in queued:
                 del left[workflow.workflow_id]
-        # Last: a job that leaves its queue meanwhile is running by now.
+        # Last, since a job that has left its queue meanwhile may run by now.
         return {job_id: kind for job_id, kind in left.items() if job_id not in self._running}
 
     async def _enqueue(self, job_id: str, kind: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import psutil  # type: ignore[import-untyped]
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.waiting import wait_until
 
@@ -34,8 +35,9 @@ def vllm_cores(starters: Iterable[psutil.Process]) -> list[psutil.Process]:
 
 
 def _rows_in_work(http: httpx.Client) -> float:
-    lines = http.get("/metrics").text.splitlines()
-    return next((float(line.split()[-1]) for line in lines if line.startswith("rewright_queue_rows ")), 0.0)
+    """Of /metrics, for which no busy engine is asked, as /readyz does."""
+    families = text_string_to_metric_families(http.get("/metrics").text)
+    return next(family for family in families if family.name == "rewright_queue_rows").samples[0].value
 
 
 def kill_under_requests(
@@ -52,8 +54,7 @@ def kill_under_requests(
     (engine,) = engines()
     with ThreadPoolExecutor(REQUESTS) as pool:
         requests = [pool.submit(rewrite, number) for number in range(REQUESTS)]
-        # Of /metrics, for which no busy engine is asked; half, since some may have ended when the last comes.
-        wait_until(lambda: _rows_in_work(http) >= REQUESTS // 2)
+        wait_until(lambda: _rows_in_work(http) == REQUESTS)
         engine.kill()
         killed = time.monotonic()
         wait_until(lambda: http.get("/readyz").status_code == 503)
